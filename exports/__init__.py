@@ -1,0 +1,1 @@
+"""Export profiles: a docstring with target and limits, and `profile()`."""

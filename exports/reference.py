@@ -1,0 +1,10 @@
+"""Float32, nothing quantised: the file that the others are compared with.
+
+Target: every LiteRT runtime, any batch size. Limits: at most 0.1 points below the Keras model, 99.9 % agreement.
+"""
+
+from kdistill.recipe import Profile
+
+
+def profile() -> Profile:
+    return Profile("reference", max_drop=0.001, min_agreement=0.999)

@@ -1,0 +1,49 @@
+"""kdistill: distils trained Keras models into small ones for phones, and proves what each is worth.
+
+The names below are imported on first use: `import kdistill` alone does not import TensorFlow.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Distiller": "distiller",
+    "Supervised": "supervised",
+    "losses": "losses",
+    "Examples": "data",
+    "evaluate": "evaluate",
+    "export": "export",
+    "load_recipe": "loading",
+    "load_profile": "loading",
+    "run": "run",
+    "Recipe": "recipe",
+    "Profile": "recipe",
+    "InputError": "errors",
+    "CheckFailed": "errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+class _Package(ModuleType):
+    """Keeps `kdistill.export` the function: importing the submodule of that name would bind the module there."""
+
+    def __getattr__(self, name: str):
+        if name not in _HOMES:
+            raise AttributeError(f"module 'kdistill' has no attribute '{name}'")
+        module = import_module(f"kdistill.{_HOMES[name]}")
+        value = module if name == "losses" else getattr(module, name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value):
+        if not (isinstance(value, ModuleType) and _HOMES.get(name) == name and name != "losses"):
+            super().__setattr__(name, value)
+
+    def __dir__(self):
+        return sorted(__all__)
+
+
+sys.modules[__name__].__class__ = _Package

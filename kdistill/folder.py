@@ -1,0 +1,108 @@
+"""The folder of one run: made new or resumed, locked while in use, and what has been finished in it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from kdistill import convert, models, recipe, report
+from kdistill.errors import InputError
+
+
+class RunFolder:
+    """A run's folder, locked by this process until it ends or `close` is called.
+
+    Raises `InputError` for a folder that holds another run, cannot be written, or is in use.
+    """
+
+    def __init__(self, path: Path, resume: bool = False):
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise InputError(f"'{path}' is a file; --out expects a folder.")
+        known = path / "recipe.json"
+        if path.is_dir() and any(path.iterdir()) and not resume:
+            held = "another run" if known.exists() else "other files"
+            raise InputError(
+                f"The folder '{path}' holds {held}. Give --out a new folder, or --resume to go on with it."
+            )
+        if resume and not known.exists():
+            raise InputError(
+                f"There is no run to resume in '{path}' (no recipe.json). Leave --resume out to start one."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "w")
+        except OSError as error:
+            raise InputError(
+                f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(
+                f"The folder '{path}' is in use by another run. Wait for it, or give --out another."
+            ) from None
+
+    def close(self) -> None:
+        """Gives the folder free for another run."""
+        self._lock.close()
+
+    def settle(self, chosen: recipe.Recipe, data: str, force: bool, say: Callable[[str], None]) -> None:
+        """Writes the recipe and the data's fingerprint, or compares them with those that the run was started with."""
+        path, values = self.path / "recipe.json", {**recipe.as_dict(chosen), "data_fingerprint": data}
+        if path.exists():
+            before = json.loads(path.read_text())
+            changes = _differences(before, values)
+            if changes and not force:
+                raise InputError(
+                    f"The run in '{self.path}' was started with another recipe or other data: {'; '.join(changes)}. "
+                    "Give the same, or --force to go on with the new one."
+                )
+            for change in changes:
+                say(f"Changed since the run was started: {change}")
+        report.write(path, json.dumps(values, indent=1) + "\n")
+
+    def finished(self, stage: str) -> tuple[keras.Model, dict] | None:
+        """The model and the record of a stage that an earlier session finished, or None."""
+        record = self.checkpoints(stage) / "finished.json"
+        if not record.exists():
+            return None
+        model = convert.load_model(self.path / f"{stage}.keras")
+        return model, json.loads(record.read_text())
+
+    def finish(self, stage: str, model: keras.Model, record: dict) -> None:
+        """Keeps a stage's model and record; its checkpoints are of no more use."""
+        models.save(model, self.path / f"{stage}.keras")
+        folder = self.checkpoints(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        report.write(folder / "finished.json", json.dumps(record) + "\n")
+        for old in folder.glob("step-*.npz"):
+            os.unlink(old)
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints."""
+        return self.path / "checkpoints" / stage
+
+
+def new_path(chosen: recipe.Recipe) -> Path:
+    """The next free folder under `runs/`."""
+    number = 1
+    while (path := Path("runs") / f"{chosen.name}-{chosen.variant}-{number}").exists():
+        number += 1
+    return path
+
+
+def _differences(before: dict, now: dict, path: str = "") -> list[str]:
+    """What differs, as `training.epochs: 8 -> 9`."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{path}{key}.")
+        elif old != new:
+            found.append(f"{path}{key}: {old} -> {new}")
+    return found

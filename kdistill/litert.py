@@ -1,0 +1,246 @@
+"""Runs `.tflite` files with the LiteRT interpreter: no TensorFlow, no Keras.
+
+The interpreter checks a file's structure, but a damaged file that passes can still stop the process that runs it (a
+division by zero in its C++ code) or keep it busy for ever. So a file is first tried in a process of its own: that is
+what `python -m kdistill.litert FILE` does.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kdistill.errors import InputError
+
+TRIAL_SECONDS = 120  # a file that does not run a single image in this time is damaged
+
+
+class File:
+    """A `.tflite` classifier of images: raw pixels 0..255 in, logits or probabilities out.
+
+    `input` and `output` are dicts: name, shape (None where any size goes), type, scale and zero_point (None for
+    float). `probabilities` tells whether the file ends in a softmax. Raises `InputError` for a file that is absent,
+    damaged, or no classifier; `tried` skips the trial run, for a file that has had it.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1, tried: bool = False):
+        self.path, self.threads = Path(path), threads
+        self.bytes = _checked_head(self.path)
+        if not tried:
+            _try(self.path)
+        self._interpreter = self._open(threads)
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each.")
+        self._in, self._out = inputs[0]["index"], outputs[0]["index"]
+        names = next(iter(self._interpreter.get_signature_list().values()), {"inputs": [], "outputs": []})
+        self.input = _details(inputs[0], names["inputs"])
+        self.output = _details(outputs[0], names["outputs"])
+        for end in (self.input, self.output):
+            if end["type"] not in ("float32", "int8", "uint8", "int16"):
+                raise InputError(f"'{path}': '{end['name']}' is {end['type']}; expected float32, int8, uint8 or int16.")
+            if end["type"] != "float32" and not end["scale"]:
+                raise InputError(f"'{path}': '{end['name']}' is {end['type']} without a scale; export the file again.")
+        if len(self.output["shape"]) != 2:
+            raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], a classifier's.")
+        self.batch = self.input["shape"][0]  # None: any
+        self.probabilities = self.output["name"] == "probabilities" or _ends_in_softmax(self.operators())
+
+    def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """float32 `[n, classes]` of images `[n, h, w, c]`, uint8 or float, raw pixels 0..255.
+
+        Images are quantised, and outputs dequantised, with the file's own scale and zero point.
+        """
+        expected = self.input["shape"][1:]
+        fits = images.ndim == len(expected) + 1
+        if not fits or any(a not in (b, None) for a, b in zip(expected, images.shape[1:], strict=True)):
+            raise InputError(f"'{self.path}' expects images [n, {_text(expected)}], received [{_text(images.shape)}].")
+        batch = self.batch or batch_size
+        found = [self._run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate(found) if found else np.zeros((0, self.output["shape"][1] or 0), np.float32)
+
+    def latency(self, threads: int = 1, warmup: int = 20, runs: int = 200, repeats: int = 3) -> dict[str, float]:
+        """`median_us` and `p90_us` of a call of the interpreter with one batch (1 image if any batch goes).
+
+        Microseconds on this machine's CPU, after `warmup` calls; of `repeats` series of `runs` calls the fastest,
+        because everything that disturbs a measurement makes it slower.
+        """
+        with quiet():
+            interpreter = self._open(threads)
+            shape = [self.batch or 1, *(size or 224 for size in self.input["shape"][1:])]
+            interpreter.resize_tensor_input(self._in, shape)
+            interpreter.allocate_tensors()
+        pixels = np.random.default_rng(0).integers(0, 256, shape)
+        interpreter.set_tensor(self._in, _quantised(pixels, self.input))
+        for _ in range(warmup):
+            interpreter.invoke()
+        series = []
+        for _ in range(repeats):
+            times = np.empty(runs)
+            for i in range(runs):
+                start = time.perf_counter_ns()
+                interpreter.invoke()
+                times[i] = (time.perf_counter_ns() - start) / 1000
+            series.append((float(np.median(times)), float(np.percentile(times, 90))))
+        median, p90 = min(series)
+        return {"median_us": median, "p90_us": p90}
+
+    def operators(self) -> list[str]:
+        """The names of the file's operators, in the order in which they run."""
+        # Without delegates: a delegate replaces the operators that it takes over.
+        details = self._open(1, plain=True)._get_ops_details()
+        return [op["op_name"] for op in details]
+
+    def _open(self, threads: int, plain: bool = False):
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else OpResolverType.AUTO
+        try:
+            with quiet():
+                interpreter = Interpreter(
+                    model_path=str(self.path), num_threads=threads, experimental_op_resolver_type=kind
+                )
+                interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:  # UnicodeDecodeError is a ValueError
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"'{self.path}' cannot be opened: it is damaged or no .tflite file ({reason}).") from None
+        return interpreter
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        if self.batch and count < self.batch:
+            images = np.concatenate([images, np.zeros((self.batch - count, *images.shape[1:]), images.dtype)])
+        interpreter = self._interpreter
+        try:
+            if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
+                with quiet():
+                    interpreter.resize_tensor_input(self._in, images.shape)
+                    interpreter.allocate_tensors()
+            interpreter.set_tensor(self._in, _quantised(images, self.input))
+            interpreter.invoke()
+            outputs = interpreter.get_tensor(self._out)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"'{self.path}' does not run on {len(images)} images: {reason}. Export it again."
+            ) from None
+        if outputs.ndim != 2 or len(outputs) != len(images):
+            raise InputError(f"'{self.path}' gave {outputs.shape} for {len(images)} images; expected one row for each.")
+        if self.output["scale"]:
+            outputs = (outputs.astype(np.float32) - self.output["zero_point"]) * np.float32(self.output["scale"])
+        return outputs[:count].astype(np.float32)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what C++ code writes to standard error off the screen; Python's exceptions pass."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.ndarray:
+    """`File(path).predict(images)` in a process of its own, which has no TensorFlow.
+
+    Raises `InputError` if that process reports an error, crashes, or is not done after `seconds`.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        given, made = Path(folder, "images.npy"), Path(folder, "outputs.npy")
+        np.save(given, images)
+        _apart(Path(path), seconds, str(given), str(made))
+        return np.load(made)
+
+
+def _checked_head(path: Path) -> int:
+    """The size of a file that begins as a .tflite does."""
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'.")
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[4:] != b"TFL3":
+        raise InputError(f"'{path}' is no .tflite file: bytes 4 to 7 are {head[4:]!r}, expected b'TFL3'.")
+    return path.stat().st_size
+
+
+def _details(end: dict, names: list[str]) -> dict:
+    scale, zero_point = end["quantization"]
+    return {
+        "name": names[0] if len(names) == 1 else end["name"],
+        "shape": [None if size == -1 else int(size) for size in end["shape_signature"]],
+        "type": np.dtype(end["dtype"]).name,
+        "scale": float(scale) or None,
+        "zero_point": int(zero_point) if scale else None,
+    }
+
+
+def _quantised(images: np.ndarray, end: dict) -> np.ndarray:
+    kind = np.dtype(end["type"])
+    if kind == np.float32:
+        return images.astype(np.float32)
+    steps = np.rint(images.astype(np.float32) / np.float32(end["scale"])) + end["zero_point"]
+    limits = np.iinfo(kind)
+    return np.clip(steps, limits.min, limits.max).astype(kind)
+
+
+def _ends_in_softmax(operators: list[str]) -> bool:
+    ends = [name for name in operators if name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE")]
+    return bool(ends) and ends[-1] == "SOFTMAX"
+
+
+def _text(shape) -> str:
+    return ", ".join("any" if size is None else str(size) for size in shape)
+
+
+def _try(path: Path) -> None:
+    _apart(path, TRIAL_SECONDS)
+
+
+def _apart(path: Path, seconds: float, *arguments: str) -> None:
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # -P: a folder "kdistill" or a file "numpy.py" where the user happens to be is not what is meant.
+    command = [sys.executable, "-P", "-m", "kdistill.litert", str(path), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"'{path}' did not finish within {seconds:.0f} s in a process of its own: it is damaged, or too slow."
+        ) from None
+    if done.returncode < 0:
+        raise InputError(
+            f"'{path}' is damaged: it stopped the process that runs it (signal {-done.returncode}). Export it again."
+        )
+    if done.returncode:
+        raise InputError(done.stderr.strip().splitlines()[-1])
+
+
+def _main(path: str, images: str | None = None, outputs: str | None = None) -> None:
+    """The process of its own: one and two images of noise, or the images of one `.npy` file into another."""
+    try:
+        file = File(path, tried=True)
+        if images:
+            np.save(outputs, file.predict(np.load(images, mmap_mode="r")))
+            return
+        shape = [size or 224 for size in file.input["shape"][1:]]
+        noise = np.random.default_rng(0).integers(0, 256, [2, *shape], np.uint8)
+        file.predict(noise[:1])
+        file.predict(noise)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

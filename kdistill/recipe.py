@@ -1,0 +1,217 @@
+"""What a run is: frozen dataclasses, and how overrides such as `training.epochs=3` are put on them.
+
+Standard library only. A recipe file (`recipes/mnist.py`, or a user's own) has a docstring and a function
+`recipe(variant) -> Recipe`; a profile file (`exports/npu.py`) has a docstring and `profile() -> Profile`.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+from kdistill.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set, its held-out share, and the augmentation of training images (the same for every model)."""
+
+    name: str = "mnist"
+    validation: float = 0.1  # share of the training images that is held out; validation picks, test reports
+    shift: int = 0  # random translation, up to so many pixels in each direction, edges filled with zeros
+    flip: bool = False  # random left-right flip
+    train_limit: int | None = None  # use only the first so many images of each split (smoke variants)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of `kdistill.models` by name with its options, or a trained one from a `.keras` file."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+    file: str | None = None  # a .keras file: loaded (in safe mode) instead of trained
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is fitted. The student and its control share one of these: the same budget."""
+
+    epochs: int = 8
+    batch_size: int = 128
+    optimizer: str = "adam"  # adam, sgd
+    learning_rate: float = 1e-3
+    momentum: float = 0.0  # sgd only
+    weight_decay: float = 0.0  # decoupled, as in AdamW
+    schedule: str = "cosine"  # cosine (to zero), constant
+    warmup: float = 0.0  # share of the steps in which the rate climbs from zero
+
+
+@dataclass(frozen=True)
+class Distill:
+    """The student's loss: `(1 - w) * hard + w * T^2 * KL(softmax(t/T) || softmax(s/T))`."""
+
+    distillation_weight: float = 0.9
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the numbers of a run. Written to the run folder before anything runs."""
+
+    name: str
+    teacher: Network
+    student: Network
+    data: Data = Data()
+    teacher_training: Training = Training()
+    training: Training = Training()
+    distill: Distill = Distill()
+    exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
+    seed: int = 0
+    precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
+    variant: str = "default"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of device: what a `.tflite` file for it looks like, and the limits that it must keep."""
+
+    name: str
+    quantization: str = "none"  # none, float16, dynamic (int8 weights), int8 (weights and activations)
+    input_type: str = "float32"  # float32, int8, uint8
+    output_type: str = "float32"
+    batch: int | None = None  # None: any batch size
+    max_drop: float = 0.002  # accuracy lost against the Keras model, as a share of 1
+    min_agreement: float = 0.99  # share of test images on which file and Keras model name the same class
+
+
+def as_dict(value) -> dict:
+    """A recipe or profile as plain, JSON-ready values."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def from_dict(kind: type, values: dict):
+    """The inverse of `as_dict`."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            raise unknown(f"key of {kind.__name__}", name, known)
+    parts = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            parts[name] = from_dict(hint, value)
+        else:
+            parts[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**parts)
+
+
+def keys(recipe) -> dict[str, object]:
+    """Every key that `--set` takes, with its value: `{"training.epochs": 8, ...}`."""
+    found = {}
+    for f in dataclasses.fields(recipe):
+        value = getattr(recipe, f.name)
+        if dataclasses.is_dataclass(value):
+            found.update({f"{f.name}.{key}": v for key, v in keys(value).items()})
+        elif isinstance(value, dict):
+            found.update({f"{f.name}.{key}": v for key, v in value.items()})
+        else:
+            found[f.name] = value
+    return found
+
+
+def override(recipe: Recipe, settings: list[str]) -> Recipe:
+    """The recipe with `key=value` settings put on it.
+
+    A key is a dotted path (`training.epochs`) or, where it is the only one of that name, its last part
+    (`temperature`). Raises `InputError` for an unknown key, a value of another type, or one out of range.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set expects key=value, received '{setting}'. Example: --set training.epochs=3")
+        path = _path(recipe, key.strip())
+        recipe = _replaced(recipe, path.split("."), text.strip(), path)
+    return checked(recipe)
+
+
+def _path(recipe: Recipe, key: str) -> str:
+    known = keys(recipe)
+    fixed = {"name", "variant"}
+    ends = [path for path in known if path == key or path.split(".")[-1] == key]
+    if key in known and key not in fixed:
+        return key
+    if len(ends) == 1 and key not in fixed:
+        return ends[0]
+    if len(ends) > 1 and key not in fixed:
+        raise InputError(f"The key '{key}' is ambiguous. Write one of: {', '.join(ends)}.")
+    raise unknown("key of --set", key, known.keys() - fixed)
+
+
+def _replaced(owner, names: list[str], text: str, path: str):
+    name, rest = names[0], names[1:]
+    value = owner[name] if isinstance(owner, dict) else getattr(owner, name)
+    if rest:
+        changed = _replaced(value, rest, text, path)
+    else:
+        hint = type(value) if isinstance(owner, dict) else typing.get_type_hints(type(owner))[name]
+        changed = _parsed(text, hint, path)
+    if isinstance(owner, dict):
+        return {**owner, name: changed}
+    return dataclasses.replace(owner, **{name: changed})
+
+
+def _parsed(text: str, hint, path: str):
+    """The text of a setting as the type that the field is declared with."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and text.lower() in ("none", ""):
+        return None
+    kind = next(option for option in options if option is not type(None))
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind in (tuple, list) or typing.get_origin(kind) is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        return kind(text)
+    except (ValueError, KeyError):
+        raise InputError(f"The key '{path}' expects {kind.__name__}, received '{text}'.") from None
+
+
+def _check(holds: bool, path: str, expected: str, received) -> None:
+    if not holds:
+        raise InputError(f"The key '{path}' expects {expected}, received {received!r}. Mend it in the recipe or --set.")
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if every value is in its range."""
+    data, distill = recipe.data, recipe.distill
+    _check(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
+    _check(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
+    _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
+    _check(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
+    weight, temperature = distill.distillation_weight, distill.temperature
+    _check(0 <= weight <= 1, "distill.distillation_weight", "a number from 0 to 1", weight)
+    _check(0 < temperature < math.inf, "distill.temperature", "a number above 0", temperature)
+    for part in ("teacher_training", "training"):
+        _check_training(getattr(recipe, part), part)
+    return recipe
+
+
+def _check_training(training: Training, part: str) -> None:
+    optimizers, schedules = ("adam", "sgd"), ("cosine", "constant")
+    _check(training.epochs >= 1, f"{part}.epochs", "1 or more", training.epochs)
+    _check(training.batch_size >= 1, f"{part}.batch_size", "1 or more", training.batch_size)
+    rate = training.learning_rate
+    _check(0 < rate < math.inf, f"{part}.learning_rate", "a number above 0", rate)
+    _check(training.optimizer in optimizers, f"{part}.optimizer", " or ".join(optimizers), training.optimizer)
+    _check(training.schedule in schedules, f"{part}.schedule", " or ".join(schedules), training.schedule)
+    _check(0 <= training.warmup < 1, f"{part}.warmup", "a share from 0 to below 1", training.warmup)
+    _check(training.weight_decay >= 0, f"{part}.weight_decay", "0 or more", training.weight_decay)
+    momentum = training.momentum
+    _check(0 <= momentum < 1, f"{part}.momentum", "a number from 0 to below 1", momentum)
+    used = training.optimizer == "sgd" or momentum == 0
+    _check(used, f"{part}.momentum", "0 with adam, which ignores it", momentum)

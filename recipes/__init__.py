@@ -1,0 +1,1 @@
+"""Recipes: a docstring with command, cost and result, and `recipe(variant)`."""

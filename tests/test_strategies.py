@@ -1,0 +1,144 @@
+"""The same global batch reaches the same weights on one device, on replicas, and on several workers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kdistill.distiller import Distiller
+from kdistill.errors import InputError
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(108, 6)).astype("float32")
+Y = RNG.integers(0, 4, 108).astype("int32")
+
+
+@pytest.fixture(scope="module")
+def mirrored_strategy():
+    """Two replicas on two logical CPUs, which conftest.py makes before TensorFlow starts.
+
+    One strategy for the whole file: TensorFlow numbers the collective operations of each from the same start, and
+    those of a second one in the process collide with the first one's.
+    """
+    cpus = tf.config.list_logical_devices("CPU")
+    assert len(cpus) == 2, "conftest.py makes two logical CPUs"
+    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus])
+
+
+def distiller(policy=None, **options):
+    keras.utils.set_random_seed(1)
+    student = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(0.01)),
+            keras.layers.BatchNormalization(synchronized=True, momentum=0.8),
+            keras.layers.Activation("tanh"),
+            keras.layers.Dense(4),
+        ]
+    )
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(9, activation="tanh"), keras.layers.Dense(4)])
+    made = Distiller(student, teacher, dtype=policy) if policy else Distiller(student, teacher)
+    made.compile(keras.optimizers.SGD(0.1, momentum=0.9), **options)
+    return made
+
+
+def batches(size=16, count=None):
+    data = tf.data.Dataset.from_tensor_slices((X[:count], Y[:count])).batch(size)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
+
+
+def weights(model):
+    return [v.numpy() for v in model.student.weights]
+
+
+def close(first, second, tolerance=1e-6):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+@pytest.mark.parametrize("size,count", [(20, 100), (20, 108), (18, 108)])
+def test_mirrored_equals_one_device_also_with_an_uneven_last_batch(mirrored_strategy, size, count):
+    """4 epochs of 5 or 6 steps: 20 SGD steps and more. A batch of 8 after batches of 20 is the uneven one."""
+    plain = distiller()
+    expected = plain.fit(batches(size, count), epochs=4, shuffle=False, verbose=0).history
+    with mirrored_strategy.scope():
+        mirrored = distiller()
+    found = mirrored.fit(batches(size, count), epochs=4, shuffle=False, verbose=0).history
+    assert int(mirrored.global_step.numpy()) >= 20
+    close(weights(plain), weights(mirrored))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+    first, second = (m.evaluate(batches(18), verbose=0, return_dict=True) for m in (plain, mirrored))
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+@pytest.mark.parametrize("broken_replica", [0, 1])
+def test_an_overflow_on_either_replica_skips_the_step_on_all(mirrored_strategy, broken_replica):
+    with mirrored_strategy.scope():
+        model = distiller("mixed_float16")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    before = [v.numpy() for v in model.student.trainable_weights]
+    x = X[:16].copy()
+    x[8 * broken_replica] = np.inf
+    data = tf.data.Dataset.from_tensor_slices((x, Y[:16])).batch(16)
+    model.fit(data, verbose=0)
+    close(before, [v.numpy() for v in model.student.trainable_weights], 0)
+    assert int(model.global_step.numpy()) == 1 and int(model.optimizer.iterations.numpy()) == 0
+
+
+def test_what_crashes_on_replicas_is_refused_by_name(mirrored_strategy):
+    with mirrored_strategy.scope():
+        first, second = distiller(steps_per_execution=2), distiller(jit_compile=True)
+        third = distiller(metrics=["sparse_categorical_accuracy"])
+    for model, message in ((first, "steps_per_execution=2"), (second, "jit_compile=True"), (third, "metrics=")):
+        with pytest.raises(InputError, match=message):
+            model.fit(batches(), verbose=0)
+
+
+WORKER = """
+import json, os, sys
+import numpy as np, tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+sys.path.insert(0, os.environ["TESTS"])
+import test_strategies as t
+with strategy.scope():
+    model = t.distiller()
+history = model.fit(t.batches(20, 100), epochs=4, shuffle=False, verbose=0, steps_per_epoch=5).history
+logs = model.evaluate(t.batches(18), verbose=0, return_dict=True, steps=6)
+model.predict(t.X[:8], verbose=0)
+np.savez(os.environ["RESULT"], *t.weights(model), logs=json.dumps([history, logs]))
+"""
+
+
+def test_two_workers_equal_one_device(tmp_path):
+    def free_port():
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            return probe.getsockname()[1]
+
+    cluster = {"worker": [f"localhost:{free_port()}" for _ in range(2)]}
+    workers = []
+    for index in range(2):
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        own = {"TF_CONFIG": config, "RESULT": str(tmp_path / f"{index}.npz"), "TESTS": str(Path(__file__).parent)}
+        workers.append(subprocess.Popen([sys.executable, "-c", WORKER], env={**os.environ, **own}))
+    plain = distiller()
+    expected = plain.fit(batches(20, 100), epochs=4, shuffle=False, verbose=0).history
+    logs = plain.evaluate(batches(18), verbose=0, return_dict=True)
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    for index in range(2):
+        with np.load(tmp_path / f"{index}.npz") as saved:
+            close(weights(plain), [saved[f"arr_{i}"] for i in range(len(weights(plain)))])
+            history, evaluated = json.loads(str(saved["logs"]))
+        for name in expected:
+            np.testing.assert_allclose(history[name], expected[name], atol=1e-5, err_msg=name)
+        assert evaluated == pytest.approx(logs, abs=1e-5)
