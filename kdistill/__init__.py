@@ -9,10 +9,11 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
+_MODULES = ("losses", "methods", "features")  # public as modules; the others are names in them
 _HOMES = {
     "Distiller": "distiller",
     "Supervised": "supervised",
-    "losses": "losses",
+    **{name: name for name in _MODULES},
     "Examples": "data",
     "evaluate": "evaluate",
     "export": "export",
@@ -34,12 +35,12 @@ class _Package(ModuleType):
         if name not in _HOMES:
             raise AttributeError(f"module 'kdistill' has no attribute '{name}'")
         module = import_module(f"kdistill.{_HOMES[name]}")
-        value = module if name == "losses" else getattr(module, name)
+        value = module if name in _MODULES else getattr(module, name)
         super().__setattr__(name, value)
         return value
 
     def __setattr__(self, name: str, value):
-        if not (isinstance(value, ModuleType) and _HOMES.get(name) == name and name != "losses"):
+        if not (isinstance(value, ModuleType) and _HOMES.get(name) == name and name not in _MODULES):
             super().__setattr__(name, value)
 
     def __dir__(self):
