@@ -17,6 +17,7 @@ _HOMES = {
     "Examples": "data",
     "evaluate": "evaluate",
     "export": "export",
+    "compress": "compress",
     "load_recipe": "loading",
     "load_profile": "loading",
     "run": "run",

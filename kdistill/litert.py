@@ -18,6 +18,7 @@ import numpy as np
 
 from kdistill.errors import InputError
 
+REFUSED = 2  # the exit status of that process for an InputError, its message on standard error
 TRIAL_SECONDS = 120  # a file that does not run a single image in this time is damaged
 
 
@@ -108,8 +109,9 @@ class File:
                 )
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:  # UnicodeDecodeError is a ValueError
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"'{self.path}' cannot be opened: it is damaged or no .tflite file ({reason}).") from None
+            raise InputError(
+                f"'{self.path}' cannot be opened: it is damaged or no .tflite file ({_first_line(error)})."
+            ) from None
         return interpreter
 
     def _run(self, images: np.ndarray) -> np.ndarray:
@@ -126,9 +128,8 @@ class File:
             interpreter.invoke()
             outputs = interpreter.get_tensor(self._out)
         except (ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"'{self.path}' does not run on {len(images)} images: {reason}. Export it again."
+                f"'{self.path}' does not run on {len(images)} images: {_first_line(error)}. Export it again."
             ) from None
         if outputs.ndim != 2 or len(outputs) != len(images):
             raise InputError(f"'{self.path}' gave {outputs.shape} for {len(images)} images; expected one row for each.")
@@ -200,6 +201,10 @@ def _ends_in_softmax(operators: list[str]) -> bool:
     return bool(ends) and ends[-1] == "SOFTMAX"
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _text(shape) -> str:
     return ", ".join("any" if size is None else str(size) for size in shape)
 
@@ -221,10 +226,14 @@ def _apart(path: Path, seconds: float, *arguments: str) -> None:
         ) from None
     if done.returncode < 0:
         raise InputError(
-            f"'{path}' is damaged: it stopped the process that runs it (signal {-done.returncode}). Export it again."
+            f"'{path}' stopped the process that runs it (signal {-done.returncode}): the file is damaged, memory ran "
+            "out, or something else ended the process. Try again, or export the file again."
         )
+    message = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if done.returncode == REFUSED:
+        raise InputError(message)
     if done.returncode:
-        raise InputError(done.stderr.strip().splitlines()[-1])
+        raise InputError(f"'{path}' cannot be used: it is damaged, or too large for this machine ({message}).")
 
 
 def _main(path: str, images: str | None = None, outputs: str | None = None) -> None:
@@ -239,7 +248,8 @@ def _main(path: str, images: str | None = None, outputs: str | None = None) -> N
         file.predict(noise[:1])
         file.predict(noise)
     except InputError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ GROUPS = [
     ["errors", "recipe", "loading", "losses", "methods", "features", "measure", "provenance", "report"],
     ["idx", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
-    ["callbacks", "checkpoint", "strategy", "train", "folder"],
+    ["callbacks", "checkpoint", "strategy", "train", "folder", "qat_file", "finetune", "schemes", "stages", "compress"],
     ["run"],
     ["cli"],
 ]

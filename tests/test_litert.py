@@ -127,7 +127,10 @@ def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch
     with pytest.raises(InputError, match="did not finish within 1 s"):
         predict_apart(files / "float.tflite", corners(2).images, 1)
     (package / "litert.py").write_text("raise RuntimeError('out of luck')")
-    with pytest.raises(InputError, match="out of luck"):
+    with pytest.raises(InputError, match=r"float\.tflite' cannot be used: .*out of luck"):
+        File(files / "float.tflite")
+    (package / "litert.py").write_text("import os; os._exit(7)")
+    with pytest.raises(InputError, match="exit status 7"):
         File(files / "float.tflite")
 
 

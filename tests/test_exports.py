@@ -1,0 +1,23 @@
+"""The profiles that ship say in words what they hold in numbers. `test_export.py` exports and checks each."""
+
+import re
+from importlib import import_module
+
+import pytest
+
+from kdistill.export import checked_profile
+from kdistill.loading import load_profile, names
+
+
+@pytest.mark.parametrize("name", names("exports"))
+def test_a_profile_keeps_to_its_docstring(name):
+    profile, text = load_profile(name), import_module(f"kdistill.exports.{name}").__doc__
+    assert checked_profile(profile).name == name
+    assert re.search(r"at most ([\d.]+) points", text)[1] == f"{100 * profile.max_drop:g}"
+    assert re.search(r"([\d.]+) % agreement", " ".join(text.split()))[1] == f"{100 * profile.min_agreement:g}"
+    sizes = ("any batch size" in text.lower(), "One image at a time" in text)
+    assert sizes == (profile.batch is None, profile.batch == 1)
+
+
+def test_there_is_one_for_each_kind_of_device():
+    assert [load_profile(name).quantization for name in names("exports")] == ["int8", "dynamic", "float16", "none"]
