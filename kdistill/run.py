@@ -5,12 +5,13 @@ from pathlib import Path
 
 import keras
 
-from kdistill import data, models, provenance, report, train, verify
+from kdistill import data, provenance, report, verify
+from kdistill.arms import Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
 from kdistill.folder import RunFolder, new_path
 from kdistill.loading import load_profile
-from kdistill.recipe import Network, Recipe, Training, as_dict
+from kdistill.recipe import Recipe, as_dict
 from kdistill.supervised import Supervised
 
 
@@ -32,54 +33,26 @@ def run(
     """
     profiles = [load_profile(name) for name in recipe.exports]
     splits = data.load(recipe.data, data_dir, download, say=say)
-    shape, classes = splits.train.images.shape[1:], len(splits.class_names)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
     folder = RunFolder(Path(out) if out else new_path(recipe), resume)
     try:
         folder.settle(recipe, splits.fingerprint, force, say)
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        fits, trained = {}, {}
+        arms, seed, loss = Arms(recipe, splits, folder, say), recipe.seed, recipe.distill
+        teacher = arms.teacher()
+        arms.fit("control", lambda: Supervised(arms.network(recipe.student, seed)), recipe.training, seed)
 
-        def network(spec: Network) -> keras.Model:
-            keras.utils.set_random_seed(recipe.seed)  # control and student start from the same weights
-            return models.build(spec, shape, classes)
+        def distiller() -> Distiller:
+            terms = {"distillation_weight": loss.distillation_weight, "temperature": loss.temperature}
+            return Distiller(arms.network(recipe.student, seed), teacher, **terms)
 
-        def stage(name: str, make: Callable[[], Supervised], training: Training) -> keras.Model:
-            done = folder.finished(name)
-            if done:
-                say(f"{name}: finished before")
-                trained[name], fits[name] = done
-                return trained[name]
-            model = make()
-            say(f"Training {name}: {model.student.count_params():,} parameters, {training.epochs} epochs")
-            logs, checkpoints = folder.path / "logs" / name, folder.checkpoints(name)
-            fits[name] = train.fit(model, splits, recipe.data, training, recipe.seed, logs, checkpoints, say)
-            trained[name] = model.student
-            folder.finish(name, model.student, fits[name])
-            return model.student
-
-        if recipe.teacher.file:
-            teacher = trained["teacher"] = models.load(recipe.teacher.file, shape, classes)
-        else:
-            teacher = stage("teacher", lambda: Supervised(network(recipe.teacher)), recipe.teacher_training)
-        stage("control", lambda: Supervised(network(recipe.student)), recipe.training)
-        loss = recipe.distill
-        student = stage(
-            "student",
-            lambda: Distiller(
-                network(recipe.student),
-                teacher,
-                distillation_weight=loss.distillation_weight,
-                temperature=loss.temperature,
-            ),
-            recipe.training,
-        )
+        student = arms.fit("student", distiller, recipe.training, seed)
 
         teacher_logits = predict(teacher, splits.test.images)
         rows = [
             {"name": name, **evaluate(model, splits.test, teacher_logits=teacher_logits)}
-            for name, model in trained.items()
+            for name, model in arms.models.items()
         ]
         files = []
         for profile in profiles:
@@ -98,7 +71,7 @@ def run(
                 "fingerprint": splits.fingerprint,
                 **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
             },
-            "training": fits,
+            "training": arms.fits,
             "models": rows,
             "files": files,
         }

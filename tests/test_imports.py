@@ -13,7 +13,8 @@ GROUPS = [
     ["errors", "recipe", "loading", "losses", "methods", "features", "measure", "provenance", "report"],
     ["idx", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
-    ["callbacks", "checkpoint", "strategy", "train", "folder", "qat_file", "finetune", "schemes", "stages", "compress"],
+    ["callbacks", "checkpoint", "strategy", "train", "folder", "arms"],
+    ["qat_file", "finetune", "schemes", "stages", "compress"],
     ["run"],
     ["cli"],
 ]
