@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from kdistill import data, provenance, report, verify
+from kdistill import data, diagnostics, provenance, report, verify
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
@@ -73,6 +73,7 @@ def run(
             },
             "training": arms.fits,
             "models": rows,
+            "diagnostics": diagnostics.of_run(arms.models, splits, loss.temperature, predict),
             "files": files,
         }
         report.save(result, folder.path)

@@ -41,6 +41,8 @@ def test_the_run_folder_holds_what_the_design_says(finished):
     assert not [name for name in names if ".part" in name or "step-" in name]
     report = json.loads((folder / "report.json").read_text())
     assert report["models"] == result["models"]
+    assert report["diagnostics"].keys() == {"teacher", "control", "student"}
+    assert report["diagnostics"]["teacher"]["scaling"].keys() >= {"temperature", "before", "after"}
     assert [row["name"] for row in report["models"]] == ["teacher", "control", "student", "reference"]
     assert report["data"]["source"].startswith("the sample of MNIST") and len(report["data"]["fingerprint"]) == 16
     assert {"python", "tensorflow", "keras"} <= set(report["versions"])
