@@ -34,7 +34,6 @@ class Distiller(Supervised):
     A saved Distiller holds no teacher: after loading, call `distiller.set_teacher(teacher)` and go on.
     """
 
-    _parts = ("hard", "kd")
     _rates = ("accuracy", "agreement")
 
     def __init__(
@@ -47,7 +46,7 @@ class Distiller(Supervised):
         teacher_weights: Sequence[float] | None = None,
         **kwargs,
     ):
-        super().__init__(student, **kwargs)
+        super().__init__(student, ("hard", "kd"), **kwargs)
         self._schedules = {}
         self._numbers = {
             name: self.add_weight(name=name, shape=(), dtype="float32", trainable=False)
@@ -129,14 +128,13 @@ class Distiller(Supervised):
             )
         return self._teach(inputs)
 
-    def _losses_of(self, inputs, labels, outputs, given):
-        student_logits, teacher_logits = as_logits(outputs), given
+    def _losses_of(self, batch, outputs, features):
+        student_logits, teacher_logits = as_logits(outputs), batch.given
         if student_logits.shape[-1] != teacher_logits.shape[-1]:
             raise _other_classes(student_logits.shape[-1], teacher_logits.shape[-1])
-        hard = self._hard(labels, outputs)
         kd = losses.kl_logits(student_logits, teacher_logits, self._value("temperature"))
         weight = self._value("distillation_weight")
-        _, _, rates = super()._losses_of(inputs, labels, outputs, given)
+        hard, _, rates = super()._losses_of(batch, outputs, features)
         same = tf.argmax(student_logits, axis=-1) == tf.argmax(teacher_logits, axis=-1)
         rates["agreement"] = tf.cast(same, tf.float32)
         return (1.0 - weight) * hard + weight * kd, {"hard": hard, "kd": kd}, rates

@@ -4,6 +4,8 @@ One place holds what is easy to get wrong: division by the global batch, loss sc
 regularisation losses, sample weights, and a step counter that advances when a scaled step is skipped.
 """
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
@@ -12,23 +14,36 @@ from kdistill.errors import InputError
 from kdistill.teacher import as_logits
 
 
+class Batch(NamedTuple):
+    """What a step is given, and what it counts: `count` and `labelled` on this replica, `share` over all of them."""
+
+    inputs: object
+    labels: tf.Tensor
+    weights: tf.Tensor  # [batch], ones without sample weights
+    given: object  # what comes from elsewhere than the student, such as the teacher's outputs; no gradient
+    count: tf.Tensor  # examples; padding is none
+    labelled: tf.Tensor  # examples with a label
+    share: tf.Tensor  # labelled examples of all examples, over all replicas
+
+
 @keras.saving.register_keras_serializable(package="kdistill")
 class Supervised(keras.Model):
     """A student trained on labels: `compile`, `fit`, `evaluate`, `predict` and callbacks as for any Keras model.
 
     Inputs, outputs and weights are the student's. Logs `loss` (with regularisation), `hard` (the loss on labels) and
-    `accuracy`. Labels are classes `[batch]` or distributions `[batch, classes]`; a class below 0 is "unlabelled".
+    `accuracy`. Labels are classes `[batch]` or distributions `[batch, classes]`; a class below 0 is "unlabelled": such
+    examples count neither in `hard`, which is the mean over those with a label, nor in `accuracy`.
     """
 
-    _parts = ("hard",)
     _rates = ("accuracy",)
 
-    def __init__(self, student: keras.Model, **kwargs):
+    def __init__(self, student: keras.Model, parts: tuple[str, ...] = ("hard",), **kwargs):
         if not isinstance(student, keras.Model):
             raise InputError(f"student expects a keras.Model, received {student!r}.")
         kwargs.setdefault("dtype", student.dtype_policy)  # compile() adds loss scaling by this model's own policy
         super().__init__(**kwargs)
         self.student = student
+        self._parts = tuple(parts)
         self.global_step = self.add_weight(name="global_step", shape=(), dtype="int64", trainable=False)
         # The first step whose loss was not finite, by part; -1 while all is well. See callbacks.StopWhenNotFinite.
         shape = (len(self._parts) + 1,)
@@ -78,49 +93,61 @@ class Supervised(keras.Model):
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
-    def _hard(self, labels, outputs) -> tf.Tensor:
+    def _hard(self, batch: Batch, outputs) -> tf.Tensor:
+        """The loss on labels, `[batch]`, scaled so that its mean over all examples is that over the labelled ones."""
         if self.hard_loss is None:
-            return losses.hard_cross_entropy(labels, as_logits(outputs))
-        per_example = getattr(self.hard_loss, "call", self.hard_loss)(labels, outputs)
-        return tf.cast(per_example, tf.float32)
+            per_example = losses.hard_cross_entropy(batch.labels, as_logits(outputs))
+        else:
+            labels, labelled = batch.labels, _labelled(batch.labels, batch.weights)
+            if _is_classes(labels):  # a Keras loss knows no class below 0
+                labels = tf.maximum(labels, tf.zeros_like(labels))
+            per_example = getattr(self.hard_loss, "call", self.hard_loss)(labels, outputs)
+            per_example = tf.where(labelled > 0, tf.cast(per_example, tf.float32), tf.zeros_like(labelled))
+        return tf.math.divide_no_nan(tf.cast(per_example, tf.float32), batch.share)
 
-    def _losses_of(self, inputs, labels, outputs, given) -> tuple[tf.Tensor, dict, dict]:
+    def _forward(self, inputs, training: bool) -> tuple:
+        """The student's outputs, and what it gives besides: features by the names of their taps."""
+        return self.student(inputs, training=training), {}
+
+    def _losses_of(self, batch: Batch, outputs, features: dict) -> tuple[tf.Tensor, dict, dict]:
         """The total and its named parts, each `[batch]`, and named rates (0 or 1 for each example)."""
-        hard = self._hard(labels, outputs)
-        return hard, {"hard": hard}, {"accuracy": _hits(labels, as_logits(outputs))}
+        hard = self._hard(batch, outputs)
+        return hard, {"hard": hard}, {"accuracy": _hits(batch.labels, as_logits(outputs))}
 
     def _given(self, inputs):
         """What the step needs besides the student's outputs, computed outside of the gradient tape."""
         return None
 
-    def train_step(self, data):
+    def _batch(self, data) -> Batch:
         inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        given = self._given(inputs)
+        weights = _weights(weights, labels)
+        count, labelled = _count(labels, weights), tf.reduce_sum(_labelled(labels, weights))
+        share = tf.math.divide_no_nan(_sum_over_replicas(labelled), _sum_over_replicas(count))
+        return Batch(inputs, labels, weights, self._given(inputs), count, labelled, share)
+
+    def train_step(self, data):
+        batch = self._batch(data)
         with tf.GradientTape() as tape:
-            outputs = self.student(inputs, training=True)
-            total, parts, rates = self._losses_of(inputs, labels, outputs, given)
-            weights = _weights(weights, total)
-            count = _count(labels, weights)
-            loss = tf.reduce_sum(total * weights) / _sum_over_replicas(count)
+            outputs, features = self._forward(batch.inputs, training=True)
+            total, parts, rates = self._losses_of(batch, outputs, features)
+            loss = tf.reduce_sum(total * batch.weights) / _sum_over_replicas(batch.count)
             penalty = self._penalty()
             scaled = self.optimizer.scale_loss(loss + penalty / _replicas())
-        variables = self.student.trainable_variables
+        variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply(self._agreed(gradients), variables)
-        self._note_broken(total * weights, parts)
+        self._note_broken(total * batch.weights, parts)
         self.global_step.assign_add(1)
-        return self._logged(inputs, labels, outputs, weights, count, total, parts, rates, penalty)
+        return self._logged(batch, outputs, total, parts, rates, penalty)
 
     def test_step(self, data):
-        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        outputs = self.student(inputs, training=False)
-        total, parts, rates = self._losses_of(inputs, labels, outputs, self._given(inputs))
-        weights = _weights(weights, total)
-        count = _count(labels, weights)
-        return self._logged(inputs, labels, outputs, weights, count, total, parts, rates, self._penalty())
+        batch = self._batch(data)
+        outputs, features = self._forward(batch.inputs, training=False)
+        total, parts, rates = self._losses_of(batch, outputs, features)
+        return self._logged(batch, outputs, total, parts, rates, self._penalty())
 
     def _penalty(self) -> tf.Tensor:
-        return tf.add_n([tf.cast(loss, tf.float32) for loss in self.student.losses] or [tf.constant(0.0)])
+        return tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses] or [tf.constant(0.0)])
 
     def _agreed(self, gradients):
         """The gradients, or NaN on every replica if any replica overflowed.
@@ -142,16 +169,19 @@ class Supervised(keras.Model):
         before = tf.convert_to_tensor(self.broken_step)
         self.broken_step.assign(tf.where(bad & (before < 0), tf.convert_to_tensor(self.global_step), before))
 
-    def _logged(self, inputs, labels, outputs, weights, count, total, parts, rates, penalty) -> dict:
-        labelled = _labelled(labels, weights)
+    def _logged(self, batch: Batch, outputs, total, parts, rates, penalty) -> dict:
+        labels, weights, count = batch.labels, batch.weights, batch.count
         safe = tf.maximum(count, 1.0)
         values = {"loss": tf.reduce_sum(total * weights) / safe + penalty}
         values |= {name: tf.reduce_sum(part * weights) / safe for name, part in parts.items()}
+        # The scale of `hard` goes with the whole batch; what this replica logs is the mean over its own labels.
+        values["hard"] = values["hard"] * batch.share * safe / tf.maximum(batch.labelled, 1.0)
         for tracker in self._trackers:
             if tracker.name in values:
-                tracker.update_state(values[tracker.name], sample_weight=count)
+                examples = batch.labelled if tracker.name == "hard" else count
+                tracker.update_state(values[tracker.name], sample_weight=examples)
             else:
-                mask = labelled if tracker.name == "accuracy" else _real(labels, weights)
+                mask = _labelled(labels, weights) if tracker.name == "accuracy" else _real(labels, weights)
                 tracker.update_state(rates[tracker.name], sample_weight=mask)
         for metric in super().metrics:
             if metric is not self._loss_tracker and all(metric is not tracker for tracker in self._trackers):
@@ -200,10 +230,9 @@ def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def _weights(weights, total: tf.Tensor) -> tf.Tensor:
-    if weights is None:
-        return tf.ones_like(total)
-    return tf.reshape(tf.cast(weights, tf.float32), tf.shape(total))
+def _weights(weights, labels) -> tf.Tensor:
+    examples = tf.shape(labels)[:1]
+    return tf.ones(examples) if weights is None else tf.reshape(tf.cast(weights, tf.float32), examples)
 
 
 def _is_classes(labels) -> bool:

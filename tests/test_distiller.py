@@ -175,6 +175,26 @@ def test_one_hot_labels_give_the_same():
     assert third == pytest.approx(first, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
+def test_examples_without_a_label_count_in_the_teachers_part_alone(loss):
+    """`hard` and `accuracy` are means over the labelled examples, `kd` and `agreement` over all."""
+    student, teacher = dense(1), dense(2)
+    few = np.where(np.arange(48) % 3 == 0, Y, -1).astype("int32")
+    everything, labelled = by_hand(student, teacher, 0.7, 4.0), by_hand(student, teacher, 0.7, 4.0, X[::3], Y[::3])
+    expected = 0.3 * labelled["hard"] + 0.7 * everything["kd"]
+    distiller = Distiller(student, teacher, distillation_weight=0.7)
+    distiller.compile(keras.optimizers.SGD(1e-9), loss=loss)
+    logs = distiller.evaluate(X, few, batch_size=48, verbose=0, return_dict=True)
+    logs_of_fit = {k: v[0] for k, v in distiller.fit(X, few, batch_size=48, verbose=0).history.items()}
+    for found in (logs, logs_of_fit):
+        assert found["hard"] == pytest.approx(labelled["hard"], abs=1e-5)
+        assert found["kd"] == pytest.approx(everything["kd"], abs=1e-5)
+        assert found["loss"] == pytest.approx(expected, abs=1e-5)
+    assert logs["accuracy"] == pytest.approx(np.mean(student(X[::3]).numpy().argmax(-1) == Y[::3]))
+    none = distiller.evaluate(X, np.full_like(Y, -1), batch_size=48, verbose=0, return_dict=True)
+    assert none["hard"] == 0 and none["loss"] == pytest.approx(0.7 * everything["kd"], abs=1e-5)
+
+
 def test_weight_and_temperature_change_between_epochs_without_a_new_trace():
     calls = []
 
