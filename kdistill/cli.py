@@ -89,6 +89,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
     variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train control and student for so many seeds.")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
     download: Download = False,
@@ -106,16 +107,15 @@ def run(
 
     if (resume and out is None) or (force and not resume):
         raise InputError("--resume expects --out, the folder of the run to go on with; --force goes with --resume.")
-    chosen = load_recipe(recipe, variant, set_)
+    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
     import_tensorflow()
-    from kdistill.report import verdict
     from kdistill.run import run as run_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force}
     result = run_recipe(chosen, out, **options, say=_say(as_json))
     _show(result["models"], as_json, result)
     if not as_json:
-        print(verdict(result["models"]))
+        print(result["verdict"]["sentence"])
 
 
 def _data(name: str, data_dir: Path | None, download: bool, say: Callable[[str], None]):

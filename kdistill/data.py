@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import idx
+from kdistill import idx, labelled
 from kdistill.errors import InputError, unknown
 from kdistill.recipe import Data
 
@@ -61,6 +61,7 @@ class Splits:
     class_names: tuple[str, ...]
     source: str
     fingerprint: str
+    known: np.ndarray | None = None  # bool [training images]: those whose label students see; None: all (see labelled)
 
 
 def load(
@@ -83,8 +84,8 @@ def load(
     if examples["train"].images.shape[1:] != examples["test"].images.shape[1:]:
         shapes = [examples[name].images.shape[1:] for name in ("train", "test")]
         raise InputError(f"{source}: the training images are {shapes[0]}, the test images {shapes[1]}.")
-    train, validation = _held_out(examples["train"], data.validation)
     limit = data.train_limit
+    train, validation, known = _held_out(examples["train"], data)
     train, validation, test = (
         each if limit is None else Examples(each.images[:limit], each.labels[:limit])
         for each in (train, validation, examples["test"])
@@ -92,7 +93,9 @@ def load(
     for name, each in (("training", train), ("validation", validation), ("test", test)):
         if len(each) == 0:
             raise InputError(f"{source}: no {name} images are left. It holds too few, or data.validation is too small.")
-    return Splits(train, validation, test, class_names, source, _fingerprint(train, validation, test))
+    seen = () if known is None else (Examples(train.images[:0], np.where(known, train.labels, -1)),)
+    fingerprint = _fingerprint(train, validation, test, *seen)
+    return Splits(train, validation, test, class_names, source, fingerprint, known)
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> Examples:
@@ -125,14 +128,22 @@ def _checked(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -
     return Examples(images.astype(np.uint8), labels.astype(np.int32))
 
 
-def _held_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
-    """Training and validation: the same share of every class, the same images whatever a run's seed."""
-    chosen = np.zeros(len(examples), bool)
+def _held_out(examples: Examples, data: Data) -> tuple[Examples, Examples, np.ndarray | None]:
+    """Training, validation, and which training labels students see: the same share of every class, whatever the seed.
+
+    With `data.labelled` the limit on images comes first, as a mask cut off later would lose its labels.
+    """
+    if data.labelled is not None:
+        examples = Examples(examples.images[: data.train_limit], examples.labels[: data.train_limit])
+        held, known = labelled.choose(examples.labels, data)
+        train, validation = (Examples(examples.images[mask], examples.labels[mask]) for mask in (~held, held))
+        return train, validation, known[~held]
+    share, chosen = data.validation, np.zeros(len(examples), bool)
     random = np.random.Generator(np.random.Philox(key=[0, 0]))
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         chosen[random.permutation(members)[: round(share * len(members))]] = True
-    return tuple(Examples(examples.images[mask], examples.labels[mask]) for mask in (~chosen, chosen))
+    return *(Examples(examples.images[mask], examples.labels[mask]) for mask in (~chosen, chosen)), None
 
 
 def _fingerprint(*parts: Examples) -> str:

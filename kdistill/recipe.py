@@ -23,6 +23,11 @@ class Data:
     shift: int = 0  # random translation, up to so many pixels in each direction, edges filled with zeros
     flip: bool = False  # random left-right flip
     train_limit: int | None = None  # use only the first so many images of each split (smoke variants)
+    labelled: int | None = None  # students see the labels of so many images, validation among them; None: of all
+    labelled_share: float = 1.0  # and of this share of the images at most
+    teacher_labels: str = (
+        "all"  # all: the teacher knows every label, as one trained elsewhere; same: the students' only
+    )
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Recipe:
     distill: Distill = Distill()
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
     seed: int = 0
+    seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
     variant: str = "default"
 
@@ -190,7 +196,14 @@ def checked(recipe: Recipe) -> Recipe:
     _check(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
     _check(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
     _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
+    _check(data.labelled is None or data.labelled >= 1, "data.labelled", "1 or more, or none", data.labelled)
+    _check(0 < data.labelled_share <= 1, "data.labelled_share", "a share above 0, up to 1", data.labelled_share)
+    _check(data.teacher_labels in ("all", "same"), "data.teacher_labels", "all or same", data.teacher_labels)
+    if data.labelled is None:
+        _check(data.labelled_share == 1, "data.labelled_share", "1 without data.labelled", data.labelled_share)
+        _check(data.teacher_labels == "all", "data.teacher_labels", "all without data.labelled", data.teacher_labels)
     _check(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
+    _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
     weight, temperature = distill.distillation_weight, distill.temperature

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import keras
 
-from kdistill import data, diagnostics, provenance, report, verify
+from kdistill import data, diagnostics, labelled, provenance, report, verify
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
 from kdistill.folder import RunFolder, new_path
 from kdistill.loading import load_profile
 from kdistill.recipe import Recipe, as_dict
-from kdistill.supervised import Supervised
 
 
 def run(
@@ -39,15 +38,18 @@ def run(
     try:
         folder.settle(recipe, splits.fingerprint, force, say)
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms, seed, loss = Arms(recipe, splits, folder, say), recipe.seed, recipe.distill
+        arms, loss = Arms(recipe, splits, folder, say), recipe.distill
         teacher = arms.teacher()
-        arms.fit("control", lambda: Supervised(arms.network(recipe.student, seed)), recipe.training, seed)
 
-        def distiller() -> Distiller:
+        def distiller(network: keras.Model) -> Distiller:
             terms = {"distillation_weight": loss.distillation_weight, "temperature": loss.temperature}
-            return Distiller(arms.network(recipe.student, seed), teacher, **terms)
+            return Distiller(network, teacher, **terms)
 
-        student = arms.fit("student", distiller, recipe.training, seed)
+        for place in range(recipe.seeds):
+            seed, end = recipe.seed + place, f"-{place}" if place else ""
+            arms.control("control" + end, seed)
+            arms.student("student" + end, seed, distiller)
+        student = arms.models["student"]  # of the first seed: what is exported is not picked by its test accuracy
 
         teacher_logits = predict(teacher, splits.test.images)
         rows = [
@@ -70,8 +72,10 @@ def run(
                 "source": splits.source,
                 "fingerprint": splits.fingerprint,
                 **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+                **labelled.counts(splits),
             },
             "training": arms.fits,
+            "verdict": arms.verdict(rows),
             "models": rows,
             "diagnostics": diagnostics.of_run(arms.models, splits, loss.temperature, predict),
             "files": files,

@@ -16,9 +16,7 @@ from collections.abc import Sequence
 LEVEL = 0.95  # of the interval; the test is two-sided at 1 - LEVEL
 
 
-def judge(
-    student: Sequence[float], control: Sequence[float], images: int, only: tuple[int, int] | None = None
-) -> dict:
+def judge(student: Sequence[float], control: Sequence[float], images: int, only: tuple[int, int] | None = None) -> dict:
     """The verdict on test accuracies (shares of 1) by seed, measured on so many `images`; JSON-ready.
 
     `only`: how many images only the student and only the control got right, for the test with one seed. Returns word,

@@ -10,8 +10,20 @@ import kdistill
 PACKAGE = Path(kdistill.__file__).parent
 # A module imports from the groups above its own, and from its own group only what is listed before it.
 GROUPS = [
-    ["errors", "recipe", "loading", "losses", "methods", "features", "measure", "diagnostics", "provenance", "report"],
-    ["idx", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
+    [
+        "errors",
+        "recipe",
+        "loading",
+        "losses",
+        "methods",
+        "features",
+        "measure",
+        "diagnostics",
+        "verdict",
+        "provenance",
+        "report",
+    ],
+    ["idx", "labelled", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
     ["callbacks", "checkpoint", "strategy", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress"],

@@ -48,7 +48,7 @@ def test_the_run_folder_holds_what_the_design_says(finished):
     assert {"python", "tensorflow", "keras"} <= set(report["versions"])
     assert json.loads((folder / "recipe.json").read_text())["seed"] == 0
     text = (folder / "report.md").read_text()
-    for part in ("| teacher |", "| control |", "sample of MNIST", "Commit", "tensorflow", "one seed"):
+    for part in ("| teacher |", "| control |", "sample of MNIST", "Commit", "tensorflow", "one seed", "NLL"):
         assert part in text
 
 
