@@ -28,7 +28,7 @@ GROUPS = [
     ["callbacks", "checkpoint", "strategy", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress"],
     ["run"],
-    ["cli"],
+    ["cli_base", "cli_files", "cli"],
 ]
 ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}
 
