@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdistill import cli_files  # noqa: F401  (its commands register themselves)
-from kdistill.cli_base import DataDir, Download, Json, app, command, import_tensorflow, say_to, show
+from kdistill.cli_base import DataDir, Download, Json, app, command, import_tensorflow, say_to, show, show_table
 from kdistill.errors import InputError
 
 
@@ -43,6 +43,50 @@ def run(
     show(result["models"], as_json, result)
     if not as_json:
         print(result["verdict"]["sentence"])
+
+
+@command
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="key=v1,v2,... or key=0,0.1,...,1; may be repeated.")
+    ] = None,
+    variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train every student for so many seeds.")] = None,
+    together: Annotated[int | None, typer.Option(min=1, help="Train so many students at a time. Default: all.")] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="New sweep folder. Default: a new one under runs/.")] = None,
+    download: Download = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep in --out, exactly where it was.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although recipe, grid or data have changed.")] = False,
+    as_json: Json = False,
+):
+    """Train a student for every setting of a grid, side by side: the teacher runs once for all of them.
+
+    Example: kdistill sweep mnist --grid distillation_weight=0,0.1,...,1 --grid temperature=1,2,4,8,20
+    """
+    from kdistill.grid import axes
+    from kdistill.loading import load_recipe
+
+    if (resume and out is None) or (force and not resume):
+        raise InputError("--resume expects --out, the folder of the sweep to go on with; --force goes with --resume.")
+    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+    axes(chosen, grid or list(chosen.grid))  # a mistake in the grid is told before TensorFlow is imported
+    import_tensorflow()
+    from kdistill.sweep import sweep as sweep_recipe
+    from kdistill.sweep_report import rows
+
+    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "together": together}
+    result = sweep_recipe(chosen, grid, out, **options, say=say_to(as_json))
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    show_table(*rows(result))
+    if result["verdict"]:
+        print(f"Best on validation: {result['best']}. {result['verdict']['sentence']}")
 
 
 @command

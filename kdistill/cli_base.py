@@ -71,12 +71,16 @@ def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
         return
+    from kdistill.report import table
+
+    show_table(*table(rows))
+
+
+def show_table(titles: list[str], cells: list[list[str]]) -> None:
+    """A table on the screen; the first column is left-aligned."""
     from rich.console import Console
     from rich.table import Table
 
-    from kdistill.report import table
-
-    titles, cells = table(rows)
     shown = Table(*titles)
     for column in shown.columns[1:]:
         column.justify = "right"

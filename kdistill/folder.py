@@ -88,10 +88,11 @@ class RunFolder:
         return self.path / "checkpoints" / stage
 
 
-def new_path(chosen: recipe.Recipe) -> Path:
-    """The next free folder under `runs/`."""
+def new_path(chosen: recipe.Recipe, kind: str = "") -> Path:
+    """The next free folder under `runs/`; `kind` is a further word in its name, such as sweep."""
     number = 1
-    while (path := Path("runs") / f"{chosen.name}-{chosen.variant}-{number}").exists():
+    words = "-".join(word for word in (chosen.name, chosen.variant, kind) if word)
+    while (path := Path("runs") / f"{words}-{number}").exists():
         number += 1
     return path
 

@@ -77,6 +77,8 @@ class Recipe:
     seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
     variant: str = "default"
+    grid: tuple[str, ...] = ()  # what `kdistill sweep` tries without --grid: ("training.learning_rate=0.01,0.1",)
+    published: tuple[tuple[str, float], ...] = ()  # accuracies from a paper by a sweep's row, shown beside ours
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,16 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set expects key=value, received '{setting}'. Example: --set training.epochs=3")
-        path = _path(recipe, key.strip())
+        path = path_of(recipe, key.strip())
         recipe = _replaced(recipe, path.split("."), text.strip(), path)
     return checked(recipe)
 
 
-def _path(recipe: Recipe, key: str) -> str:
+def path_of(recipe: Recipe, key: str) -> str:
+    """The full path of a key as it may be typed: whole, without `options`, or its last part; or `InputError`."""
     known = keys(recipe)
-    fixed = {"name", "variant"}
-    ends = [path for path in known if path == key or path.split(".")[-1] == key]
+    fixed = {"name", "variant", "grid", "published"}
+    ends = [path for path in known if key in (path, path.split(".")[-1], path.replace(".options.", "."))]
     if key in known and key not in fixed:
         return key
     if len(ends) == 1 and key not in fixed:
@@ -179,7 +182,9 @@ def _parsed(text: str, hint, path: str):
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         if kind in (tuple, list) or typing.get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
+            plain = kind in (tuple, list)  # an option of a network, whose items are what they look like: 8x16x24
+            parts = [part.strip() for part in (text.replace("x", ",") if plain else text).split(",") if part.strip()]
+            return tuple(int(part) if plain and part.isdigit() else part for part in parts)
         return kind(text)
     except (ValueError, KeyError):
         raise InputError(f"The key '{path}' expects {kind.__name__}, received '{text}'.") from None

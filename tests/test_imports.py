@@ -13,6 +13,7 @@ GROUPS = [
     [
         "errors",
         "recipe",
+        "grid",
         "loading",
         "losses",
         "methods",
@@ -27,7 +28,7 @@ GROUPS = [
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
     ["callbacks", "checkpoint", "strategy", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress"],
-    ["run"],
+    ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep"],
     ["cli_base", "cli_files", "cli"],
 ]
 ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}

@@ -1,0 +1,208 @@
+"""The story of a sweep: the teacher once, then all students of a grid side by side; validation picks, test reports."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kdistill import data, grid, labelled, models, provenance, report, side_by_side, sweep_charts, sweep_report, verdict
+from kdistill.arms import Arms
+from kdistill.diagnostics import negative_log_likelihood
+from kdistill.distiller import Distiller
+from kdistill.evaluate import evaluate, predict
+from kdistill.folder import RunFolder, new_path
+from kdistill.measure import measure
+from kdistill.recipe import Recipe, as_dict
+from kdistill.side_by_side import Once, SideBySide
+from kdistill.supervised import Supervised
+from kdistill.teacher import frozen
+
+
+def sweep(
+    recipe: Recipe,
+    grids: list[str] | None = None,
+    out: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    together: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds; returns what is in sweep.json.
+
+    The students of a seed train side by side, on one pass of the data and one forward of the teacher for each batch;
+    `together`: at most so many at a time, where memory is short. The control, the student trained on labels alone
+    with the recipe's own settings, is one more of them. Errors are those of `run`.
+    """
+    recipe = dataclasses.replace(recipe, grid=tuple(grids or recipe.grid))
+    found = grid.axes(recipe, list(recipe.grid))
+    groups = grid.students(settings := grid.settings(recipe, found))
+    splits = data.load(recipe.data, data_dir, download, say=say)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.precision)
+    folder = RunFolder(Path(out) if out else new_path(recipe, "sweep"), resume)
+    try:
+        folder.settle(recipe, splits.fingerprint, force, say)
+        say(f"Data: {splits.source}. Sweep folder: {folder.path}")
+        say(f"{len(settings)} settings are {len(groups)} students{_why(settings, groups)}; seeds: {recipe.seeds}")
+        arms = Arms(recipe, splits, folder, say)
+        teacher = arms.teacher()
+        seeds = range(recipe.seed, recipe.seed + recipe.seeds)
+        passes = [_one_seed(arms, groups, teacher, seed, together, say) for seed in seeds]
+        rows = [_row(name, groups.get(name), passes) for name in ("control", *groups)]
+        best = _best(rows)
+        result = {
+            "recipe": as_dict(recipe),
+            **provenance.of_run(),
+            "data": {
+                "source": splits.source,
+                "fingerprint": splits.fingerprint,
+                **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+                **labelled.counts(splits),
+            },
+            "grid": found,
+            "seeds": list(seeds),
+            "teacher": evaluate(teacher, splits.test),
+            "students": rows,
+            "best": best,
+            "verdict": _verdict(best, passes, len(splits.test)) if best else None,
+            "cost": {
+                "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
+                "passes": [p["cost"] for p in passes],
+            },
+        }
+        curves = {str(seed): each["curves"] for seed, each in zip(seeds, passes, strict=True)}
+        report.write(folder.path / "curves.json", json.dumps(curves) + "\n")
+        pictures = sweep_charts.draw(result, curves, folder.path)
+        sweep_report.save(result, pictures, folder.path)
+        sweep_charts.tensorboard(result, curves, folder.path / "logs")
+        say(f"Report: {folder.path / 'sweep.md'}")
+        return {**result, "folder": str(folder.path)}
+    finally:
+        folder.close()
+        keras.config.set_dtype_policy(policy)
+
+
+def _why(settings: list, groups: dict) -> str:
+    return "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect: trained once)"
+
+
+def _one_seed(arms: Arms, groups: dict, teacher, seed: int, together: int | None, say) -> dict:
+    """Every student of one seed, trained: `students` (measurements by name), `curves`, `cost`."""
+    chosen = {name: group[0].recipe for name, group in groups.items()}
+    partly = arms.splits.known is not None
+    if not partly:
+        chosen = {"control": arms.recipe, **chosen}
+    size, names = together or len(chosen), list(chosen)
+    found: dict = {"students": {}, "curves": {}, "cost": []}
+    if partly:  # its batches hold labelled images alone, so it cannot train on those of the students
+        control = arms.control(f"control-{seed}", seed)
+        outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]
+        found["students"]["control"] = _measured(arms, control, *outputs, None)
+    for place, start in enumerate(range(0, len(names), size)):
+        part = {name: chosen[name] for name in names[start : start + size]}
+        made = _one_pass(arms, part, teacher, seed, f"students-{seed}" + (f"-{place}" if place else ""), say)
+        for key in ("students", "curves"):
+            found[key] |= made[key]
+        found["cost"].append(made["cost"])
+    return found
+
+
+def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: str, say) -> dict:
+    """The students of one pass of the data: trained, or as an earlier session has left them."""
+    checkpoints = arms.folder.checkpoints(stage)
+    if (checkpoints / "finished.json").exists():
+        say(f"{stage}: finished before")
+        made = json.loads((checkpoints / "finished.json").read_text())
+        if set(made["students"]) == set(chosen):
+            return made
+    splits, training = labelled.for_student(arms.splits), arms.recipe.training
+    steps = side_by_side.pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
+    shown = Once(frozen(teacher))
+    members = {}
+    for name, recipe in chosen.items():
+        network = arms.network(recipe.student, seed)
+        member = Supervised(network) if name == "control" else _distiller(recipe, network, shown)
+        members[name] = side_by_side.compiled(member, recipe.training, steps)
+    need = side_by_side.memory(members, training.batch_size)
+    say(
+        f"Training {len(members)} students side by side, seed {seed}, {training.epochs} epochs. Memory, besides data "
+        f"and teacher: {need['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
+        f"{need['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
+    )
+    group = SideBySide(members)
+    fitted = side_by_side.fit(group, splits, arms.recipe.data, training, seed, checkpoints, say)
+    validation, test = (group.predict(part.images) for part in (arms.splits.validation, arms.splits.test))
+    teacher_logits, broken = predict(teacher, arms.splits.test.images), group.broken()
+    place = arms.folder.path / "students" / str(seed)
+    place.mkdir(parents=True, exist_ok=True)
+    measured = {}
+    for name, member in members.items():
+        models.save(member.student, place / f"{name}.keras")
+        measured[name] = _measured(arms, member.student, validation[name], test[name], teacher_logits, broken.get(name))
+    cost = {"seconds": fitted["seconds"], "students": len(members), "steps": fitted["steps"], "memory": need}
+    made = {"students": measured, "curves": fitted["curves"], "cost": cost}
+    report.write(checkpoints / "finished.json", json.dumps(made) + "\n")
+    for old in checkpoints.glob("step-*.npz"):
+        old.unlink()
+    return made
+
+
+def _distiller(recipe: Recipe, network: keras.Model, teacher) -> Distiller:
+    loss = recipe.distill
+    return Distiller(network, teacher, distillation_weight=loss.distillation_weight, temperature=loss.temperature)
+
+
+def _measured(arms: Arms, student, validation, test, teacher_logits, broken: int | None = None) -> dict:
+    """What one student is worth; `right` are the test images that it gets right, as bits."""
+    splits = arms.splits
+    found = {"parameters": student.count_params(), "broken_step": broken}
+    right = (test.argmax(axis=1) == splits.test.labels) & np.isfinite(test).all(axis=1)
+    found["right"] = np.packbits(right).tobytes().hex()
+    if not (np.isfinite(test).all() and np.isfinite(validation).all()):
+        return {**found, "validation": None, "test": None}
+    held = splits.validation.labels
+    accuracy = float(np.mean(validation.argmax(axis=1) == held))
+    found["validation"] = {"accuracy": accuracy, "nll": negative_log_likelihood(validation, held)}
+    return {**found, "test": measure(test, splits.test.labels, teacher_logits)}
+
+
+def _row(name: str, group: list | None, passes: list[dict]) -> dict:
+    """A student over all seeds: lists by seed."""
+    seen = [each["students"][name] for each in passes]
+    return {
+        "name": name,
+        "settings": [setting.values for setting in group or []],
+        "parameters": seen[0]["parameters"],
+        "broken_steps": [each["broken_step"] for each in seen],
+        "validation": [each["validation"] for each in seen],
+        "test": [each["test"] for each in seen],
+    }
+
+
+def _best(rows: list[dict]) -> str | None:
+    """The setting with the highest mean validation accuracy over the seeds; of equal ones the least likelihood loss."""
+
+    def worth(row: dict) -> tuple[float, float]:
+        return tuple(
+            sign * sum(each[key] for each in row["validation"]) for key, sign in (("accuracy", 1), ("nll", -1))
+        )
+
+    whole = [row for row in rows if row["settings"] and all(row["validation"])]
+    return max(whole, key=worth)["name"] if whole else None
+
+
+def _verdict(best: str, passes: list[dict], images: int) -> dict | None:
+    """The best setting against the control, on the test images, which had no part in choosing it."""
+    both = [[each["students"][name] for each in passes] for name in (best, "control")]
+    if not all(each["test"] for arm in both for each in arm):
+        return None
+    accuracy = [[each["test"]["accuracy"] for each in arm] for arm in both]
+    right = [np.unpackbits(np.frombuffer(bytes.fromhex(arm[0]["right"]), np.uint8))[:images] == 1 for arm in both]
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    return verdict.judge(*accuracy, images, only)

@@ -1,0 +1,113 @@
+"""A sweep's results as `sweep.json` and `sweep.md`. Standard library only."""
+
+import json
+from pathlib import Path
+
+from kdistill.report import write
+
+TITLES = {
+    "accuracy_by_setting": "Test accuracy by setting; the bars are the lowest and the highest of the seeds.",
+    "first_steps": "Accuracy on validation images over the first steps, for each weight of the teacher's term.",
+    "losses": "Hard loss and teacher's loss over the training, each divided by its own maximum.",
+}
+
+
+def rows(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table: teacher, control, and one row for each setting."""
+    keys = [key.split(".")[-1] for key in result["grid"]]
+    published = dict(map(tuple, result["recipe"]["published"]))
+    several = len(result["seeds"]) > 1
+    titles = [
+        *keys,
+        "validation %",
+        "test %",
+        *(["lowest", "highest"] if several else []),
+        "agreement %",
+        "KL",
+        "ECE %",
+    ]
+    titles += ["published %"] if published else []
+    dashes = ["–"] * (len(keys) - 1)
+    teacher = result["teacher"]["accuracy"]
+    cells = [
+        ["teacher", *dashes, "–", f"{100 * teacher:.2f}", *["–"] * (5 if several else 3), *_known(published, "teacher")]
+    ]
+    for student in result["students"]:
+        for values in student["settings"] or [None]:
+            first = list(values.values()) if values else ["control", *dashes]
+            name = student["name"] if not values else ",".join(f"{k}={v}" for k, v in zip(keys, first, strict=True))
+            cells.append([*first, *_numbers(student, several), *_known(published, name)])
+    return titles, cells
+
+
+def _known(published: dict, name: str) -> list[str]:
+    if not published:
+        return []
+    return [f"{100 * published[name]:.2f}" if name in published else "–"]
+
+
+def _numbers(student: dict, several: bool) -> list[str]:
+    if not all(student["test"]):
+        step = (
+            next(step for step in student["broken_steps"] if step is not None)
+            if any(step is not None for step in student["broken_steps"])
+            else "?"
+        )
+        return ["–", f"not finite from step {step}", *["–"] * (5 if several else 3)]
+
+    def mean(part: str, key: str) -> float | None:
+        values = [each.get(key) for each in student[part]]
+        return None if None in values else sum(values) / len(values)
+
+    tests = [each["accuracy"] for each in student["test"]]
+    spread = [f"{100 * min(tests):.2f}", f"{100 * max(tests):.2f}"] if several else []
+    found = [f"{100 * mean('validation', 'accuracy'):.2f}", f"{100 * mean('test', 'accuracy'):.2f}", *spread]
+    for key, pattern, factor in (("agreement", "{:.2f}", 100), ("kl", "{:.4f}", 1), ("ece", "{:.2f}", 100)):
+        value = mean("test", key)
+        found.append("–" if value is None else pattern.format(factor * value))
+    return found
+
+
+def markdown(result: dict, pictures: list[str]) -> str:
+    """The sweep as Markdown."""
+    titles, cells = rows(result)
+    passes = [each for seed in result["cost"]["passes"] for each in seed]
+    seconds = sum(each["seconds"] for each in passes)
+    students = sum(each["students"] for each in passes)
+    best = result["best"]
+    lines = [
+        f"# Sweep of {result['recipe']['name']} ({result['recipe']['variant']})",
+        "",
+        f"Best on validation: **{best}**. On the test images, which had no part in choosing it, against the control: "
+        f"{result['verdict']['sentence']}"
+        if best and result["verdict"]
+        else "No student is whole: see the table.",
+        "",
+        *[line for name in pictures for line in (TITLES[name], "", f"![{name}]({name}.png)", "")],
+        "| " + " | ".join(titles) + " |",
+        "|---" * len(result["grid"]) + "|---:" * (len(titles) - len(result["grid"])) + "|",
+        *("| " + " | ".join(row) + " |" for row in cells),
+        "",
+        f"Means over {len(result['seeds'])} seed(s): {', '.join(map(str, result['seeds']))}; one teacher. Settings "
+        "that are one student (any temperature with weight 0) were trained once. The control is trained on "
+        "labels alone, with the recipe's own settings.",
+        "",
+        f"Cost: {students} students in {len(passes)} pass(es) of the data, {seconds:,.0f} s in all; every batch went "
+        "through the teacher once for all students of its pass.",
+        "",
+        f"- Command: `{result['command']}`",
+        f"- Data: {result['data']['source']}; fingerprint {result['data']['fingerprint']}; "
+        f"{result['data']['train']:,} training ({result['data']['labelled']:,} labelled), "
+        f"{result['data']['validation']:,} validation, {result['data']['test']:,} test images",
+        f"- Machine: {result['machine']}",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
+        f"- Commit: {result['commit'] or 'not known'}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def save(result: dict, pictures: list[str], folder: Path) -> None:
+    """Writes `sweep.json` and `sweep.md`."""
+    write(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
+    write(folder / "sweep.md", markdown(result, pictures))
