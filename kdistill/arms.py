@@ -6,9 +6,11 @@ import keras
 
 from kdistill import labelled, models, train, verdict
 from kdistill.data import Splits
+from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
 from kdistill.recipe import Network, Recipe, Training
+from kdistill.replay import Replay, pays
 from kdistill.supervised import Supervised
 
 
@@ -31,21 +33,56 @@ class Arms:
         spec, seed = self.recipe.teacher, self.recipe.seed
         if not spec.file:
             training, splits = self.recipe.teacher_training, labelled.for_teacher(self.splits, self.recipe.data)
-            return self.fit("teacher", lambda: Supervised(self.network(spec, seed)), training, seed, splits)
+            return self.fit("teacher", lambda: Supervised(self.network(spec, seed)), training, splits, seed)
         shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
         self.models["teacher"] = models.load(spec.file, shape, classes)
         return self.models["teacher"]
 
     def control(self, name: str, seed: int) -> keras.Model:
         """The student trained on labels alone: the same budget, start and order as the student of this seed."""
-        splits = labelled.for_control(self.splits)
-        student = self.recipe.student
-        return self.fit(name, lambda: Supervised(self.network(student, seed)), self.recipe.training, seed, splits)
+        splits, student, views = labelled.for_control(self.splits), self.recipe.student, self._views(seed)
+        return self.fit(name, lambda: Supervised(self.network(student, seed)), self.recipe.training, splits, **views)
 
-    def student(self, name: str, seed: int, make: Callable[[keras.Model], Supervised]) -> keras.Model:
-        """The student of `make(network)`, which learns from labels, where there are any, and from the teacher."""
+    def student(
+        self, name: str, seed: int, make: Callable[[keras.Model], Supervised], stored: Replay | None = None
+    ) -> keras.Model:
+        """The student of `make(network)`, which learns from labels, where there are any, and from the teacher or what
+        is stored of its outputs."""
         splits, student = labelled.for_student(self.splits), self.recipe.student
-        return self.fit(name, lambda: make(self.network(student, seed)), self.recipe.training, seed, splits)
+        views = {**self._views(seed), "stored": stored}
+        return self.fit(name, lambda: make(self.network(student, seed)), self.recipe.training, splits, **views)
+
+    def _views(self, seed: int) -> dict:
+        cache = self.recipe.cache
+        return {"seed": seed if cache.seed is None else cache.seed, "repeat": cache.views}
+
+    def stored(self, name: str, seed: int, teacher: keras.Model, mode: str) -> Replay | None:
+        """The teacher's outputs for this student, from a cache, where `mode` has it so: the folder of all caches, off,
+        or auto, which is where it pays. None: the teacher runs with the student."""
+        cache, epochs = self.recipe.cache, self.recipe.training.epochs
+        if self.folder.finished(name):
+            return None
+
+        def made(root: str | None) -> Replay:
+            splits, seed_of_views = labelled.for_student(self.splits), self._views(seed)["seed"]
+            batch = self.recipe.training.batch_size
+            return Replay(teacher, splits, self.recipe.data, batch, seed_of_views, root, cache.top_k)
+
+        def choice() -> str | None:
+            if mode == "off" and cache.top_k:
+                raise InputError(f"cache.top_k={cache.top_k} says how to store logits; --cache off stores none.")
+            if mode == "off":
+                return None
+            replay = made(None if mode == "auto" else mode)
+            uses = self.recipe.seeds if replay.by_image or cache.seed is not None else 1
+            return str(replay.root.resolve()) if pays(replay, mode, epochs, cache.views, uses, self.say) else None
+
+        root = self.folder.settled(name, "cache", choice)
+        if root is None:
+            return None
+        replay = made(root)
+        replay.build(replay.views(epochs, cache.views), self.say)
+        return replay
 
     def verdict(self, rows: list[dict]) -> dict:
         """Student against control on the test images, over the seeds that were trained."""
@@ -61,9 +98,12 @@ class Arms:
         return verdict.judge(student, control, len(test), only)
 
     def fit(
-        self, name: str, make: Callable[[], Supervised], training: Training, seed: int, splits: Splits
+        self, name: str, make: Callable[[], Supervised], training: Training, splits: Splits, seed: int, **views
     ) -> keras.Model:
-        """The student of what `make` gives, fitted; kept in the run folder as `<name>.keras`."""
+        """The student of what `make` gives, fitted; kept in the run folder as `<name>.keras`.
+
+        `views`: see `train.fit`.
+        """
         done = self.folder.finished(name)
         if done:
             self.say(f"{name}: finished before")
@@ -73,7 +113,7 @@ class Arms:
         self.say(f"Training {name}: {model.student.count_params():,} parameters, {training.epochs} epochs")
         logs, checkpoints = self.folder.path / "logs" / name, self.folder.checkpoints(name)
         data = self.recipe.data
-        self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say)
+        self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say, **views)
         self.models[name] = model.student
         self.folder.finish(name, model.student, self.fits[name])
         return model.student

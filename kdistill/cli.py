@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from kdistill import cli_files  # noqa: F401  (its commands register themselves)
-from kdistill.cli_base import DataDir, Download, Json, app, command, import_tensorflow, say_to, show, show_table
+from kdistill import cli_cache, cli_files  # noqa: F401  (their commands register themselves)
+from kdistill.cli_base import CacheDir, DataDir, Download, Json, app, command, import_tensorflow, say_to, show, show_table
 from kdistill.errors import InputError
 
 
@@ -24,6 +24,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it was.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data have changed.")] = False,
+    cache: CacheDir = "auto",
     as_json: Json = False,
 ):
     """Run a recipe from data to report: teacher, control, student, files.
@@ -38,7 +39,7 @@ def run(
     import_tensorflow()
     from kdistill.run import run as run_recipe
 
-    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force}
+    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
     result = run_recipe(chosen, out, **options, say=say_to(as_json))
     show(result["models"], as_json, result)
     if not as_json:

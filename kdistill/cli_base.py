@@ -23,6 +23,7 @@ app = typer.Typer(
 
 DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's own files (IDX, .npz).")]
+CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (used where it pays), or its folder.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Datasets to download the data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
@@ -38,7 +39,7 @@ def import_tensorflow() -> None:
     tf.get_logger().setLevel("ERROR")
 
 
-def command(function: Callable) -> Callable:
+def command(function: Callable, group: typer.Typer = app) -> Callable:
     """Registers a command; a user's mistake or a failed check becomes one message and an exit status."""
 
     @wraps(function)
@@ -58,7 +59,7 @@ def command(function: Callable) -> Callable:
             print(f"Error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
             raise typer.Exit(2) from None
 
-    return app.command(function.__name__.strip("_"))(guarded)
+    return group.command(function.__name__.strip("_"))(guarded)
 
 
 def say_to(as_json: bool) -> Callable[[str], None]:

@@ -24,7 +24,8 @@ class Distiller(Supervised):
         student: the model to train, `distiller.student` afterwards. It may end in logits or in softmax.
         teacher: a model, a list of models (blended in probability space), or a function images -> logits
             `[batch, classes]`. It is run with `training=False`, never trained, and never saved. It gets the same
-            inputs as the student.
+            inputs as the student. None where the data carries its logits: targets that are a dict
+            `{"labels": ..., "teacher_logits": [batch, classes]}` are used in its place.
         distillation_weight: `w`, a number from 0 to 1 or a Keras `LearningRateSchedule` over training steps.
         temperature: `T`, a number above 0 or a `LearningRateSchedule`.
         teacher_weights: one positive number per teacher of a list.
@@ -120,11 +121,14 @@ class Distiller(Supervised):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         return super().from_config(config)
 
-    def _given(self, inputs):
+    def _given(self, inputs, stored):
+        if stored is not None:
+            return tf.cast(stored, tf.float32)
         if self._teach is None:
             raise InputError(
                 "This Distiller has no teacher (a saved one holds none). Call distiller.set_teacher(teacher) and "
-                "compile again, or take distiller.student to predict."
+                "compile again, fit on targets that hold its logits, {'labels': ..., 'teacher_logits': ...}, or take "
+                "distiller.student to predict."
             )
         return self._teach(inputs)
 

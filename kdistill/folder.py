@@ -83,6 +83,14 @@ class RunFolder:
         for old in folder.glob("step-*.npz"):
             os.unlink(old)
 
+    def settled(self, stage: str, name: str, value: Callable[[], str | None]) -> str | None:
+        """A choice made when the stage was started, or else made now: a resumed stage must not choose otherwise."""
+        path = self.checkpoints(stage) / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            report.write(path, json.dumps(value()) + "\n")
+        return json.loads(path.read_text())
+
     def checkpoints(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints."""
         return self.path / "checkpoints" / stage

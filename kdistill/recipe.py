@@ -62,6 +62,16 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """The views of the training images that control and student see (an epoch's order, augmentation and mixing), and
+    how the teacher's outputs for them are stored where they are stored (`--cache`)."""
+
+    views: int | None = None  # epochs repeat after so many; None: every epoch has a view of its own
+    seed: int | None = None  # of the views; None: the run's. Runs that share it share their views and a cache
+    top_k: int | None = None  # store so many logits of an image, and the mass of the rest; None: all
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the numbers of a run. Written to the run folder before anything runs."""
 
@@ -72,6 +82,7 @@ class Recipe:
     teacher_training: Training = Training()
     training: Training = Training()
     distill: Distill = Distill()
+    cache: Cache = Cache()
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
     seed: int = 0
     seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
@@ -214,6 +225,9 @@ def checked(recipe: Recipe) -> Recipe:
     weight, temperature = distill.distillation_weight, distill.temperature
     _check(0 <= weight <= 1, "distill.distillation_weight", "a number from 0 to 1", weight)
     _check(0 < temperature < math.inf, "distill.temperature", "a number above 0", temperature)
+    for name, least in (("views", 1), ("seed", 0), ("top_k", 1)):
+        value = getattr(recipe.cache, name)
+        _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)
     for part in ("teacher_training", "training"):
         _check_training(getattr(recipe, part), part)
     return recipe

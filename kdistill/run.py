@@ -22,13 +22,15 @@ def run(
     download: bool = False,
     resume: bool = False,
     force: bool = False,
+    cache: str | Path = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains teacher, control and student, exports and checks the student, writes the report; returns it.
 
     `out` is a new folder, by default one under `runs/`; with `resume` it is that of a run to go on with, exactly where
-    it was. `force` goes on although recipe or data differ. Raises `InputError` for what the user can mend and
-    `CheckFailed` for a loss that is not finite or a file that is not good enough.
+    it was. `force` goes on although recipe or data differ. `cache`: the folder of the teacher caches, `auto` for the
+    usual one where it pays, or `off`. Raises `InputError` for what the user can mend and `CheckFailed` for a loss that
+    is not finite or a file that is not good enough.
     """
     profiles = [load_profile(name) for name in recipe.exports]
     splits = data.load(recipe.data, data_dir, download, say=say)
@@ -48,7 +50,8 @@ def run(
         for place in range(recipe.seeds):
             seed, end = recipe.seed + place, f"-{place}" if place else ""
             arms.control("control" + end, seed)
-            arms.student("student" + end, seed, distiller)
+            stored = arms.stored("student" + end, seed, teacher, str(cache))
+            arms.student("student" + end, seed, distiller, stored)
         student = arms.models["student"]  # of the first seed: what is exported is not picked by its test accuracy
 
         teacher_logits = predict(teacher, splits.test.images)

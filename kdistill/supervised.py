@@ -32,7 +32,8 @@ class Supervised(keras.Model):
 
     Inputs, outputs and weights are the student's. Logs `loss` (with regularisation), `hard` (the loss on labels) and
     `accuracy`. Labels are classes `[batch]` or distributions `[batch, classes]`; a class below 0 is "unlabelled": such
-    examples count neither in `hard`, which is the mean over those with a label, nor in `accuracy`.
+    examples count neither in `hard`, which is the mean over those with a label, nor in `accuracy`. Targets may also be
+    `{"labels": ..., "teacher_logits": ...}`, as a `Distiller` takes them: the logits are then left aside.
     """
 
     _rates = ("accuracy",)
@@ -114,16 +115,19 @@ class Supervised(keras.Model):
         hard = self._hard(batch, outputs)
         return hard, {"hard": hard}, {"accuracy": _hits(batch.labels, as_logits(outputs))}
 
-    def _given(self, inputs):
-        """What the step needs besides the student's outputs, computed outside of the gradient tape."""
+    def _given(self, inputs, stored):
+        """What the step needs besides the student's outputs, computed outside of the gradient tape; `stored` is what
+        came with the data, the teacher's logits or None."""
         return None
 
     def _batch(self, data) -> Batch:
         inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        labels, stored = _apart(labels)
+        weights = weights["labels"] if isinstance(weights, dict) else weights  # Keras copies them to every target
         weights = _weights(weights, labels)
         count, labelled = _count(labels, weights), tf.reduce_sum(_labelled(labels, weights))
         share = tf.math.divide_no_nan(_sum_over_replicas(labelled), _sum_over_replicas(count))
-        return Batch(inputs, labels, weights, self._given(inputs), count, labelled, share)
+        return Batch(inputs, labels, weights, self._given(inputs, stored), count, labelled, share)
 
     def train_step(self, data):
         batch = self._batch(data)
@@ -228,6 +232,17 @@ def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     if _replicas() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _apart(targets) -> tuple:
+    """Labels, and the teacher's logits where the targets are `{"labels": ..., "teacher_logits": ...}`, else None."""
+    if not isinstance(targets, dict):
+        return targets, None
+    if targets.keys() != {"labels", "teacher_logits"}:
+        raise InputError(
+            f"A dict of targets expects the keys 'labels' and 'teacher_logits', received {', '.join(targets)}."
+        )
+    return targets["labels"], targets["teacher_logits"]
 
 
 def _weights(weights, labels) -> tf.Tensor:

@@ -9,6 +9,7 @@ import keras
 from kdistill import callbacks, checkpoint, pipeline
 from kdistill.data import Splits
 from kdistill.recipe import Data, Training
+from kdistill.replay import Replay
 from kdistill.supervised import Supervised
 
 STEPS_PER_EXECUTION = 16  # small models: a third of the seconds per step of 1; more gains nothing
@@ -50,15 +51,20 @@ def fit(
     logs: Path | None = None,
     checkpoints: Path | None = None,
     say: Callable[[str], None] = print,
+    repeat: int | None = None,
+    stored: Replay | None = None,
 ) -> dict:
     """Trains a `Supervised` or `Distiller` as the recipe says; returns seconds, steps and the last epoch's metrics.
 
     With a `checkpoints` folder it goes on from the newest one there, and ends with the same bits as if it had never
-    been interrupted. The last epoch's weights are kept: the schedule ends there, and picking the best epoch would add
-    a choice made on the validation images. Raises `CheckFailed` at the first loss that is not finite.
+    been interrupted. Order and augmentation are drawn with `seed`; after `repeat` epochs they come again. With
+    `stored` (of the same seed and batch size) the teacher's outputs come with the images. The last epoch's weights are
+    kept: the schedule ends there, and picking the best epoch would add a choice made on the validation images. Raises
+    `CheckFailed` at the first loss that is not finite.
     """
     steps = pipeline.steps_per_epoch(splits.train, training.batch_size)
-    checks = pipeline.evaluation_batches(splits.validation, min(training.batch_size, len(splits.validation)))
+    checking = min(training.batch_size, len(splits.validation))
+    checks = stored.evaluation_batches(checking) if stored else pipeline.evaluation_batches(splits.validation, checking)
     model.compile(optimizer(training, steps * training.epochs), steps_per_execution=min(STEPS_PER_EXECUTION, steps))
     model.optimizer.build(model.trainable_variables)
     restored = checkpoint.restore(model, checkpoints, say) if checkpoints else None
@@ -73,9 +79,14 @@ def fit(
         watchers.append(callbacks.Scalars(logs, training.batch_size))
     watchers.append(keeper)  # last: what it saves, the others have seen
     for epoch in range(done // steps, training.epochs):
-        first = done % steps if epoch == done // steps else 0
+        first, view = done % steps if epoch == done // steps else 0, epoch % repeat if repeat else epoch
+        batches = (
+            stored.training_batches(view, first)
+            if stored
+            else pipeline.training_batches(splits.train, data, training.batch_size, seed, view, first)
+        )
         model.fit(
-            pipeline.training_batches(splits.train, data, training.batch_size, seed, epoch, first),
+            batches,
             initial_epoch=epoch,
             epochs=training.epochs,
             validation_data=checks,

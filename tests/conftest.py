@@ -1,11 +1,14 @@
 """What all tests share: quiet logs, no GPU, two logical CPUs for the strategies, small real data."""
 
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # What TensorFlow Datasets has prepared on this machine is not what the tests are about: there is no such folder.
 os.environ["TFDS_DATA_DIR"] = os.path.join(os.path.dirname(__file__), "no-datasets")
+# Nor may a test find, or leave, a teacher cache in the user's own folder.
+os.environ["KDISTILL_CACHE"] = tempfile.mkdtemp(prefix="kdistill-test-cache-")
 
 import pytest
 import tensorflow as tf

@@ -24,12 +24,12 @@ GROUPS = [
         "provenance",
         "report",
     ],
-    ["idx", "labelled", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
+    ["cache", "idx", "labelled", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
-    ["callbacks", "checkpoint", "strategy", "train", "folder", "arms"],
+    ["callbacks", "checkpoint", "strategy", "replay", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress"],
     ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep"],
-    ["cli_base", "cli_files", "cli"],
+    ["cli_base", "cli_cache", "cli_files", "cli"],
 ]
 ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}
 
