@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from kdistill import cli_cache, cli_files  # noqa: F401  (their commands register themselves)
-from kdistill.cli_base import CacheDir, DataDir, Download, Json, app, command, import_tensorflow, say_to, show, show_table
+from kdistill.cli_base import (
+    CacheDir,
+    DataDir,
+    Download,
+    Json,
+    app,
+    command,
+    import_tensorflow,
+    say_to,
+    show,
+    show_table,
+)
 from kdistill.errors import InputError
 
 

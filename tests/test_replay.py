@@ -219,16 +219,20 @@ def test_the_choice_is_arithmetic_and_said(tmp_path, monkeypatch):
 def test_a_run_that_goes_on_does_not_choose_again(tmp_path):
     """Otherwise a run killed before somebody else filled the cache would end with other bits than it began with."""
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"), AUGMENTED, training=TRAINING)
-    folder = RunFolder(tmp_path / "run")
-    arms = Arms(recipe, SPLITS, folder, quiet)
-    assert arms.stored("student", 3, TEACHER, "auto") is None  # three epochs, three views
-    assert arms.stored("student", 3, TEACHER, str(tmp_path / "caches")) is None and not (tmp_path / "caches").exists()
-    other = Arms(recipe, SPLITS, RunFolder(tmp_path / "other"), quiet)
-    assert other.stored("student", 3, TEACHER, str(tmp_path / "caches")).train.missing(3) == []
+
+    def arms(name, chosen=recipe):
+        folder = RunFolder(tmp_path / name)
+        folder.close()
+        return Arms(chosen, SPLITS, folder, quiet)
+
+    mine, other, caches = arms("run"), arms("other"), str(tmp_path / "caches")
+    assert mine.stored("student", 3, TEACHER, "auto") is None  # three epochs, three views
+    assert mine.stored("student", 3, TEACHER, caches) is None and not (tmp_path / "caches").exists()
+    assert other.stored("student", 3, TEACHER, caches).train.missing(3) == []
     assert other.stored("student", 3, TEACHER, "off").root == tmp_path / "caches"
     kept = dataclasses.replace(recipe, cache=recipe_cache(top_k=2))
-    with pytest.raises(InputError, match="cache.top_k=2 .*--cache off stores none"):
-        Arms(kept, SPLITS, RunFolder(tmp_path / "third"), quiet).stored("student", 3, TEACHER, "off")
+    with pytest.raises(InputError, match=r"cache\.top_k=2 .*--cache off stores none"):
+        arms("third", kept).stored("student", 3, TEACHER, "off")
 
 
 def test_top_k(tmp_path):
