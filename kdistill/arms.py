@@ -40,7 +40,7 @@ class Arms:
 
     def control(self, name: str, seed: int) -> keras.Model:
         """The student trained on labels alone: the same budget, start and order as the student of this seed."""
-        splits, student, views = labelled.for_control(self.splits), self.recipe.student, self._views(seed)
+        splits, student, views = labelled.for_control(self.splits), self.recipe.student, self.views(seed)
         return self.fit(name, lambda: Supervised(self.network(student, seed)), self.recipe.training, splits, **views)
 
     def student(
@@ -49,22 +49,24 @@ class Arms:
         """The student of `make(network)`, which learns from labels, where there are any, and from the teacher or what
         is stored of its outputs."""
         splits, student = labelled.for_student(self.splits), self.recipe.student
-        views = {**self._views(seed), "stored": stored}
+        views = {**self.views(seed), "stored": stored}
         return self.fit(name, lambda: make(self.network(student, seed)), self.recipe.training, splits, **views)
 
-    def _views(self, seed: int) -> dict:
+    def views(self, seed: int) -> dict:
+        """Seed and repetition of the views that control and student of this seed see."""
         cache = self.recipe.cache
         return {"seed": seed if cache.seed is None else cache.seed, "repeat": cache.views}
 
-    def stored(self, name: str, seed: int, teacher: keras.Model, mode: str) -> Replay | None:
+    def stored(self, name: str, seed: int, teacher: keras.Model, mode: str, uses: int = 1) -> Replay | None:
         """The teacher's outputs for this student, from a cache, where `mode` has it so: the folder of all caches, off,
-        or auto, which is where it pays. None: the teacher runs with the student."""
+        or auto, which is where it pays. None: the teacher runs with the student. `uses`: fits on the views of a seed.
+        """
         cache, epochs = self.recipe.cache, self.recipe.training.epochs
-        if self.folder.finished(name):
+        if (self.folder.checkpoints(name) / "finished.json").exists():
             return None
 
         def made(root: str | None) -> Replay:
-            splits, seed_of_views = labelled.for_student(self.splits), self._views(seed)["seed"]
+            splits, seed_of_views = labelled.for_student(self.splits), self.views(seed)["seed"]
             batch = self.recipe.training.batch_size
             return Replay(teacher, splits, self.recipe.data, batch, seed_of_views, root, cache.top_k)
 
@@ -74,8 +76,9 @@ class Arms:
             if mode == "off":
                 return None
             replay = made(None if mode == "auto" else mode)
-            uses = self.recipe.seeds if replay.by_image or cache.seed is not None else 1
-            return str(replay.root.resolve()) if pays(replay, mode, epochs, cache.views, uses, self.say) else None
+            shared = replay.by_image or cache.seed is not None
+            fits = uses * self.recipe.seeds if shared else uses
+            return str(replay.root.resolve()) if pays(replay, mode, epochs, cache.views, fits, self.say) else None
 
         root = self.folder.settled(name, "cache", choice)
         if root is None:

@@ -74,6 +74,7 @@ def sweep(
         bool, typer.Option("--resume", help="Go on with the sweep in --out, exactly where it was.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe, grid or data have changed.")] = False,
+    cache: CacheDir = "auto",
     as_json: Json = False,
 ):
     """Train a student for every setting of a grid, side by side: the teacher runs once for all of them.
@@ -91,8 +92,8 @@ def sweep(
     from kdistill.sweep import sweep as sweep_recipe
     from kdistill.sweep_report import rows
 
-    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "together": together}
-    result = sweep_recipe(chosen, grid, out, **options, say=say_to(as_json))
+    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
+    result = sweep_recipe(chosen, grid, out, together=together, **options, say=say_to(as_json))
     if as_json:
         print(json.dumps(result, indent=1))
         return

@@ -16,6 +16,7 @@ from kdistill import checkpoint, pipeline, train
 from kdistill.data import Examples, Splits
 from kdistill.errors import InputError
 from kdistill.recipe import Data, Training
+from kdistill.replay import Replay
 from kdistill.supervised import Supervised
 from kdistill.teacher import Predict
 
@@ -131,8 +132,11 @@ def fit(
     seed: int,
     checkpoints: Path | None = None,
     say: Callable[[str], None] = print,
+    repeat: int | None = None,
+    stored: Replay | None = None,
 ) -> dict:
-    """Trains all students of a group; `training` gives the epochs and the batch size that they share.
+    """Trains all students of a group; `training` gives the epochs and the batch size that they share. `repeat` and
+    `stored` as in `train.fit`.
 
     Returns seconds and curves: by student, lists over the looks: `step`, what it logged since the look before, and
     `validation` (accuracy, None where it was not measured). With a `checkpoints` folder it goes on from the newest one
@@ -153,7 +157,12 @@ def fit(
             continue
         epoch, first = divmod(done, per_epoch)
         if iterator is None or not first:
-            iterator = iter(pipeline.training_batches(splits.train, data, training.batch_size, seed, epoch, first))
+            view = epoch % repeat if repeat else epoch
+            if stored:
+                batches = stored.training_batches(view, first)
+            else:
+                batches = pipeline.training_batches(splits.train, data, training.batch_size, seed, view, first)
+            iterator = iter(batches)
         logged = group.advance(iterator, look - done)
         done = look
         accuracy = _accuracy(group, sample) if done <= FIRST or done % per_epoch == 0 else {}

@@ -31,13 +31,14 @@ def sweep(
     resume: bool = False,
     force: bool = False,
     together: int | None = None,
+    cache: str | Path = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds; returns what is in sweep.json.
 
     The students of a seed train side by side, on one pass of the data and one forward of the teacher for each batch;
-    `together`: at most so many at a time, where memory is short. The control, the student trained on labels alone
-    with the recipe's own settings, is one more of them. Errors are those of `run`.
+    `together`: at most so many at a time, where memory is short; `cache` as in `run`. The control, the student trained
+    on labels alone with the recipe's own settings, is one more of them. Errors are those of `run`.
     """
     recipe = dataclasses.replace(recipe, grid=tuple(grids or recipe.grid))
     found = grid.axes(recipe, list(recipe.grid))
@@ -53,7 +54,7 @@ def sweep(
         arms = Arms(recipe, splits, folder, say)
         teacher = arms.teacher()
         seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-        passes = [_one_seed(arms, groups, teacher, seed, together, say) for seed in seeds]
+        passes = [_one_seed(arms, groups, teacher, seed, together, str(cache), say) for seed in seeds]
         rows = [_row(name, groups.get(name), passes) for name in ("control", *groups)]
         best = _best(rows)
         result = {
@@ -92,7 +93,7 @@ def _why(settings: list, groups: dict) -> str:
     return "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect: trained once)"
 
 
-def _one_seed(arms: Arms, groups: dict, teacher, seed: int, together: int | None, say) -> dict:
+def _one_seed(arms: Arms, groups: dict, teacher, seed: int, together: int | None, cache: str, say) -> dict:
     """Every student of one seed, trained: `students` (measurements by name), `curves`, `cost`."""
     chosen = {name: group[0].recipe for name, group in groups.items()}
     partly = arms.splits.known is not None
@@ -106,15 +107,17 @@ def _one_seed(arms: Arms, groups: dict, teacher, seed: int, together: int | None
         found["students"]["control"] = _measured(arms, control, *outputs, None)
     for place, start in enumerate(range(0, len(names), size)):
         part = {name: chosen[name] for name in names[start : start + size]}
-        made = _one_pass(arms, part, teacher, seed, f"students-{seed}" + (f"-{place}" if place else ""), say)
+        stage = f"students-{seed}" + (f"-{place}" if place else "")
+        made = _one_pass(arms, part, teacher, seed, stage, (cache, -(-len(names) // size)), say)
         for key in ("students", "curves"):
             found[key] |= made[key]
         found["cost"].append(made["cost"])
     return found
 
 
-def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: str, say) -> dict:
-    """The students of one pass of the data: trained, or as an earlier session has left them."""
+def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: str, cache: tuple, say) -> dict:
+    """The students of one pass of the data: trained, or as an earlier session has left them. `cache`: where, and how
+    many passes of a seed can share it."""
     checkpoints = arms.folder.checkpoints(stage)
     if (checkpoints / "finished.json").exists():
         say(f"{stage}: finished before")
@@ -135,8 +138,9 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
         f"and teacher: {need['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
         f"{need['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
-    group = SideBySide(members)
-    fitted = side_by_side.fit(group, splits, arms.recipe.data, training, seed, checkpoints, say)
+    group, views = SideBySide(members), arms.views(seed)
+    views["stored"] = arms.stored(stage, seed, teacher, *cache)
+    fitted = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=say, **views)
     validation, test = (group.predict(part.images) for part in (arms.splits.validation, arms.splits.test))
     teacher_logits, broken = predict(teacher, arms.splits.test.images), group.broken()
     place = arms.folder.path / "students" / str(seed)

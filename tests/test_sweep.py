@@ -124,6 +124,10 @@ def test_few_labels_in_two_passes_and_one_seed(tmp_path):
     assert result["verdict"]["unit"] == "test images" and "This is one seed" in result["verdict"]["sentence"]
     assert result["students"][1]["parameters"] < result["students"][2]["parameters"]
     assert any("Memory, besides data and teacher: " in text for text in said)
+    # Two passes of two epochs on the same views: the first fills the cache, which the second reads.
+    told = [text for text in said if "Teacher cache" in text]
+    assert ["used; 2 x 2 epochs run the teacher 4 times" in text for text in told] == [True, True]
+    assert "filling the cache 2 (" in told[0] and "filling the cache 0 (" in told[1]
 
 
 def test_a_student_that_diverges_is_in_the_table_and_never_best(tmp_path):
