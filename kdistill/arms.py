@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import labelled, models, train, verdict
+from kdistill import diagnostics, labelled, models, train, verdict
 from kdistill.data import Splits
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
@@ -12,6 +12,8 @@ from kdistill.folder import RunFolder
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.replay import Replay, pays
 from kdistill.supervised import Supervised
+
+LOOKED_AT = 256  # training images that show whether a network's inputs are scaled
 
 
 class Arms:
@@ -113,10 +115,14 @@ class Arms:
             self.models[name], self.fits[name] = done
             return self.models[name]
         model = make()
+        warning = diagnostics.unscaled(model.student, splits.train.images[:LOOKED_AT])
+        if warning:
+            self.say(f"Warning: {warning}")
         self.say(f"Training {name}: {model.student.count_params():,} parameters, {training.epochs} epochs")
         logs, checkpoints = self.folder.path / "logs" / name, self.folder.checkpoints(name)
         data = self.recipe.data
         self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say, **views)
+        self.fits[name] |= {"warning": warning} if warning else {}
         self.models[name] = model.student
         self.folder.finish(name, model.student, self.fits[name])
         return model.student

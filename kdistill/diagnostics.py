@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import keras
 
 LOOKED_AT = 2000  # images on which a unit has to be active at least once
+UNSCALED = 30.0  # inputs that are nowhere negative and reach this are no scaled pixels
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of a fitted temperature: with no mistake to learn from it would run to 0
 
 
@@ -161,6 +162,30 @@ def _is_relu(layer) -> bool:
     if isinstance(layer, keras.layers.ReLU):
         return not layer.negative_slope
     return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
+
+
+def unscaled(model: "keras.Model", images: np.ndarray) -> str | None:
+    """A warning if the first layer with weights sees raw pixels, or None.
+
+    With inputs of 0 to 255 the usual learning rates are too large by the square of that: the tutorial's student
+    overflows and stays at 9.8 % of MNIST. A layer that normalises (BatchNormalization) counts as scaling.
+    """
+    import keras
+
+    inputs = getattr(model, "inputs", None) or []
+    # Keras' own operations in a graph (x / 255) are layers too, so that the first one with weights is what it seems.
+    first = next((layer for layer in model.layers if layer.weights), None) if len(inputs) == 1 else None
+    if first is None or isinstance(first, (keras.Model, keras.layers.BatchNormalization, keras.layers.Normalization)):
+        return None
+    values = keras.ops.convert_to_numpy(keras.Model(inputs[0], first.input)(images.astype(np.float32)))
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high < UNSCALED:
+        return None
+    return (
+        f"The layer '{first.name}' of '{model.name}' sees inputs from {low:g} to {high:g}: they look unscaled. At "
+        "usual learning rates such a network overflows or collapses to one class. Put Rescaling(1 / 255) before "
+        "it."
+    )
 
 
 def of_run(models: dict, splits, temperature: float, predict) -> dict[str, dict]:

@@ -40,7 +40,25 @@ def small_cnn(shape, classes: int, widths=(8, 16, 24)) -> keras.Model:
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="small_cnn")
 
 
-NETWORKS: dict[str, Callable[..., keras.Model]] = {"lenet": lenet, "small_cnn": small_cnn}
+def mlp(shape, classes: int, units=(16, 16), slope: float = 0.1, scale: float = 1 / 255) -> keras.Model:
+    """Dense layers, each behind it a LeakyReLU, the last one too: the networks of the numpy tutorial (mnist_linear).
+
+    Its weights start as they do there, normal with deviation 1 / (inputs * outputs), biases with 1 / outputs. Without
+    `units` it is one layer. `scale=1` leaves the pixels at 0 to 255.
+    """
+    image = keras.Input(shape, name="image")
+    x = layers.Flatten(name="flat")(layers.Rescaling(scale, name="scale")(image))
+    for index, width in enumerate((*units, classes), 1):
+        start = {
+            "kernel_initializer": keras.initializers.RandomNormal(stddev=1 / (x.shape[-1] * width)),
+            "bias_initializer": keras.initializers.RandomNormal(stddev=1 / width),
+        }
+        x = layers.Dense(width, name=f"fc{index}", **start)(x)
+        x = layers.LeakyReLU(slope, name=f"leaky{index}")(x)
+    return keras.Model(image, x, name="mlp")
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {"lenet": lenet, "small_cnn": small_cnn, "mlp": mlp}
 
 
 def build(network: Network, shape: tuple[int, int, int], classes: int) -> keras.Model:

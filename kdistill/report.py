@@ -50,6 +50,12 @@ def markdown(report: dict) -> str:
         f"{report['data']['test']:,} test images. Agreement and KL are with the teacher, ECE is the expected "
         "calibration error (15 bins), µs/image the median of single images on one CPU thread.",
         "",
+        *[
+            line
+            for name, fit in report["training"].items()
+            if fit.get("warning")
+            for line in (f"**Warning**, {name}: {fit['warning']}", "")
+        ],
         *_seeds(report),
         *_calibration(report),
         f"- Command: `{report['command']}`",

@@ -8,9 +8,20 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kdistill import data, grid, labelled, models, provenance, report, side_by_side, sweep_charts, sweep_report, verdict
-from kdistill.arms import Arms
-from kdistill.diagnostics import negative_log_likelihood
+from kdistill import (
+    data,
+    diagnostics,
+    grid,
+    labelled,
+    models,
+    provenance,
+    report,
+    side_by_side,
+    sweep_charts,
+    sweep_report,
+    verdict,
+)
+from kdistill.arms import LOOKED_AT, Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
 from kdistill.folder import RunFolder, new_path
@@ -127,11 +138,14 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
     splits, training = labelled.for_student(arms.splits), arms.recipe.training
     steps = side_by_side.pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
     shown = Once(frozen(teacher))
-    members = {}
+    members, warnings = {}, {}
     for name, recipe in chosen.items():
         network = arms.network(recipe.student, seed)
         member = Supervised(network) if name == "control" else _distiller(recipe, network, shown)
         members[name] = side_by_side.compiled(member, recipe.training, steps)
+        warnings[diagnostics.unscaled(network, splits.train.images[:LOOKED_AT])] = name
+    for warning in filter(None, warnings):
+        say(f"Warning, {warnings[warning]} and the like: {warning}")
     need = side_by_side.memory(members, training.batch_size)
     say(
         f"Training {len(members)} students side by side, seed {seed}, {training.epochs} epochs. Memory, besides data "
@@ -172,7 +186,7 @@ def _measured(arms: Arms, student, validation, test, teacher_logits, broken: int
         return {**found, "validation": None, "test": None}
     held = splits.validation.labels
     accuracy = float(np.mean(validation.argmax(axis=1) == held))
-    found["validation"] = {"accuracy": accuracy, "nll": negative_log_likelihood(validation, held)}
+    found["validation"] = {"accuracy": accuracy, "nll": diagnostics.negative_log_likelihood(validation, held)}
     return {**found, "test": measure(test, splits.test.labels, teacher_logits)}
 
 

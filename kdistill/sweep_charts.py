@@ -56,11 +56,10 @@ def _by_setting(result: dict):
     places = dict(zip(values, range(len(values)) if None in numbers else numbers, strict=True))
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, points in lines.items():
-        points = sorted((places[value], mean, mean - low, high - mean) for value, mean, low, high in points)
-        x, mean, below, above = zip(*points, strict=True)
-        axis.errorbar(
-            x, mean, yerr=(below, above), marker="o", markersize=3, capsize=2, linewidth=1, label=name or None
-        )
+        points = sorted((places[value], mean, low, high) for value, mean, low, high in points)
+        x, mean, low, high = zip(*points, strict=True)
+        (line,) = axis.plot(x, mean, marker="o", markersize=3, linewidth=1.2, label=name or None)
+        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     control = [each["accuracy"] for each in result["students"][0]["test"] if each]
     if control:
         axis.axhline(100 * sum(control) / len(control), color="0.4", linestyle=":", linewidth=1, label="control")

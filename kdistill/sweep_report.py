@@ -6,7 +6,7 @@ from pathlib import Path
 from kdistill.report import write
 
 TITLES = {
-    "accuracy_by_setting": "Test accuracy by setting; the bars are the lowest and the highest of the seeds.",
+    "accuracy_by_setting": "Test accuracy by setting: means over the seeds, in bands from the lowest to the highest.",
     "first_steps": "Accuracy on validation images over the first steps, for each weight of the teacher's term.",
     "losses": "Hard loss and teacher's loss over the training, each divided by its own maximum.",
 }

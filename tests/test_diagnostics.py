@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kdistill import data, diagnostics, measure
+from kdistill import data, diagnostics, measure, models
 from kdistill.evaluate import predict
+from kdistill.recipe import Network
 
 # Three classes; the named class of each row is the largest.
 PROBABILITIES = np.array([[0.70, 0.20, 0.10], [0.70, 0.10, 0.20], [0.10, 0.80, 0.10], [0.50, 0.25, 0.25]])
@@ -128,3 +129,20 @@ def test_diagnostics_of_a_run(digits: data.Splits):
     rows = np.array(found["student"]["confusion"])
     assert rows.sum() == 256 and (rows.sum(axis=1) == np.bincount(digits.test.labels)).all()
     json.dumps(found, allow_nan=False)
+
+
+def test_unscaled_inputs_are_named():
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1)).astype(np.uint8)
+
+    def warning(scale: float) -> str | None:
+        return diagnostics.unscaled(models.build(Network("mlp", {"scale": scale}), (28, 28, 1), 10), images)
+
+    assert warning(1 / 255) is None
+    assert "The layer 'fc1' of 'mlp' sees inputs from 0 to 255: they look unscaled" in warning(1.0)
+    assert diagnostics.unscaled(models.build(Network("lenet"), (28, 28, 1), 10), images) is None
+    image = keras.Input((28, 28, 1))
+    centred = keras.Model(image, layers.Conv2D(2, 3)(image - 120.0))  # mean-subtracted, as some networks have it
+    normalised = keras.Model(image, layers.Conv2D(2, 3)(layers.BatchNormalization()(image)))
+    raw = keras.Model(image, layers.Conv2D(2, 3, name="first")(image))
+    assert diagnostics.unscaled(centred, images) is None and diagnostics.unscaled(normalised, images) is None
+    assert "'first'" in diagnostics.unscaled(raw, images)
