@@ -77,12 +77,13 @@ def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_kera
     return bridged
 
 
-def copy_back(bridged: tf_keras.Model, model: keras.Model) -> keras.Model:
+def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -> keras.Model:
     """Puts the weights of a tf_keras model, bare or in tfmot's wrappers, into the Keras 3 model it was made from.
 
     Layers are found by name, variables by the last part of theirs; clustered and masked weights arrive as such.
-    Then the outputs are compared again, except where quantisers stand in between: there the float weights arrive, and
-    the outputs differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight is missing.
+    Then (with `check`) the outputs are compared again, except where quantisers stand in between: there the float
+    weights arrive, and the outputs differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight
+    is missing.
     """
     graph = _graph_of(model)
     names = _names(graph)
@@ -99,7 +100,7 @@ def copy_back(bridged: tf_keras.Model, model: keras.Model) -> keras.Model:
         pairs += layers.matched(layer, [found for part in parts for found in _effective(part)])
     for variable, value in pairs:
         variable.assign(value)
-    if not any(type(layer).__name__ in (*QUANTIZERS, "QuantizeLayer") for layer in bridged.layers):
+    if check and not any(type(layer).__name__ in (*QUANTIZERS, "QuantizeLayer") for layer in bridged.layers):
         _compare(graph, bridged, names)
     return model
 

@@ -1,4 +1,4 @@
-"""The commands about model files: evaluate, benchmark, export."""
+"""The commands about model files: evaluate, benchmark, export, compress."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli_base import DataDir, DataName, Download, Json, command, data_of, import_tensorflow, say_to, show
+from kdistill.cli_base import (
+    DataDir,
+    DataName,
+    Download,
+    Json,
+    command,
+    data_of,
+    import_tensorflow,
+    say_to,
+    show,
+    show_table,
+)
+from kdistill.errors import InputError, unknown
 
 
 @command
@@ -89,3 +101,82 @@ def export(
         files.append(export_checked(student, out / each.name, each, images, splits.test, class_names=names, **limits))
         rows.append({"name": each.name, **measured(files[-1]["path"], splits.test)})
     show(rows, as_json, files)
+
+
+@command
+def compress(
+    model: Annotated[Path, typer.Argument(help="A .keras file.")],
+    scheme: Annotated[
+        str, typer.Option(help="prune, prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat, int8.")
+    ],
+    teacher: Annotated[Path | None, typer.Option(help="A .keras file that goes on teaching.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("compressed"),
+    data: DataName = "mnist",
+    data_dir: DataDir = None,
+    download: Download = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning, in each step of the scheme.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam, from which a cosine leads to zero.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
+    shift: Annotated[int, typer.Option(min=0, help="Shift training images by up to so many pixels.")] = 0,
+    weight: Annotated[float | None, typer.Option(help="The teacher's share of the loss. Default: 0.9")] = None,
+    temperature: Annotated[float | None, typer.Option(help="The teacher's temperature. Default: 4")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of zeros after pruning. Default: 0.8")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Values of each clustered kernel. Default: 16")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A layer to leave alone; may be repeated.")] = None,
+    layer_sparsity: Annotated[list[str] | None, typer.Option(help="LAYER=SHARE; may be repeated.")] = None,
+    layer_clusters: Annotated[list[str] | None, typer.Option(help="LAYER=NUMBER; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of order, augmentation and clusters.")] = 0,
+    as_json: Json = False,
+):
+    """Prune, cluster or quantise a Keras model while its teacher goes on teaching; writes model, .tflite and table.
+
+    A compression that was interrupted goes on behind its last finished step when the same command is given again.
+
+    Example: kdistill compress student.keras --scheme pcqat --teacher teacher.keras --out small
+    """
+    from kdistill.recipe import SCHEMES, Data
+
+    if scheme not in SCHEMES:
+        raise unknown("scheme", scheme, SCHEMES)
+    told = {"--weight": weight, "--temperature": temperature}
+    idle = [name for name, value in told.items() if value is not None and teacher is None]
+    idle += ["--teacher"] if teacher and not SCHEMES[scheme] else []
+    if idle:
+        raise InputError(
+            f"{idle[0]} does nothing without a teacher who teaches while something is trained. Leave it out."
+        )
+    options = {"final_sparsity": sparsity, "clusters": clusters, "skip": tuple(skip or ()), "seed": seed}
+    options |= {"layer_sparsity": _by_layer(layer_sparsity, "--layer-sparsity", float)}
+    options |= {"layer_clusters": _by_layer(layer_clusters, "--layer-clusters", int)}
+    options |= {"distillation_weight": 0.9 if weight is None else weight}
+    options |= {"temperature": 4.0 if temperature is None else temperature}
+    import_tensorflow()
+    from kdistill import compressed, models
+    from kdistill.report import layers
+
+    say = say_to(as_json)
+    splits = data_of(data, data_dir, download, say)
+    shape, classes = splits.train.images.shape[1:], len(splits.class_names)
+    student = models.load(str(model), shape, classes)
+    teaches = None if teacher is None else models.load(str(teacher), shape, classes)
+    options |= {"learning_rate": learning_rate, "batch_size": batch_size, "augment": Data(shift=shift)}
+    found = compressed.to_folder(student, scheme, teaches, splits, out, epochs=epochs, say=say, **options)
+    if not as_json:
+        show_table(*layers(found["stages"]))
+        for note in found["notes"]:
+            print(note)
+    show(found["models"], as_json, found)
+
+
+def _by_layer(settings: list[str] | None, option: str, kind: type) -> dict:
+    """`["conv1=0.5"]` -> `{"conv1": 0.5}`."""
+    found = {}
+    for setting in settings or []:
+        layer, _, number = setting.rpartition("=")
+        try:
+            found[layer] = kind(number)
+        except ValueError:
+            layer = ""
+        if not layer:
+            raise InputError(f"{option} expects LAYER={kind.__name__.upper()}, received '{setting}'.")
+    return found

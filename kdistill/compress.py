@@ -4,36 +4,29 @@ Pruning and clustering make a file smaller once it is compressed (a zip, an app 
 it four times smaller and faster on most phones. Each stage is fine-tuned, checked, and told layer by layer.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
-from kdistill import finetune, schemes, stages
+from kdistill import finetune, models, report, schemes, stages
 from kdistill.bridge import Handlers, copy_back, to_tf_keras
-from kdistill.convert import convert, image_shape, output_of, ready
+from kdistill.compress_input import batches_of, check_names, check_numbers, checked_teacher, goals_of
+from kdistill.convert import convert, image_shape, layer_of, output_of, ready
 from kdistill.errors import InputError, unknown
 from kdistill.flatbuffer import stayed_float
+from kdistill.measure import sizes
 from kdistill.qat_file import converted
-from kdistill.recipe import Profile
-from kdistill.teacher import frozen
+from kdistill.recipe import SCHEMES, Data, Profile
 
-SCHEMES = {
-    "prune": ("prune",),
-    "prune_2_4": ("prune_2_4",),
-    "cluster": ("cluster",),
-    "prune_cluster": ("prune", "cluster"),
-    "qat": ("qat",),
-    "pqat": ("prune", "qat"),
-    "cqat": ("cluster", "qat"),
-    "pcqat": ("prune", "cluster", "qat"),
-    "int8": (),
-}
 CALIBRATION_IMAGES = 500
+Number = float | keras.optimizers.schedules.LearningRateSchedule
 
 
 @dataclass
@@ -44,7 +37,9 @@ class Compressed:
     `stages`: a table, one dict for each layer: layer, kind, parameters, sparsity (share of zeros in the kernel),
     clusters (different values in the kernel), clusters_per_channel (the most of them in one output channel), and for
     each stage of the scheme (pruned, clustered, quantised) "yes" or the reason why not.
-    `notes`: what was done otherwise than asked. `history`: stage -> loss, hard, kd, accuracy of each epoch.
+    `tables`: the table as it was after each stage. `sizes`: bytes, raw and deflated, of the float32 weights before
+    (`student`) and after each stage, and of the `tflite`. `notes`: what was done otherwise than asked. `history`:
+    stage -> loss, hard, kd, accuracy (and val_ of each, with validation images) of each epoch.
     """
 
     model: keras.Model
@@ -52,7 +47,16 @@ class Compressed:
     stages: list[dict]
     notes: list[str] = field(default_factory=list)
     history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    tables: dict[str, list[dict]] = field(default_factory=dict)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
     _content: bytes | None = None
+    _kernels: dict[str, np.ndarray] = field(default_factory=dict)
+    _clustered: frozenset[str] = frozenset()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the scheme gives a `.tflite` of its own."""
+        return self._content is not None
 
     def tflite(self) -> bytes:
         """The `.tflite` of a quantising scheme: float32 in and out, int8 between, with the ranges of the training."""
@@ -63,6 +67,14 @@ class Compressed:
             )
         return self._content
 
+    def check_file(self, content: bytes) -> dict[str, dict]:
+        """Looks for the zeros and clusters of the model in any `.tflite` made of it, by `tflite()` or by an export.
+
+        Returns what it has counted in the file, layer by layer: sparsity, clusters_per_channel, and two_of_four (the
+        share of groups with the pattern) where that was pruned. Raises `CheckFailed` where some have been lost.
+        """
+        return stages.check_file(content, self._kernels, self._clustered)
+
 
 def compress(
     student: keras.Model,
@@ -70,15 +82,21 @@ def compress(
     teacher=None,
     data=None,
     epochs: int = 1,
-    learning_rate: float = 1e-4,
+    learning_rate: Number = 1e-4,
     *,
     batch_size: int = 128,
-    distillation_weight: float = 0.9,
-    temperature: float = 4.0,
-    final_sparsity: float = 0.8,
-    clusters: int = 16,
-    skip: tuple[str, ...] = (),
+    distillation_weight: Number = 0.9,
+    temperature: Number = 4.0,
+    final_sparsity: float | None = None,
+    clusters: int | None = None,
+    layer_sparsity: Mapping[str, float] | None = None,
+    layer_clusters: Mapping[str, int] | None = None,
+    skip: Sequence[str] = (),
     handlers: Handlers | None = None,
+    augment: Data | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    logs: str | Path | None = None,
+    keep: str | Path | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Compressed:
@@ -90,21 +108,33 @@ def compress(
             or int8 (post-training quantisation: no training). `qat` of a student that is pruned or clustered already
             keeps that.
         teacher: as for the Distiller; None is fine-tuning on labels alone.
-        data: training examples, raw pixels 0..255: `kdistill.data.Examples`, `Splits`, `(images, labels)`, or a
-            batched `tf.data.Dataset` of one epoch.
-        distillation_weight, temperature: the teacher's share of the loss (0 to 1) and T.
-        final_sparsity: the share of zeros that pruning ends with. clusters: values that each kernel keeps.
-        skip: names of layers to leave alone, as in the table of stages.
-        handlers: for layers of your own that have weights; see `kdistill.bridge.to_tf_keras`.
+        data: training examples, raw pixels 0..255: `kdistill.data.Examples`, `Splits` (whose validation images are
+            then measured after every epoch), `(images, labels)`, or a batched `tf.data.Dataset` of one epoch. Labels
+            below 0 mean "unlabelled": those learn from the teacher alone.
+        learning_rate: of Adam; from a number a cosine leads to zero in each stage. `learning_rate`,
+            `distillation_weight` (the teacher's share of the loss, 0 to 1) and `temperature` also take Keras
+            schedules, over the steps of each stage.
+        final_sparsity: the share of zeros that pruning ends with (0.8). clusters: values that each kernel keeps (16).
+        layer_sparsity, layer_clusters: other ones for single layers, by the names in the table of stages.
+        skip: names of layers to leave alone. handlers: for layers of your own that have weights; see
+            `kdistill.bridge.to_tf_keras`.
+        augment: shift and flip the training images as a recipe's `Data` says.
+        callbacks: Keras callbacks. Their `model` is a Keras 3 model with the weights of the epoch's end; one that sets
+            `model.stop_training` ends the stage, whose promise may fail its check then.
+        logs: folder for TensorBoard, `<stage>/train` and `<stage>/validation` in it; steps go on over the stages.
+        keep: folder for what each finished stage has made, `1-prune.keras` and so on. A compression that was
+            interrupted, called again with the same student, arguments and folder, goes on behind the last finished
+            stage, and ends with the same weights. Without interruption nothing in it is read.
 
     Raises `InputError`, or `CheckFailed` if a stage did not do what it should, or the loss is not finite.
     """
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)
-    _check_numbers(epochs, learning_rate, batch_size, distillation_weight, temperature, final_sparsity, clusters)
+    goals = goals_of(scheme, final_sparsity, clusters, layer_sparsity, layer_clusters)
+    check_numbers(epochs, learning_rate, batch_size, distillation_weight, temperature)
     prepared = ready(student)
     shape = image_shape(prepared)
-    batches = _batches(data, batch_size, seed, (None, *shape))
+    batches = batches_of(data, batch_size, seed, (None, *shape), augment)
     output, classes = output_of(prepared)
     if scheme == "int8":
         return _post_training(prepared, batches, say)
@@ -114,122 +144,137 @@ def compress(
         prepared, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
     )
     model.set_weights(prepared.get_weights())
-    result = Compressed(model, scheme, [])
-    teach = None if teacher is None else _checked_teacher(teacher, shape, classes)
-    loss_of = finetune.loss(teach, distillation_weight if teach else 0.0, temperature, output == "probabilities")
-    goals = {"final_sparsity": final_sparsity, "clusters": clusters}
-    _check_skip(skip, network)
+    result = Compressed(model, scheme, [], sizes={"student": _weights_size(model)})
+    teach = None if teacher is None else checked_teacher(teacher, shape, classes)
+    loss_of = finetune.loss(teach, distillation_weight, temperature, output == "probabilities")
+    check_names({"skip": skip, "layer_sparsity": goals.layer_sparsity, "layer_clusters": goals.layer_clusters}, network)
+    numbers = [_plain(number) for number in (learning_rate, distillation_weight, temperature)]
+    settings = [scheme, epochs, batch_size, *numbers, asdict(goals), list(skip), seed, teach is not None, batches.steps]
+    keeper = _Keeper(None if keep is None else Path(keep), json.dumps([*settings, _digest(prepared)]), say)
     decided, kept, kernels = {}, stages.kept(network), stages.kernels(network)
-    for stage in SCHEMES[scheme]:
+    for place, stage in enumerate(SCHEMES[scheme]):
         _tell_kept(stage, kept, result, say)
-        steps = epochs * int(batches.cardinality())
-        wrapped, decisions = _wrapped(stage, network, steps, kept, goals, skip)
-        tf_keras.utils.set_random_seed(seed)
-        masks, still = schemes.holds(wrapped, stage, decisions, stages.sparse(kernels), stages.shared(kernels))
-        result.history[stage] = finetune.fit(
-            wrapped,
-            batches,
-            loss_of,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            callbacks=schemes.callbacks(stage),
-            masks=masks,
-            still=still,
-        )
-        copy_back(wrapped, model)
+        before = kernels
+        done = keeper.restored(place, stage, model) if place + 1 < len(SCHEMES[scheme]) else None
+        if done:
+            result.history[stage], decided[stage] = done["history"], done["decided"]
+        else:
+            tf_keras.utils.set_random_seed(seed + place)  # before wrapping: clusters start at random
+            wrapped, decided[stage] = _wrapped(stage, network, epochs * batches.steps, kept, goals, skip)
+            masks, still = schemes.holds(wrapped, stage, decided[stage], stages.sparse(before), stages.shared(before))
+            watch = finetune.Watch(
+                callbacks=callbacks,
+                show=lambda wrapped=wrapped: copy_back(wrapped, model, check=False),
+                logs=None if logs is None else Path(logs, stage),
+                first_step=place * epochs * batches.steps,
+                say=lambda text, stage=stage: say(f"{scheme}: {stage}, {text}"),
+            )
+            options = {"callbacks": schemes.callbacks(stage), "masks": masks, "still": still, "watch": watch}
+            result.history[stage] = finetune.fit(
+                wrapped, batches, loss_of, epochs=epochs, learning_rate=learning_rate, **options
+            )
+            copy_back(wrapped, model)
         network = to_tf_keras(model, handlers)
-        before, kernels, decided[stage] = kernels, stages.kernels(network), decisions
-        stages.check(stage, decisions, before, kernels, kept, goals)
+        kernels = stages.kernels(network)
+        stages.check(stage, decided[stage], before, kernels, kept, goals)
         kept = kept | ({stages.WORDS[stage]} - {"quantised"})
-        say(f"{scheme}: {stage} done, accuracy {result.history[stage]['accuracy'][-1]:.4f} on the training images")
-    result.stages = stages.table(network.layers, decided)
+        result.stages = result.tables[stage] = stages.table(network.layers, decided)
+        result.sizes[stage] = _weights_size(model)
+        if not done:
+            keeper.keep(place, stage, model, {"history": result.history[stage], "decided": decided[stage]})
+        say(f"{scheme}: {stage} {'finished before' if done else 'done'}, {stages.summary(result.tables[stage])}")
+    result._kernels, result._clustered = kernels, frozenset(stages.shared(before if "qat" in decided else kernels))
     if "qat" in decided:
         result._content = converted(wrapped, output)
-        stages.check_file(result._content, result.stages, stages.shared(before))
+        stages.mark_float(result._content, result.stages)
+        result.check_file(result._content)
+        result.sizes["tflite"] = sizes(result._content)
     return result
 
 
-def _wrapped(stage: str, network, steps: int, kept: set, goals: dict, skip):
+class _Keeper:
+    """The finished stages of a compression in a folder, for as long as the same compression goes on."""
+
+    def __init__(self, folder: Path | None, settings: str, say: Callable[[str], None]):
+        self._folder, self._settings, self._say = folder, settings, say
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def restored(self, place: int, stage: str, model: keras.Model) -> dict | None:
+        """The record of a stage that an earlier session finished, its weights put into `model`; or None."""
+        record = None if self._folder is None else self._folder / f"{place + 1}-{stage}.json"
+        if record is None or not record.exists():
+            return None
+        held = json.loads(record.read_text())
+        if held["settings"] != self._settings:
+            self._say(f"'{record}' is of another student, or of other settings: the stage is trained anew.")
+            return None
+        model.load_weights(record.with_suffix(".keras"))
+        return held
+
+    def keep(self, place: int, stage: str, model: keras.Model, record: dict) -> None:
+        """Writes model and record, each whole or not at all, the record last: it says that the model is there."""
+        if self._folder is not None:
+            path = self._folder / f"{place + 1}-{stage}.keras"
+            path.with_suffix(".json").unlink(missing_ok=True)
+            models.save(model, path)
+            report.write(path.with_suffix(".json"), json.dumps({**record, "settings": self._settings}) + "\n")
+
+
+def _plain(number: Number):
+    return [type(number).__name__, number.get_config()] if isinstance(number, finetune.Rate) else number
+
+
+def _digest(model: keras.Model) -> str:
+    return hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
+
+
+def _weights_size(model: keras.Model) -> dict[str, int]:
+    return sizes(b"".join(weight.astype("float32").tobytes() for weight in model.get_weights()))
+
+
+def _wrapped(stage: str, network, steps: int, kept: set, goals: schemes.Goals, skip):
     """The network in tfmot's wrappers for a stage, and what was decided for each layer."""
     if stage == "qat":
         wrapped, decisions = schemes.quantize(network, "pruned" in kept, "clustered" in kept, skip)
     elif stage == "cluster":
-        wrapped, decisions = schemes.cluster(network, goals["clusters"], "pruned" in kept, skip)
+        wrapped, decisions = schemes.cluster(network, goals, "pruned" in kept, skip)
     else:
-        wrapped, decisions = schemes.prune(network, steps, goals["final_sparsity"], stage == "prune_2_4", skip)
+        wrapped, decisions = schemes.prune(network, steps, goals, stage == "prune_2_4", skip)
     if all(decisions.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in decisions.items())
         raise InputError(f"The stage '{stage}' can do nothing with this model. {reasons}.")
     return wrapped, decisions
 
 
-def _check_numbers(epochs, learning_rate, batch_size, weight, temperature, final_sparsity, clusters):
-    for name, holds, expected, value in (
-        ("epochs", isinstance(epochs, int) and epochs >= 1, "1 or more", epochs),
-        ("learning_rate", 0 < learning_rate < float("inf"), "a number above 0", learning_rate),
-        ("batch_size", isinstance(batch_size, int) and batch_size >= 1, "1 or more", batch_size),
-        ("distillation_weight", 0 <= weight <= 1, "a number from 0 to 1", weight),
-        ("temperature", 0 < temperature < float("inf"), "a number above 0", temperature),
-        ("final_sparsity", 0 < final_sparsity < 1, "a share between 0 and 1", final_sparsity),
-        ("clusters", isinstance(clusters, int) and 3 <= clusters <= 256, "3 to 256", clusters),
-    ):
-        if not holds:
-            raise InputError(f"{name} expects {expected}, received {value!r}.")
-
-
-def _batches(data, batch_size: int, seed: int, input_shape) -> tf.data.Dataset:
-    """One epoch of `(float32 images, labels)`, of whatever the user gave."""
-    data = getattr(data, "train", data)
-    if hasattr(data, "images"):
-        data = data.images, data.labels
-    if isinstance(data, tf.data.Dataset):
-        if data.cardinality() < 1:
-            raise InputError(
-                "data is a tf.data.Dataset of unknown, infinite or no length. Batch it, and take one epoch."
-            )
-    elif isinstance(data, (tuple, list)) and len(data) == 2:
-        images, labels = (np.asarray(each) for each in data)
-        if len(images) == 0 or len(images) != len(labels):
-            raise InputError(f"data expects as many images as labels, received {len(images)} and {len(labels)}.")
-        data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed).batch(batch_size)
-    else:
-        raise InputError(
-            "compress needs training examples. Give data=Examples or Splits of kdistill.data, (images, labels), or a "
-            f"batched tf.data.Dataset; received {type(data).__name__}."
-        )
-    given = data.element_spec[0].shape if isinstance(data.element_spec, tuple) and len(data.element_spec) == 2 else None
-    if given is None or given.rank != len(input_shape) or not given[1:].is_compatible_with(input_shape[1:]):
-        raise InputError(f"data expects batches of (images {input_shape}, labels), received {data.element_spec}.")
-    return data.map(lambda images, labels: (tf.cast(images, tf.float32), labels)).prefetch(tf.data.AUTOTUNE)
-
-
-def _checked_teacher(teacher, shape, classes: int):
-    """The frozen teacher, tried on one image."""
-    teach = frozen(teacher)
-    received = teach(tf.zeros((1, *shape))).shape[-1]
-    if received != classes:
-        raise InputError(
-            f"The student has {classes} classes, the teacher {received}. Both need the same, in one order."
-        )
-    return teach
-
-
-def _check_skip(skip, network) -> None:
-    known = {layer.name for layer in network.layers}
-    for name in skip:
-        if name not in known:
-            raise unknown("layer in skip", name, known)
-
-
-def _post_training(model, batches, say) -> Compressed:
-    images = np.concatenate([x for x, _ in batches.take(CALIBRATION_IMAGES)])[:CALIBRATION_IMAGES]
+def _post_training(model, batches: finetune.Batches, say) -> Compressed:
+    images, held = [], 0
+    for some, _ in batches.of_epoch(0):
+        images.append(some.numpy())
+        held += len(images[-1])
+        if held >= CALIBRATION_IMAGES:
+            break
+    images = np.concatenate(images)[:CALIBRATION_IMAGES]
     content = convert(model, Profile("int8", quantization="int8"), images)
-    say(f"int8: quantised after the training, calibrated on {len(images)} images")
     leaves = [layer for layer in model._flatten_layers(include_self=False) if not layer._layers]
     rows = [{**row, "quantised": "yes"} for row in stages.table(leaves, {})]
-    floats = stayed_float(schema.ModelT.InitFromPackedBuf(content), "int8")
-    notes = [f"{each['operator']} '{each['tensor']}': {each['reason']}" for each in floats]
-    return Compressed(model, "int8", rows, notes, _content=content)
+    notes, names = [], {row["layer"] for row in rows}
+    for each in stayed_float(schema.ModelT.InitFromPackedBuf(content), "int8"):
+        layer = layer_of(each["tensor"], names)
+        notes.append(f"{each['operator']} of '{layer or each['tensor']}': {each['reason']}")
+        for row in rows:
+            row["quantised"] = f"{each['operator']} computes in float" if row["layer"] == layer else row["quantised"]
+    told = {"student": _weights_size(model), "tflite": sizes(content)}
+    result = Compressed(model, "int8", rows, notes, tables={"int8": rows}, sizes=told, _content=content)
+    try:
+        found = stages.kernels(to_tf_keras(model))
+    except InputError as error:  # a model that cannot be bridged can be quantised all the same
+        result.notes.append(f"Zeros and clusters were not looked for in the file: {error}")
+    else:
+        result._kernels, result._clustered = found, frozenset(stages.shared(found))
+        result.check_file(content)
+    say(f"int8: quantised after the training, calibrated on {len(images)} images")
+    return result
 
 
 def _tell_kept(stage, kept, result, say) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from kdistill.data import Examples
 from kdistill.errors import InputError
 from kdistill.litert import File
-from kdistill.measure import are_probabilities, as_logits, measure
+from kdistill.measure import are_probabilities, as_logits, measure, sizes
 
 if TYPE_CHECKING:
     import keras
@@ -23,9 +23,9 @@ def evaluate(
     """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labelled images.
 
     Returns accuracy, top5, ece, with `teacher_logits` (`[n, classes]`) also agreement and kl (see `measure`), and
-    parameters (None for a .tflite), bytes (of the file, else None) and microseconds: the median time of one image.
-    For a .tflite that is a call of the interpreter on one CPU thread; for a Keras model a call of its `tf.function`
-    with as many threads as TensorFlow takes, so the two do not compare as devices would.
+    parameters (None for a .tflite), bytes and deflated (of the file, else None) and microseconds: the median time of
+    one image. For a .tflite that is a call of the interpreter on one CPU thread; for a Keras model a call of its
+    `tf.function` with as many threads as TensorFlow takes, so the two do not compare as devices would.
     Raises `InputError` for a file that cannot be read or that does not fit the images, `CheckFailed` for outputs that
     are not finite.
     """
@@ -35,6 +35,7 @@ def evaluate(
     is_file = isinstance(model_or_path, (str, Path))
     found["parameters"] = None if isinstance(runner, File) else runner.count_params()
     found["bytes"] = Path(model_or_path).stat().st_size if is_file else None
+    found["deflated"] = sizes(Path(model_or_path).read_bytes())["deflated"] if is_file else None
     latency = runner.latency()["median_us"] if isinstance(runner, File) else _keras_latency(runner, examples.images)
     found["microseconds"] = latency
     return found

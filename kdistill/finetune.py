@@ -1,7 +1,11 @@
 """Fine-tunes a tf_keras network in tfmot's wrappers on labels and on a frozen Keras 3 teacher."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import keras
 import tensorflow as tf
 import tf_keras
 
@@ -9,6 +13,36 @@ from kdistill import losses
 from kdistill.errors import CheckFailed
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
+Rate = keras.optimizers.schedules.LearningRateSchedule
+STEPS_PER_EXECUTION = 16
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Training batches `(float32 images, labels)` of each epoch, `steps` in every one; and those of validation."""
+
+    of_epoch: Callable[[int], tf.data.Dataset]
+    steps: int
+    validation: tf.data.Dataset | None = None
+
+    def all(self, epochs: int) -> tf.data.Dataset:
+        """Every epoch's batches, one after the other."""
+        joined = self.of_epoch(0)
+        for epoch in range(1, epochs):
+            joined = joined.concatenate(self.of_epoch(epoch))
+        return joined.prefetch(tf.data.AUTOTUNE)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What looks on while a stage is trained: Keras callbacks, TensorBoard, lines of progress; where nothing is said
+    there is nothing."""
+
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+    show: Callable[[], keras.Model] | None = None  # the Keras 3 model with the weights of now, for the callbacks
+    logs: Path | None = None  # TensorBoard; steps count from `first_step` on
+    first_step: int = 0
+    say: Callable[[str], None] = field(default=lambda text: None)
 
 
 class FineTuned(tf_keras.Model):
@@ -36,63 +70,114 @@ class FineTuned(tf_keras.Model):
     def train_step(self, data):
         images, labels = data
         with tf.GradientTape() as tape:
-            parts = self._loss_of(images, labels, self(images, training=True))
+            outputs = self(images, training=True)
+            parts, counts = self._loss_of(images, labels, outputs, self.optimizer.iterations)
             total = parts["loss"] + (tf.add_n(self.losses) if self.losses else 0.0)
         trained = self._trained()
         pairs = zip(tape.gradient(total, trained), trained, strict=True)
         # Clusters are trained in the place of their kernels, which have no gradient then.
         self.optimizer.apply_gradients([pair for pair in pairs if pair[0] is not None])
         self._after_step()
-        parts["loss"] = total
+        return self._logged({**parts, "loss": total}, counts)
+
+    def test_step(self, data):
+        images, labels = data
+        outputs = self(images, training=False)
+        parts, counts = self._loss_of(images, labels, outputs, self.optimizer.iterations)
+        return self._logged({**parts, "loss": parts["loss"] + sum(self.losses)}, counts)
+
+    def _logged(self, parts, counts):
         for mean in self._means:
-            mean.update_state(parts[mean.name])
+            mean.update_state(parts[mean.name], sample_weight=counts[mean.name])
         return {mean.name: mean.result() for mean in self._means}
 
 
-def loss(teach: Predict | None, weight: float, temperature: float, probabilities: bool) -> Callable:
-    """(images, labels, outputs) -> the parts of the loss and the accuracy, each the mean over the batch."""
+def loss(teach: Predict | None, weight, temperature, probabilities: bool) -> Callable:
+    """(images, labels, outputs, step) -> loss, hard, kd and accuracy, each a mean, and over how many examples it is.
 
-    def parts_of(images, labels, outputs):
+    A class below 0 is "unlabelled": such examples count in `kd` alone. `weight` and `temperature` are numbers or Keras
+    3 schedules.
+    """
+
+    def parts_of(images, labels, outputs, step):
         # log p are logits of p: the softmax of a quantised model has no logits that could be asked for.
         logits = tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), 1e-7)) if probabilities else outputs
-        hard = tf.reduce_mean(losses.hard_cross_entropy(labels, logits))
-        kd = tf.constant(0.0)
-        if teach is not None:
-            kd = tf.reduce_mean(losses.kl_logits(logits, teach(images), temperature))
         classes = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=-1)
+        labelled = tf.cast(tf.cast(classes, tf.int64) >= 0, tf.float32)
+        known, everything = tf.reduce_sum(labelled), tf.cast(tf.shape(labelled)[0], tf.float32)
+
+        def mean(values):  # over the examples that have a label
+            return tf.reduce_sum(values * labelled) / tf.maximum(known, 1.0)
+
+        hard = mean(losses.hard_cross_entropy(labels, logits))
         right = tf.cast(classes, tf.int64) == tf.argmax(logits, axis=-1)
-        accuracy = tf.reduce_mean(tf.cast(right, tf.float32))
-        return {"loss": (1 - weight) * hard + weight * kd, "hard": hard, "kd": kd, "accuracy": accuracy}
+        kd, share = tf.constant(0.0), tf.constant(0.0)
+        if teach is not None:
+            share = _now(weight, step)
+            kd = tf.reduce_mean(losses.kl_logits(logits, teach(images), _now(temperature, step)))
+        parts = {"hard": hard, "kd": kd, "accuracy": mean(tf.cast(right, tf.float32))}
+        counts = {"loss": everything, "kd": everything, "hard": known, "accuracy": known}
+        return {"loss": (1 - share) * hard + share * kd, **parts}, counts
 
     return parts_of
 
 
+def _now(value, step) -> tf.Tensor:
+    """A number, or a Keras 3 schedule at this step, as a tensor."""
+    return tf.cast(value(step) if isinstance(value, Rate) else value, tf.float32)
+
+
+class _Scheduled(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """A Keras 3 schedule as one of tf_keras."""
+
+    def __init__(self, schedule: Rate):
+        self.schedule = schedule
+
+    def __call__(self, step):
+        return tf.cast(self.schedule(step), tf.float32)
+
+    def get_config(self):
+        return {}
+
+
 def fit(
     network: tf_keras.Model,
-    batches: tf.data.Dataset,
+    batches: Batches,
     loss_of: Callable,
     *,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | Rate,
     callbacks=(),
     masks=(),
     still=(),
+    watch: Watch | None = None,
 ) -> dict[str, list[float]]:
-    """Trains `network` in place by Adam on a cosine from `learning_rate` to zero; returns the logs of each epoch.
+    """Trains `network` in place by Adam; returns the logs of each epoch.
 
-    `batches`: `(float32 images, labels)`, one epoch. `loss_of`: see `loss`. `masks`: (variable, mask) pairs, multiplied
-    after each step; `still`: variables that are not trained. Raises `CheckFailed` when the loss is not finite.
+    `learning_rate`: a number, from which a cosine leads to zero, or a Keras 3 schedule over the steps of this call.
+    `loss_of`: see `loss`. `masks`: (variable, mask) pairs, multiplied after each step; `still`: variables that are not
+    trained. Raises `CheckFailed` when the loss is not finite.
     """
-    tuned = FineTuned(network, loss_of, masks, still)
-    schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, epochs * int(batches.cardinality()))
+    tuned, watch = FineTuned(network, loss_of, masks, still), watch or Watch()
+    if isinstance(learning_rate, Rate):
+        schedule = _Scheduled(learning_rate)
+    else:
+        schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, epochs * batches.steps)
     optimizer = tf_keras.optimizers.Adam(schedule)
     optimizer.build(network.trainable_variables)  # else the first step creates variables, and is traced twice
-    tuned.compile(optimizer)
-    stop = tf_keras.callbacks.TerminateOnNaN()
+    tuned.compile(optimizer, steps_per_execution=min(STEPS_PER_EXECUTION, batches.steps))
+    watchers = [*callbacks, tf_keras.callbacks.TerminateOnNaN(), _Progress(watch, epochs, batches.steps, schedule)]
     level = tf.get_logger().level
     tf.get_logger().setLevel("ERROR")  # each stage is a new function: "retracing" is what it takes
     try:
-        history = tuned.fit(batches, epochs=epochs, verbose=0, callbacks=[*callbacks, stop]).history
+        history = tuned.fit(
+            batches.all(epochs),
+            epochs=epochs,
+            steps_per_epoch=batches.steps,
+            validation_data=batches.validation,
+            verbose=0,
+            callbacks=watchers,
+        ).history
     finally:
         tf.get_logger().setLevel(level)
     if not tf.math.is_finite(history["loss"][-1]):
@@ -100,3 +185,70 @@ def fit(
             f"The loss is {history['loss'][-1]} while fine-tuning. Lower learning_rate ({learning_rate})."
         )
     return {name: [float(value) for value in values] for name, values in history.items()}
+
+
+class _Progress(tf_keras.callbacks.Callback):
+    """Says each epoch's numbers, writes them to TensorBoard, and passes everything on to the user's Keras 3 callbacks.
+
+    Those see a Keras 3 model, which has the weights of now at the end of every epoch.
+    """
+
+    def __init__(self, watch: Watch, epochs: int, steps: int, schedule):
+        super().__init__()
+        self._watch, self._epochs, self._steps, self._rate = watch, epochs, steps, schedule
+        self._writers = {}
+        self._passed_on = None
+        if watch.callbacks:
+            params = {"epochs": epochs, "steps": steps, "verbose": 0}
+            model = watch.show()
+            model.stop_training = False
+            self._passed_on = keras.callbacks.CallbackList(watch.callbacks, model=model, **params)
+
+    def _tell(self, event: str, *arguments):
+        if self._passed_on is not None:
+            getattr(self._passed_on, event)(*arguments)
+            self.model.stop_training = self.model.stop_training or self._passed_on.model.stop_training
+
+    def on_train_begin(self, logs=None):
+        if self._watch.logs is not None:
+            self._writers = {
+                name: tf.summary.create_file_writer(str(self._watch.logs / name)) for name in ("train", "validation")
+            }
+        self._tell("on_train_begin", logs)
+
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()
+        self._tell("on_train_end", logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started, self._trained = time.perf_counter(), None
+        self._tell("on_epoch_begin", epoch, logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._tell("on_train_batch_begin", batch, logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._tell("on_train_batch_end", batch, logs)
+
+    def on_test_begin(self, logs=None):
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = (self._trained or time.perf_counter()) - self._started
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in logs.items())
+        self._watch.say(f"epoch {epoch + 1}/{self._epochs}: {numbers}, {seconds:.1f} s")
+        done = int(self.model.optimizer.iterations)
+        written = {
+            "train": {f"epoch_{name}": value for name, value in logs.items() if not name.startswith("val_")},
+            "validation": {f"epoch_{name[4:]}": value for name, value in logs.items() if name.startswith("val_")},
+        }
+        written["train"] |= {"learning_rate": self._rate(done), "steps_per_second": self._steps / seconds}
+        for name, writer in self._writers.items():
+            with writer.as_default(step=self._watch.first_step + done):
+                for key, value in written[name].items():
+                    tf.summary.scalar(key, value)
+            writer.flush()
+        if self._passed_on is not None:
+            self._watch.show()
+            self._tell("on_epoch_end", epoch, logs)

@@ -1,5 +1,7 @@
 """Numbers that say what a model is worth, from its logits and the labels. NumPy alone."""
 
+import zlib
+
 import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
@@ -92,3 +94,8 @@ def _check_finite(outputs: np.ndarray, what: str) -> None:
     broken = int((~np.isfinite(outputs)).any(axis=1).sum())
     if broken:
         raise CheckFailed(f"{what} are not finite (NaN or infinite) for {broken:,} of {len(outputs):,} images.")
+
+
+def sizes(content: bytes) -> dict[str, int]:
+    """Bytes of some content as it is, and deflated as in a zip or an app bundle, where zeros and clusters show."""
+    return {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}

@@ -40,7 +40,10 @@ def converted(network, output: str) -> bytes:
 
 
 def look_inside(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """(layer -> its int8 or float weights, output channels first, layer -> operators of it that compute in float)."""
+    """(layer -> its int8 or float weights, output channels first, layer -> operators of it that compute in float).
+
+    Of a file made by `converted`: there quantised layers name themselves.
+    """
     model = schema.ModelT.InitFromPackedBuf(content)
     weights, floats = {}, {}
     for graph in model.subgraphs:
@@ -61,6 +64,19 @@ def look_inside(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, list[s
                 for layer in layers or ["(the model)"]:
                     floats.setdefault(layer, []).append(name)
     return weights, floats
+
+
+def weights_of(content: bytes) -> list[np.ndarray]:
+    """The int8 or float weights of every convolution and dense layer of any `.tflite`, output channels first."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    found = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            if _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)] in _KERNEL_OPERATORS:
+                tensor = graph.tensors[operator.inputs[1]]
+                found[tensor.buffer] = _values(model, tensor)
+    return [values for values in found.values() if values is not None]
 
 
 def _layers(name: str) -> list[str]:

@@ -61,6 +61,38 @@ class Distill:
     temperature: float = 4.0
 
 
+# What a compression does, one step after the other, each fine-tuned; int8 is quantisation without training.
+SCHEMES = {
+    "prune": ("prune",),
+    "prune_2_4": ("prune_2_4",),
+    "cluster": ("cluster",),
+    "prune_cluster": ("prune", "cluster"),
+    "qat": ("qat",),
+    "pqat": ("prune", "qat"),
+    "cqat": ("cluster", "qat"),
+    "pcqat": ("prune", "cluster", "qat"),
+    "int8": (),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compression of the student, which goes on from the stage before; see `kdistill.compress`.
+
+    It is fine-tuned with the recipe's teacher and loss, and, in the same budget, on labels alone.
+    """
+
+    scheme: str
+    epochs: int = 2  # of each step of the scheme
+    batch_size: int = 128
+    learning_rate: float = 1e-3  # of Adam; a cosine leads to zero in each step
+    final_sparsity: float | None = None  # share of zeros that pruning ends with; None: 0.8
+    clusters: int | None = None  # values that each kernel keeps; None: 16
+    layer_sparsity: dict = field(default_factory=dict)  # other shares and numbers for single layers
+    layer_clusters: dict = field(default_factory=dict)
+    skip: tuple[str, ...] = ()  # layers to leave alone
+
+
 @dataclass(frozen=True)
 class Cache:
     """The views of the training images that control and student see (an epoch's order, augmentation and mixing), and
@@ -83,6 +115,7 @@ class Recipe:
     training: Training = Training()
     distill: Distill = Distill()
     cache: Cache = Cache()
+    compress: tuple[Stage, ...] = ()  # compressions of the student, one behind the other
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
     seed: int = 0
     seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
@@ -122,6 +155,8 @@ def from_dict(kind: type, values: dict):
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             parts[name] = from_dict(hint, value)
+        elif hint == tuple[Stage, ...]:
+            parts[name] = tuple(from_dict(Stage, each) for each in value)
         else:
             parts[name] = tuple(value) if isinstance(value, list) else value
     return kind(**parts)
@@ -134,6 +169,9 @@ def keys(recipe) -> dict[str, object]:
         value = getattr(recipe, f.name)
         if dataclasses.is_dataclass(value):
             found.update({f"{f.name}.{key}": v for key, v in keys(value).items()})
+        elif isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value):
+            for place, each in enumerate(value):
+                found.update({f"{f.name}.{place}.{key}": v for key, v in keys(each).items()})
         elif isinstance(value, dict):
             found.update({f"{f.name}.{key}": v for key, v in value.items()})
         else:
@@ -172,6 +210,9 @@ def path_of(recipe: Recipe, key: str) -> str:
 
 def _replaced(owner, names: list[str], text: str, path: str):
     name, rest = names[0], names[1:]
+    if isinstance(owner, tuple):
+        place = int(name)
+        return (*owner[:place], _replaced(owner[place], rest, text, path), *owner[place + 1 :])
     value = owner[name] if isinstance(owner, dict) else getattr(owner, name)
     if rest:
         changed = _replaced(value, rest, text, path)
@@ -230,7 +271,28 @@ def checked(recipe: Recipe) -> Recipe:
         _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)
     for part in ("teacher_training", "training"):
         _check_training(getattr(recipe, part), part)
+    for place, stage in enumerate(recipe.compress):
+        _check_stage(stage, f"compress.{place}")
     return recipe
+
+
+def _check_stage(stage: Stage, part: str) -> None:
+    if stage.scheme not in SCHEMES:
+        raise unknown("scheme", stage.scheme, SCHEMES, f"Fix {part}.scheme.")
+    _check(stage.epochs >= 1, f"{part}.epochs", "1 or more", stage.epochs)
+    _check(stage.batch_size >= 1, f"{part}.batch_size", "1 or more", stage.batch_size)
+    _check(0 < stage.learning_rate < math.inf, f"{part}.learning_rate", "a number above 0", stage.learning_rate)
+    for step, key in (("prune", "sparsity"), ("cluster", "clusters")):
+        whole, single = ("final_sparsity" if step == "prune" else key), f"layer_{key}"
+        given = {whole: getattr(stage, whole)} | {f"{single}.{k}": v for k, v in getattr(stage, single).items()}
+        for name, value in given.items():
+            if step not in SCHEMES[stage.scheme]:
+                nothing = f"none in the scheme '{stage.scheme}', where it does nothing"
+                _check(value is None, f"{part}.{name}", nothing, value)
+            elif step == "prune":
+                _check(value is None or 0 < value < 1, f"{part}.{name}", "a share between 0 and 1", value)
+            else:
+                _check(value is None or 3 <= value <= 256, f"{part}.{name}", "a number from 3 to 256", value)
 
 
 def _check_training(training: Training, part: str) -> None:

@@ -13,6 +13,7 @@ COLUMNS = (
     ("ECE %", "ece", "{:.2%}"),
     ("parameters", "parameters", "{:,}"),
     ("bytes", "bytes", "{:,}"),
+    ("deflated", "deflated", "{:,}"),
     ("µs/image", "microseconds", "{:.0f}"),
 )
 
@@ -57,6 +58,7 @@ def markdown(report: dict) -> str:
             for line in (f"**Warning**, {name}: {fit['warning']}", "")
         ],
         *_seeds(report),
+        *_compressions(report),
         *_calibration(report),
         f"- Command: `{report['command']}`",
         f"- Data: {report['data']['source']}; fingerprint {report['data']['fingerprint']}; "
@@ -70,6 +72,39 @@ def markdown(report: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def layers(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """The headings and cells of a table of stages: what compression has done, layer by layer."""
+    words = ["pruned", "clustered", "quantised"]
+    cells = [
+        [
+            *(row["layer"], row["kind"], f"{row['parameters']:,}"),
+            "–" if row["sparsity"] is None else f"{100 * row['sparsity']:.0f}",
+            str(row.get("clusters") or "–"),
+            *(row.get(word, "–") for word in words),
+        ]
+        for row in rows
+    ]
+    return ["layer", "kind", "parameters", "zero %", "values", *words], cells
+
+
+def _compressions(report: dict) -> list[str]:
+    """What each compression has done, layer by layer."""
+    made = report.get("compressions") or {}
+    if not made:
+        return []
+    lines = [
+        "Compressions: `NAME` is the student compressed with the teacher kept on, `NAME_labels` on labels alone in the "
+        "same budget, `NAME.tflite` its file: int8 where the scheme quantises, else float32. Zeros and clusters show "
+        "in the deflated bytes only.",
+    ]
+    for name, each in made.items():
+        titles, cells = layers(each["stages"])
+        lines += ["", f"`{name}`: " + " ".join([f"the scheme {each['scheme']}.", *each["notes"]]), ""]
+        lines += ["| " + " | ".join(titles) + " |", "|---|---|---:|---:|---:|---|---|---|"]
+        lines += ["| " + " | ".join(row) + " |" for row in cells]
+    return [*lines, ""]
 
 
 def _partly(report: dict) -> bool:

@@ -54,6 +54,11 @@ def run(
             arms.student("student" + end, seed, distiller, stored)
         student = arms.models["student"]  # of the first seed: what is exported is not picked by its test accuracy
 
+        compressions = {}
+        if recipe.compress:
+            from kdistill.compressed import run_stages  # which imports tf_keras, for those who compress
+
+            compressions = run_stages(arms)
         teacher_logits = predict(teacher, splits.test.images)
         rows = [
             {"name": name, **evaluate(model, splits.test, teacher_logits=teacher_logits)}
@@ -66,8 +71,13 @@ def run(
             checked = verify.export_checked(
                 student, place, profile, splits.train.images, splits.test, class_names=names
             )
-            files.append({**checked, "path": str(Path(checked["path"]).relative_to(folder.path))})
             rows.append({"name": profile.name, **evaluate(checked["path"], splits.test, teacher_logits=teacher_logits)})
+            path = str(Path(checked["path"]).relative_to(folder.path))
+            files.append({**checked, "path": path, "deflated": rows[-1]["deflated"]})
+        for name, made in compressions.items():
+            files.append(made["file"])
+            file = folder.path / made["file"]["path"]
+            rows.append({"name": f"{name}.tflite", **evaluate(file, splits.test, teacher_logits=teacher_logits)})
         result = {
             "recipe": as_dict(recipe),
             **provenance.of_run(),
@@ -78,6 +88,7 @@ def run(
                 **labelled.counts(splits),
             },
             "training": arms.fits,
+            "compressions": compressions,
             "verdict": arms.verdict(rows),
             "models": rows,
             "diagnostics": diagnostics.of_run(arms.models, splits, loss.temperature, predict),

@@ -5,6 +5,7 @@ wrapped model with a dict: layer name -> "" where the step is done, else the rea
 """
 
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
@@ -24,15 +25,32 @@ QUANTISED_ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "swish"
 Decisions = dict[str, str]
 
 
-def prune(network, steps: int, final_sparsity: float, two_of_four: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
+@dataclass(frozen=True)
+class Goals:
+    """The share of zeros and the number of values that kernels end with; other ones for single layers by name."""
+
+    final_sparsity: float = 0.8
+    clusters: int = 16
+    layer_sparsity: dict[str, float] = field(default_factory=dict)
+    layer_clusters: dict[str, int] = field(default_factory=dict)
+
+    def sparsity_of(self, layer: str) -> float:
+        """The share of zeros for this layer."""
+        return self.layer_sparsity.get(layer, self.final_sparsity)
+
+    def clusters_of(self, layer: str) -> int:
+        """The number of values for this layer."""
+        return self.layer_clusters.get(layer, self.clusters)
+
+
+def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
     """Magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878) over `steps` training steps.
 
-    The share of zeros climbs along a polynomial to `final_sparsity` in the first three quarters of the steps. With
+    The share of zeros climbs along a polynomial to that of the goals in the first three quarters of the steps. With
     `two_of_four`, two of each four weights along the input channels are zeroed at the first step instead.
     """
     end = max(1, 3 * steps // 4)
     every = max(1, end // 50)
-    gradual = tfmot.sparsity.keras.PolynomialDecay(0.0, final_sparsity, 0, end - end % every, frequency=every)
     at_once = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
 
     def reason(layer):
@@ -43,8 +61,12 @@ def prune(network, steps: int, final_sparsity: float, two_of_four: bool, skip=()
         return left
 
     def wrap(layer):
-        options = {"sparsity_m_by_n": (2, 4)} if two_of_four else {}
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, at_once if two_of_four else gradual, **options)
+        pruned = tfmot.sparsity.keras
+        if two_of_four:
+            return pruned.prune_low_magnitude(layer, at_once, sparsity_m_by_n=(2, 4))
+        final = goals.sparsity_of(layer.name)
+        gradual = pruned.PolynomialDecay(0.0, final, 0, end - end % every, frequency=every)
+        return pruned.prune_low_magnitude(layer, gradual)
 
     return _wrapped(network, reason, wrap)
 
@@ -54,8 +76,8 @@ def callbacks(stage: str) -> list:
     return [tfmot.sparsity.keras.UpdatePruningStep()] if stage.startswith("prune") else []
 
 
-def cluster(network, clusters: int, keep_zeros: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
-    """Weights shared among `clusters` values for each kernel (Han, Mao, Dally 2016, arXiv 1510.00149).
+def cluster(network, goals: Goals, keep_zeros: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
+    """Weights shared among a few values for each kernel (Han, Mao, Dally 2016, arXiv 1510.00149).
 
     `keep_zeros`: zero is one of the values, and what is zero stays zero.
     """
@@ -64,7 +86,7 @@ def cluster(network, clusters: int, keep_zeros: bool, skip=()) -> tuple[tf_keras
         left = _no_kernel(layer, skip, "clustered")
         if left:
             return left
-        values = layer.kernel.numpy()
+        values, clusters = layer.kernel.numpy(), goals.clusters_of(layer.name)
         needed = values[values != 0] if keep_zeros else values
         if len(np.unique(needed)) < 4 * clusters:  # KMEANS++ fails on fewer than `clusters`, and little is to be gained
             kind = "weights other than zero" if keep_zeros else "weights"
@@ -74,6 +96,7 @@ def cluster(network, clusters: int, keep_zeros: bool, skip=()) -> tuple[tf_keras
     def wrap(layer):
         clustering = tfmot.clustering.keras
         start = clustering.CentroidInitialization.KMEANS_PLUS_PLUS
+        clusters = goals.clusters_of(layer.name)
         return clustering.cluster_weights(layer, clusters, start, preserve_sparsity=keep_zeros)
 
     return _wrapped(network, reason, wrap)

@@ -5,7 +5,8 @@ import numpy as np
 from kdistill import schemes
 from kdistill.bridge_layers import last_name
 from kdistill.errors import CheckFailed
-from kdistill.qat_file import look_inside
+from kdistill.qat_file import look_inside, weights_of
+from kdistill.schemes import Goals
 
 WORDS = {"prune": "pruned", "prune_2_4": "pruned", "cluster": "clustered", "qat": "quantised"}
 SPARSE = 0.1  # from this share of zeros on, a kernel counts as pruned
@@ -45,22 +46,22 @@ def per_channel(kernel: np.ndarray, axis: int = -1) -> int:
     return max(len(np.unique(channel)) for channel in np.moveaxis(kernel, axis, 0))
 
 
-def check(stage: str, decisions: schemes.Decisions, before: dict, after: dict, kept: set, goals: dict) -> None:
+def check(stage: str, decisions: schemes.Decisions, before: dict, after: dict, kept: set, goals: Goals) -> None:
     """Raises CheckFailed unless each kernel is what the stage should have made of it.
 
-    `before`, `after`: layer -> kernel. `kept`: what the stage had to preserve. `goals`: final_sparsity, clusters.
+    `before`, `after`: layer -> kernel. `kept`: what the stage had to preserve.
     """
     clustered = shared(before)
     for name, kernel in after.items():
         done, share, values = decisions.get(name) == "", zeros(kernel), len(np.unique(kernel))
-        had = zeros(before[name])
+        had, asked, most = zeros(before[name]), goals.sparsity_of(name), goals.clusters_of(name)
         problem = None
-        if stage == "prune" and done and share < goals["final_sparsity"] - 1.5 / kernel.size:
-            problem = f"{share:.1%} of its weights are zero, {goals['final_sparsity']:.1%} were asked for"
+        if stage == "prune" and done and share < asked - 1.5 / kernel.size:
+            problem = f"{share:.1%} of its weights are zero, {asked:.1%} were asked for"
         elif stage == "prune_2_4" and done and not two_of_four(kernel):
             problem = "some four weights along the input channels hold more than two that are not zero"
-        elif stage == "cluster" and done and values > goals["clusters"]:
-            problem = f"its weights have {values} different values, {goals['clusters']} were asked for"
+        elif stage == "cluster" and done and values > most:
+            problem = f"its weights have {values} different values, {most} were asked for"
         elif stage in ("cluster", "qat") and "pruned" in kept and had >= SPARSE and share < had:
             problem = f"its share of zeros fell from {had:.1%} to {share:.1%}"
         elif stage == "qat" and name in clustered and per_channel(kernel) > clustered[name]:
@@ -85,6 +86,19 @@ def table(layers, decided: dict[str, schemes.Decisions]) -> list[dict]:
     return rows
 
 
+def summary(rows: list[dict]) -> str:
+    """The table in half a sentence."""
+    kernels = [row for row in rows if row["sparsity"] is not None]
+    weights = sum(row["parameters"] for row in kernels)
+    share = sum(row["parameters"] * row["sparsity"] for row in kernels) / max(weights, 1)
+    parts = [f"{share:.0%} of the weights are zero"]
+    for word in dict.fromkeys(WORDS.values()):
+        told = [row[word] for row in rows if word in row]
+        if told:
+            parts.append(f"{word} {told.count('yes')} of {len(told)} layers")
+    return ", ".join(parts)
+
+
 def _measured(layer) -> dict:
     names = [last_name(getattr(weight, "path", weight.name)) for weight in layer.weights]
     found = [w for w, name in zip(layer.weights, names, strict=True) if name in ("kernel", "depthwise_kernel")]
@@ -97,31 +111,64 @@ def _measured(layer) -> dict:
     }
 
 
-def check_file(content: bytes, rows: list[dict], clustered: dict[str, int]) -> None:
-    """Looks for the zeros and clusters of the rows in the `.tflite`, and puts into the rows what computes in float.
-
-    `clustered`: layer -> the values that its kernel had before it was quantised. Raises CheckFailed where a layer has
-    fewer zeros in the file than in the model, or a channel of it more values.
-    """
-    weights, floats = look_inside(content)
+def mark_float(content: bytes, rows: list[dict]) -> None:
+    """Puts into the rows what computes in float in the `.tflite` of a quantisation-aware trained network."""
     told = {row["layer"]: row for row in rows}
-    for name, operators in floats.items():
+    for name, operators in look_inside(content)[1].items():
         if name not in told:
             told[name] = {"layer": name, "kind": "", "parameters": 0, "sparsity": None}
             rows.append(told[name])
         if told[name].get("quantised", "yes") == "yes":
             told[name]["quantised"] = f"no int8 version: {', '.join(sorted(set(operators)))} computes in float"
-    for name, row in told.items():
-        share = row["sparsity"] or 0.0
-        if row.get("quantised") != "yes" or not (share >= SPARSE or name in clustered):
+
+
+def check_file(content: bytes, found: dict[str, np.ndarray], clustered) -> dict[str, dict]:
+    """Looks for the zeros and clusters of these kernels (layer -> kernel) in any `.tflite` made of their model.
+
+    `clustered`: the names of layers that are. Returns layer -> sparsity, clusters_per_channel and, of a 2:4-pruned
+    kernel, two_of_four: the share of groups that have the pattern; all as counted in the file. Raises CheckFailed where
+    the file has lost what the model has.
+    """
+    held, told = weights_of(content), {}
+    for name, kernel in found.items():
+        pruned = zeros(kernel) >= SPARSE
+        if not (pruned or name in clustered):
             continue
-        if name not in weights:
-            raise CheckFailed(f"The .tflite holds no weights that can be told to be those of layer '{name}'.")
-        values = weights[name]
-        if zeros(values) < share - 1e-9:
-            raise CheckFailed(f"Layer '{name}' is {share:.1%} zeros in the model, {zeros(values):.1%} in the .tflite.")
-        if name in clustered and per_channel(values, axis=0) > clustered[name]:
-            raise CheckFailed(
-                f"Layer '{name}' had {clustered[name]} different values; in the .tflite a channel of it has "
-                f"{per_channel(values, axis=0)}."
+        # The file's own weights: zero wherever the kernel is, and as many values in each channel. Names do not matter.
+        asked = [
+            values for values in held if any(_holds(values, turned, name in clustered) for turned in _turned(kernel))
+        ]
+        if not asked:
+            lost = (
+                f"{zeros(kernel):.1%} of them zero"
+                if pruned
+                else f"{per_channel(kernel)} different values in a channel"
             )
+            raise CheckFailed(
+                f"The .tflite has lost what was done to layer '{name}': none of its weights are those of the model, "
+                f"{lost}."
+            )
+        told[name] = {"sparsity": zeros(asked[0]), "clusters_per_channel": per_channel(asked[0], axis=0)}
+        if pruned and kernel.shape[-2] % 4 == 0 and two_of_four(kernel):
+            groups = np.count_nonzero(asked[0].reshape(-1, 4), axis=1)
+            told[name]["two_of_four"] = float(np.mean(groups <= 2))
+    return told
+
+
+def _turned(kernel: np.ndarray) -> list[np.ndarray]:
+    """The kernel with its output channels first, `[channels, rest]`; those of Conv2DTranspose stand last but one."""
+    axes = (-1, -2) if kernel.ndim == 4 else (-1,)
+    return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1) for axis in axes]
+
+
+def _holds(values: np.ndarray, kernel: np.ndarray, clustered: bool) -> bool:
+    """Whether weights of a file are zero wherever the kernel is, and, channel by channel, equal where it is equal."""
+    if values.shape[0] != kernel.shape[0] or values.size != kernel.size:
+        return False
+    values = values.reshape(kernel.shape)
+    if not np.all(values[kernel == 0] == 0):
+        return False
+    if not clustered:
+        return True
+    pairs = (np.stack([a, b.astype(a.dtype)]) for a, b in zip(kernel, values, strict=True))
+    return all(len(np.unique(pair, axis=1)[0]) == len(np.unique(pair[0])) for pair in pairs)

@@ -2,6 +2,8 @@
 
     kdistill run mnist                                  on the sample that ships with kdistill
     kdistill run mnist --data-dir FOLDER                on all of MNIST (the four IDX files)
+    kdistill run mnist --variant few_labels             with the labels of one image in fifty or sixty
+    kdistill run mnist --variant pcqat                  the student then pruned, clustered and quantised (any scheme)
     kdistill run mnist --variant smoke                  the same, tiny: for tests
 
 Cost: about 2 minutes on the sample, 6 to 8 minutes on all of MNIST (2 CPU cores, busy with other work).
@@ -11,11 +13,11 @@ labels at hand distillation does not raise the accuracy of this student.
 
 import dataclasses
 
-from kdistill.recipe import Data, Distill, Network, Recipe, Training
+from kdistill.recipe import SCHEMES, Data, Distill, Network, Recipe, Stage, Training
 
 
 def recipe(variant: str = "default") -> Recipe:
-    """Variants: `default`; `few_labels`; `smoke`, two epochs on 640 images."""
+    """Variants: `default`; `few_labels`; `smoke`, two epochs on 640 images; each scheme of compression by its name."""
     made = Recipe(
         name="mnist",
         variant=variant,
@@ -31,6 +33,8 @@ def recipe(variant: str = "default") -> Recipe:
     if variant == "few_labels":  # 1,000 of MNIST's 60,000 training images; 200 of the sample's 10,000
         few = dataclasses.replace(made.data, labelled=1000, labelled_share=0.02)
         return dataclasses.replace(made, data=few, training=dataclasses.replace(made.training, epochs=6))
+    if variant in SCHEMES:
+        return dataclasses.replace(made, compress=(Stage(variant, epochs=2, batch_size=128, learning_rate=2e-3),))
     if variant == "smoke":
         short = Training(epochs=2, batch_size=32, learning_rate=3e-3)
         small = dataclasses.replace(made.data, train_limit=640)

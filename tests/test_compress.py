@@ -1,19 +1,24 @@
 """Every scheme on a small student: what it promises is in the weights, in the table and in the file."""
 
+import zlib
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from keras import layers as L
+from tensorboard.compat.proto.event_pb2 import Event
 
 from kdistill import finetune, losses, schemes, stages
 from kdistill.bridge import to_tf_keras
 from kdistill.compress import SCHEMES, compress
-from kdistill.data import Examples
+from kdistill.data import Examples, Splits
 from kdistill.errors import CheckFailed, InputError
+from kdistill.export import export
 from kdistill.litert import File
-from kdistill.qat_file import converted, look_inside
+from kdistill.qat_file import converted, look_inside, weights_of
+from kdistill.recipe import Data
 from kdistill.teacher import frozen
 
 CLASSES = 4
@@ -67,7 +72,9 @@ def compressed(student):
 
     def get(scheme):
         if scheme not in done:
-            options = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 24, "final_sparsity": 0.6, "clusters": 7}
+            options = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 24}
+            options |= {"final_sparsity": 0.6} if "prune" in SCHEMES[scheme] else {}
+            options |= {"clusters": 7} if "cluster" in SCHEMES[scheme] else {}
             done[scheme] = compress(student, scheme, student, examples(), **options, say=lambda text: None)
         return done[scheme]
 
@@ -225,7 +232,7 @@ def test_the_check_of_a_stage_fails_where_it_should(compressed):
     kernels = stages.kernels(to_tf_keras(compressed("prune_cluster").model))
     full = {name: np.random.default_rng(0).normal(size=kernel.shape) for name, kernel in kernels.items()}
     kernels.pop("top")  # was too small to cluster
-    done, goals = dict.fromkeys(kernels, ""), {"final_sparsity": 0.6, "clusters": 7}
+    done, goals = dict.fromkeys(kernels, ""), schemes.Goals(0.6, 7)
     stages.check("prune", done, full, kernels, set(), goals)
     for stage, message in (
         ("prune", "0.0% of its weights are zero, 60.0% were asked for"),
@@ -240,11 +247,13 @@ def test_the_check_of_a_stage_fails_where_it_should(compressed):
 
 
 def test_the_check_of_the_file_fails_where_it_should(compressed):
-    rows = [dict(row) for row in compressed("pqat").stages]
-    with pytest.raises(CheckFailed, match=r"is 60.*% zeros in the model, .*% in the .tflite"):
-        stages.check_file(compressed("qat").tflite(), rows, {})
-    with pytest.raises(CheckFailed, match="'plain' had 6 different values; in the .tflite"):
-        stages.check_file(compressed("qat").tflite(), [dict(r) for r in compressed("qat").stages], {"plain": 6})
+    pruned = stages.kernels(to_tf_keras(compressed("pqat").model))
+    stages.check_file(compressed("pqat").tflite(), pruned, {})
+    with pytest.raises(CheckFailed, match=r"lost what was done to layer 'first'.*60.*% of them zero"):
+        stages.check_file(compressed("qat").tflite(), pruned, {})
+    clustered = stages.kernels(to_tf_keras(compressed("cluster").model))
+    with pytest.raises(CheckFailed, match="lost what was done to layer 'first'.* different values in a channel"):
+        stages.check_file(compressed("qat").tflite(), clustered, {"first", "plain"})
 
 
 def test_kernels_before_a_relu_are_quantised_in_training(student):
@@ -279,7 +288,13 @@ def subclassed():
         ({"epochs": 0}, "epochs expects 1 or more, received 0"),
         ({"distillation_weight": 1.5}, "distillation_weight expects a number from 0 to 1"),
         ({"final_sparsity": 80}, "final_sparsity expects a share between 0 and 1, received 80"),
-        ({"clusters": 2}, "clusters expects 3 to 256"),
+        ({"scheme": "cluster", "clusters": 2}, "clusters expects 3 to 256"),
+        ({"clusters": 8}, "clusters does nothing in the scheme 'prune'.* cluster, prune_cluster, cqat, pcqat"),
+        ({"scheme": "qat", "layer_sparsity": {"plain": 0.5}}, "layer_sparsity of 'plain' does nothing in the scheme"),
+        ({"layer_sparsity": {"plain": 5}}, "layer_sparsity of 'plain' expects a share between 0 and 1, received 5"),
+        ({"layer_sparsity": {"plian": 0.5}}, "Unknown layer in layer_sparsity 'plian'. Did you mean 'plain'"),
+        ({"temperature": "4"}, "temperature expects a number above 0 or a LearningRateSchedule, received '4'"),
+        ({"data": tf.data.Dataset.from_tensors((np.zeros((4, 10, 10, 4)), np.zeros(4))), "augment": Data()}, "augment"),
         ({"skip": ("frist",)}, "Unknown layer in skip 'frist'. Available: .*plain"),
         ({"skip": ("plain", "top")}, "The stage 'prune' can do nothing with this model. plain: left alone"),
         ({"student": subclassed()}, "is a subclassed model"),
@@ -293,6 +308,157 @@ def test_bad_input(change, message):
     given = {"student": flat(), "scheme": "prune", "data": examples(24), "say": lambda text: None, **change}
     with pytest.raises(InputError, match=message):
         compress(**given)
+
+
+QUIET = {"batch_size": 24, "say": lambda text: None}
+
+
+def test_examples_without_a_label_count_for_the_teacher_alone():
+    """By hand: the labels' loss is the mean over the labelled, the teacher's over all."""
+    keras.utils.set_random_seed(0)
+    model, teacher = (keras.Sequential([keras.Input((3,)), L.Dense(4)]) for _ in range(2))
+    x, y = tf.random.normal((8, 3)), tf.range(8) % 4
+    few = tf.where(tf.range(8) < 2, y, -1)
+    tuned = finetune.FineTuned(to_tf_keras(model), finetune.loss(frozen(teacher), 0.3, 5.0, False))
+    tuned.compile(tf_keras.optimizers.SGD(0.0))
+    for logs in (tuned.test_on_batch(x, few, return_dict=True), tuned.train_on_batch(x, few, return_dict=True)):
+        hard = np.mean(losses.hard_cross_entropy(y[:2], model(x[:2])))
+        kd = np.mean(losses.kl_logits(model(x), teacher(x), 5.0))
+        assert logs["hard"] == pytest.approx(hard, rel=1e-5) and logs["kd"] == pytest.approx(kd, rel=1e-5)
+        assert logs["loss"] == pytest.approx(0.7 * hard + 0.3 * kd, rel=1e-5)
+        assert logs["accuracy"] == pytest.approx(np.mean(np.argmax(model(x[:2]), -1) == y[:2]))
+
+
+def test_weight_and_temperature_follow_keras_schedules():
+    schedules = keras.optimizers.schedules
+    weight, heat = schedules.PolynomialDecay(0.8, 4, 0.2), schedules.PiecewiseConstantDecay([1], [2.0, 6.0])
+    images, labels, outputs = tf.zeros((2, 3)), tf.constant([0, 1]), tf.constant([[1.0, 0, 0], [0, 2, 0]])
+
+    def teach(images):
+        return tf.constant([[0.0, 1, 0], [3, 0, 0]])
+
+    parts_of = finetune.loss(teach, weight, heat, False)
+    hard = np.mean(losses.hard_cross_entropy(labels, outputs))
+    for step, share, temperature in ((0, 0.8, 2.0), (2, 0.5, 6.0), (9, 0.2, 6.0)):
+        parts, _ = parts_of(images, labels, outputs, tf.constant(step, tf.int64))
+        kd = np.mean(losses.kl_logits(outputs, teach(images), temperature))
+        assert float(parts["loss"]) == pytest.approx((1 - share) * hard + share * kd, rel=1e-5)
+
+
+class Watching(keras.callbacks.Callback):
+    """Stops after the second epoch."""
+
+    def on_train_begin(self, logs=None):
+        self.seen, self.kernels, self.batches = [], [], 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(dict(logs))
+        self.kernels.append(np.asarray(self.model.get_layer("plain").kernel))
+        self.model.stop_training = epoch == 1
+
+
+def test_callbacks_validation_and_tensorboard(tmp_path):
+    watching, data = Watching(), examples(48)
+    splits = Splits(data, examples(10, seed=3), data, tuple("abcd"), "here", "0")
+    told, student = [], flat()
+    options = {"epochs": 3, "learning_rate": keras.optimizers.schedules.ExponentialDecay(1e-2, 4, 0.5)}
+    options |= {"callbacks": [watching], "logs": tmp_path, "batch_size": 24, "say": told.append}
+    result = compress(student, "cluster", student, splits, clusters=4, **options)
+    history = result.history["cluster"]
+    assert [len(values) for values in history.values()] == [2] * 8, "stopped by the callback"
+    assert [logs["val_hard"] for logs in watching.seen] == pytest.approx(history["val_hard"])
+    assert isinstance(watching.model, keras.Model) and watching.batches == 2, "one call for each execution"
+    assert len(np.unique(watching.kernels[0])) <= 4 and np.any(watching.kernels[0] != watching.kernels[1])
+    np.testing.assert_array_equal(watching.kernels[1], kernel(result, "plain"))
+    assert told[0].startswith("cluster: cluster, epoch 1/3: loss ") and "val_accuracy" in told[0]
+    events = {}
+    for name in ("train", "validation"):
+        (path,) = (tmp_path / "cluster" / name).glob("events*")
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                events.setdefault(f"{name}/{value.tag}", {})[event.step] = float(tf.make_ndarray(value.tensor))
+    assert list(events["train/epoch_loss"].values()) == pytest.approx(history["loss"])
+    assert list(events["validation/epoch_hard"]) == [2, 4], "global steps"
+    assert events["train/learning_rate"] == pytest.approx({2: 1e-2 * 0.5**0.5, 4: 5e-3})
+
+
+def test_an_interrupted_compression_ends_with_the_same_weights(tmp_path):
+    student, data = network(), examples(48)
+    whole = compress(student, "pcqat", student, data, clusters=4, **QUIET)
+
+    def killed_in_the_third(text):
+        if "qat, epoch" in text.partition(":")[2]:
+            raise KeyboardInterrupt
+
+    options = {"batch_size": 24, "clusters": 4, "keep": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        compress(student, "pcqat", student, data, **options, say=killed_in_the_third)
+    assert sorted(path.name for path in tmp_path.glob("*.keras")) == ["1-prune.keras", "2-cluster.keras"]
+    before = keras.models.load_model(tmp_path / "2-cluster.keras")
+    assert np.mean(np.asarray(before.get_layer("plain").kernel) == 0) == pytest.approx(0.8, abs=0.01)
+    told = []
+    resumed = compress(student, "pcqat", student, data, **options, say=told.append)
+    assert [line for line in told if "epoch" in line and "qat, epoch" not in line.partition(":")[2]] == []
+    for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(weights_of(whole.tflite()), weights_of(resumed.tflite()), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert resumed.history == whole.history
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):  # other settings: nothing is taken over
+        compress(student, "pcqat", None, data, **options, say=lambda t: told.append(t) or killed_in_the_third(t))
+    assert "of other settings" in told[0]
+
+
+def test_single_layers_have_goals_of_their_own():
+    options = {"final_sparsity": 0.5, "layer_sparsity": {"top": 0.25}, "clusters": 8, "layer_clusters": {"plain": 5}}
+    result = compress(flat(), "prune_cluster", None, examples(48), **options, **QUIET)
+    assert row(result, "plain")["sparsity"] == 0.5 and row(result, "top")["sparsity"] == 0.25
+    assert row(result, "plain")["clusters"] == 5 and "24 weights" in row(result, "top")["clustered"]
+
+
+def test_every_stage_has_its_table_and_sizes(compressed):
+    result = compressed("pcqat")
+    assert list(result.tables) == ["prune", "cluster", "qat"] and result.tables["qat"] is result.stages
+    assert "clustered" not in result.tables["prune"][0] and "pruned" in result.tables["prune"][0]
+    told = result.sizes
+    assert list(told) == ["student", "prune", "cluster", "qat", "tflite"]
+    assert len({told[name]["bytes"] for name in ("student", "prune", "cluster", "qat")}) == 1
+    assert told["cluster"]["deflated"] < told["prune"]["deflated"] < told["student"]["deflated"]
+    content = result.tflite()
+    assert told["tflite"] == {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
+
+
+@pytest.mark.parametrize("scheme", ["prune_2_4", "prune_cluster"])
+@pytest.mark.parametrize("profile", ["reference", "npu"])
+def test_zeros_and_clusters_are_in_every_export(compressed, scheme, profile, tmp_path):
+    result = compressed(scheme)
+    export(result.model, tmp_path / "a.tflite", profile, examples(100).images)
+    found = result.check_file((tmp_path / "a.tflite").read_bytes())
+    assert set(found) == {"first", "plain", "top"}
+    for told in found.values():
+        assert told["sparsity"] >= 0.49
+        if scheme == "prune_2_4":
+            assert told["two_of_four"] == 1.0
+    if scheme == "prune_cluster":
+        assert found["plain"]["clusters_per_channel"] <= 7
+    export(keras.models.clone_model(result.model), tmp_path / "b.tflite", profile, examples(100).images)
+    with pytest.raises(CheckFailed, match="has lost what was done to layer"):
+        result.check_file((tmp_path / "b.tflite").read_bytes())
+
+
+def test_the_file_is_asked_for_every_single_zero_and_cluster():
+    values = np.array([[[0, 1, 2, 2]], [[0, 3, 3, 0]]], "int8")
+    kernel = np.array([[0, 0.1, 0.2, 0.2], [0, 0.4, 0.4, 0]], "float32")
+    assert stages._holds(values, kernel, True)
+    assert not stages._holds(np.where(values == 1, 0, values), np.where(kernel == 0.2, 0, kernel), True)
+    changed = values.copy()
+    changed[0, 0, 3] = 1
+    assert stages._holds(changed, kernel, False) and not stages._holds(changed, kernel, True)
 
 
 def test_a_student_with_shared_and_nested_layers():

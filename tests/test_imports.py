@@ -27,7 +27,7 @@ GROUPS = [
     ["cache", "idx", "labelled", "data", "litert", "flatbuffer", "teacher", "pipeline", "bridge_layers", "bridge"],
     ["supervised", "distiller", "convert", "models", "evaluate", "export", "verify"],
     ["callbacks", "checkpoint", "strategy", "replay", "train", "folder", "arms"],
-    ["qat_file", "finetune", "schemes", "stages", "compress"],
+    ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],
     ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep"],
     ["cli_base", "cli_cache", "cli_files", "cli"],
 ]
