@@ -3,7 +3,7 @@
     python benchmarks/make_mnist_sample.py FOLDER_OF_IDX_FILES [FILE.npz]
 
 10,000 of the 60,000 training and 2,000 of the 10,000 test images, each class with its share of the original, chosen
-by a fixed permutation. Prints the SHA-256 that `kdistill/data.py` checks; the same input gives the same bytes.
+by a fixed permutation. Prints the SHA-256 that `kdistill/mnist.py` checks; the same input gives the same bytes.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import data
+from kdistill import mnist
 from kdistill.errors import InputError
+from kdistill.recipe import Data
 
 
 def chosen(labels: np.ndarray, count: int) -> np.ndarray:
@@ -27,9 +28,9 @@ def chosen(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate(members))
 
 
-def main(folder: str, out: Path = data.SAMPLE) -> None:
+def main(folder: str, out: Path = mnist.SAMPLE) -> None:
     """Writes the sample of the IDX files in `folder` to `out`. Raises `InputError` for damaged files."""
-    parts, _, _ = data.SOURCES["mnist"](Path(folder), False, print)
+    parts, _, _ = mnist.mnist(Data(), Path(folder), False, print)
     arrays = {}
     for name, count in (("train", 10_000), ("test", 2_000)):
         images, labels = parts[name]

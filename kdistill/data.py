@@ -3,41 +3,22 @@
 Validation picks, test reports, nothing is dropped. Which source was used is said, and is part of every report.
 """
 
-import contextlib
 import hashlib
-import os
-import struct
-import sys
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kdistill import idx, labelled
+from kdistill import labelled
+from kdistill.cifar import cifar10
 from kdistill.errors import InputError, unknown
+from kdistill.mnist import mnist, own_npz
 from kdistill.recipe import Data
 
-SAMPLE = Path(__file__).parent / "samples" / "mnist-10k.npz"
-SAMPLE_SHA256 = "71647cbb85b9fc1c76954885a8c108e56ac2ca18f916fd5d540ace112ba02ecf"
-DIGITS = tuple("0123456789")
-PARTS = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
-# What zipfile, zlib and numpy raise for damaged archives: found by changing random bytes of one.
-DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    SyntaxError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# A data set is a function: (data, data_dir or None, download, say) -> ({"train": (images, labels), "test": ...}, class
+# names, source in words). `load` checks what it gives.
+SOURCES = {"mnist": mnist, "npz": own_npz, "cifar10": cifar10}
 
 
 @dataclass(frozen=True)
@@ -73,13 +54,13 @@ def load(
     """The splits of a data set.
 
     With `data_dir`: its files. Without: a copy that TensorFlow Datasets has prepared; with `download` TFDS fetches
-    it; else the sample that ships with kdistill. Raises `InputError` that names the file and what is wrong with it.
+    it; else, for MNIST, the sample that ships with kdistill. Raises `InputError` that names the file and what is wrong with it.
     """
     if data.name not in SOURCES:
         raise unknown("data set", data.name, SOURCES)
     if data_dir and download:
         raise InputError("--data-dir and --download exclude each other: the files are there. Leave one out.")
-    parts, class_names, source = SOURCES[data.name](Path(data_dir) if data_dir else None, download, say)
+    parts, class_names, source = SOURCES[data.name](data, Path(data_dir) if data_dir else None, download, say)
     examples = {name: _checked(*parts[name], len(class_names), f"{source}, {name}") for name in ("train", "test")}
     if examples["train"].images.shape[1:] != examples["test"].images.shape[1:]:
         shapes = [examples[name].images.shape[1:] for name in ("train", "test")]
@@ -153,145 +134,3 @@ def _fingerprint(*parts: Examples) -> str:
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:16]
-
-
-# -- MNIST ----------------------------------------------------------------------------------------------------------
-
-
-def _mnist(data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    if data_dir is not None:
-        parts, source = _mnist_files(data_dir)
-    elif download or _tfds_copy("mnist"):
-        parts, source = _from_tfds("mnist", say)
-    else:
-        parts, source = _sample(), "the sample of MNIST that ships with kdistill (10,000 training, 2,000 test images)"
-    for name, (images, _) in parts.items():
-        if images.shape[1:] not in ((28, 28), (28, 28, 1)):
-            raise InputError(f"{source}, {name}: MNIST images are 28x28, received shape {images.shape}.")
-    return parts, DIGITS, source
-
-
-def _mnist_files(folder: Path):
-    """The IDX files where a folder has any of them, or else its .npz: the source says which."""
-    if folder.suffix == ".npz" or (not any(folder.glob("*ubyte*")) and any(folder.glob("*.npz"))):
-        archive = _archive(folder)
-        return _npz(archive), f"the file {archive}"
-    if not folder.is_dir():
-        raise InputError(f"--data-dir: no folder or .npz file at '{folder}'.")
-    found, missing = {}, []
-    for stem in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
-        kind = "idx3-ubyte" if stem.endswith("images") else "idx1-ubyte"
-        names = [f"{stem}{dash}{kind}{end}" for dash in "-." for end in ("", ".gz")]
-        path = next((folder / name for name in names if (folder / name).is_file()), None)
-        if path is None:
-            missing.append(f"{stem}-{kind}[.gz]")
-        else:
-            found[stem] = path
-    if missing:
-        raise InputError(
-            f"--data-dir: '{folder}' lacks {', '.join(missing)} (the IDX files of MNIST), or an .npz file."
-        )
-    parts = {
-        name: (idx.read(found[f"{stem}-images"], 3), idx.read(found[f"{stem}-labels"], 1))
-        for name, stem in (("train", "train"), ("test", "t10k"))
-    }
-    return parts, f"the IDX files in {folder}"
-
-
-def _archive(path: Path) -> Path:
-    """The .npz file at this path, or the only one in this folder."""
-    archives = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if len(archives) > 1:
-        names = ", ".join(each.name for each in archives)
-        raise InputError(f"--data-dir: '{path}' holds {len(archives)} .npz files ({names}). Give the path of one.")
-    if not archives or archives[0].suffix != ".npz" or not archives[0].is_file():
-        raise InputError(f"--data-dir: no .npz file at '{path}'.")
-    return archives[0]
-
-
-def _npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it holds one array, as an .npy file does")
-            arrays = {key: archive[key] for keys in PARTS.values() for key in keys if key in archive.files}
-            files = archive.files
-    except DAMAGED as error:
-        raise InputError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
-    missing = [key for keys in PARTS.values() for key in keys if key not in arrays]
-    if missing:
-        raise InputError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(files) or 'nothing'}.")
-    return {name: (arrays[x], arrays[y]) for name, (x, y) in PARTS.items()}
-
-
-def _sample() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    if not SAMPLE.is_file():
-        raise InputError(f"The sample '{SAMPLE}' is missing. Install kdistill again, or give --data-dir.")
-    if hashlib.sha256(SAMPLE.read_bytes()).hexdigest() != SAMPLE_SHA256:
-        raise InputError(f"The sample '{SAMPLE}' is damaged: its checksum is wrong. Install kdistill again.")
-    return _npz(SAMPLE)
-
-
-# -- TensorFlow Datasets --------------------------------------------------------------------------------------------
-
-
-def _tfds_root() -> Path:
-    """Where TensorFlow Datasets keeps its data. Named to TFDS too, which reads the variable only when imported."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
-
-
-def _tfds_copy(name: str) -> Path | None:
-    """The newest prepared copy of a data set. Only folders are looked at, as importing TFDS takes seconds.
-
-    TFDS writes into a folder with "incomplete" in its name and renames it, so a download that failed is no copy.
-    """
-    found = [path.parent for path in (_tfds_root() / name).glob("*/dataset_info.json")]
-    return max((path for path in found if "incomplete" not in path.name), default=None)
-
-
-def _from_tfds(name: str, say: Callable[[str], None]):
-    """The prepared copy of a data set; where there is none it is downloaded."""
-    import tensorflow_datasets as tfds
-
-    copy = _tfds_copy(name)
-    if copy is None:
-        builder = tfds.builder(name, data_dir=_tfds_root())
-        say(f"Downloading {name} with TensorFlow Datasets to {builder.data_path} (it gives up after some minutes)")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; standard output may be for a machine
-                builder.download_and_prepare()
-        except Exception as error:  # network, disk, checksum: many kinds
-            raise InputError(
-                f"TensorFlow Datasets cannot download '{name}': {error}. Leave out --download, or give --data-dir."
-            ) from error
-        copy = Path(builder.data_path)
-    try:
-        builder = tfds.builder_from_directory(copy)
-        examples = {part: tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1)) for part in ("train", "test")}
-    except Exception as error:  # damaged records, a description that cannot be parsed: many kinds
-        raise InputError(
-            f"TensorFlow Datasets cannot read its copy of '{name}' in {copy}: {error}. Remove that folder."
-        ) from error
-    parts = {part: (each["image"], each["label"]) for part, each in examples.items()}
-    return parts, f"TensorFlow Datasets, {name} {builder.version} in {copy}"
-
-
-def _own_npz(data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    """Any images: an .npz with x_train, y_train, x_test, y_test; classes are 0 to the largest label."""
-    if data_dir is None:
-        raise InputError("The data set 'npz' expects --data-dir FILE.npz with x_train, y_train, x_test, y_test.")
-    archive = _archive(data_dir)
-    parts = _npz(archive)
-    labels = parts["train"][1]
-    if labels.size == 0 or labels.dtype.kind not in "ui":
-        raise InputError(f"'{archive}': y_train expects whole numbers, received {labels.dtype} {labels.shape}.")
-    # A class without a training image cannot be learnt, so a label this large is a mistake, not a data set.
-    if labels.max() >= labels.size:
-        raise InputError(f"'{archive}': y_train has the label {labels.max()}, but only {labels.size} labels.")
-    return parts, tuple(str(i) for i in range(int(labels.max()) + 1)), f"the file {archive}"
-
-
-# A data set is a function: (data_dir or None, download, say) -> ({"train": (images, labels), "test": ...}, class names,
-# source in words). `load` checks what it gives.
-SOURCES = {"mnist": _mnist, "npz": _own_npz}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdistill import data, idx
+from kdistill import data, idx, mnist
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -43,10 +43,10 @@ def test_the_sample_is_real_balanced_and_split_without_loss():
 
 
 def test_source_licence_and_checksum_of_the_sample_are_stated_beside_it():
-    note = (data.SAMPLE.parent / "README.md").read_text()
-    for stated in ("Y. LeCun, C. Cortes, C. J. C. Burges", "CC BY-SA 3.0", data.SAMPLE_SHA256, data.SAMPLE.name):
+    note = (mnist.SAMPLE.parent / "README.md").read_text()
+    for stated in ("Y. LeCun, C. Cortes, C. J. C. Burges", "CC BY-SA 3.0", mnist.SAMPLE_SHA256, mnist.SAMPLE.name):
         assert stated in note
-    assert sum(path.stat().st_size for path in data.SAMPLE.parent.iterdir()) < 3_000_000
+    assert sum(path.stat().st_size for path in mnist.SAMPLE.parent.iterdir()) < 3_000_000
 
 
 def test_the_sample_maker_keeps_the_shares_of_the_classes():
@@ -77,10 +77,10 @@ def test_the_fingerprint_is_of_every_byte(folder):
 
 
 def test_a_damaged_sample_is_named(tmp_path, monkeypatch):
-    broken = bytearray(data.SAMPLE.read_bytes())
+    broken = bytearray(mnist.SAMPLE.read_bytes())
     broken[1000] ^= 1
     (tmp_path / "sample.npz").write_bytes(broken)
-    monkeypatch.setattr(data, "SAMPLE", tmp_path / "sample.npz")
+    monkeypatch.setattr(mnist, "SAMPLE", tmp_path / "sample.npz")
     with pytest.raises(InputError, match="checksum"):
         data.load(Data())
     (tmp_path / "sample.npz").unlink()
