@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from kdistill import data, diagnostics, labelled, provenance, report, verify
+from kdistill import data, diagnostics, labelled, page, pictures, provenance, verify
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
@@ -84,6 +84,7 @@ def run(
             "data": {
                 "source": splits.source,
                 "fingerprint": splits.fingerprint,
+                "class_names": list(splits.class_names),
                 **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
                 **labelled.counts(splits),
             },
@@ -92,10 +93,13 @@ def run(
             "verdict": arms.verdict(rows),
             "models": rows,
             "diagnostics": diagnostics.of_run(arms.models, splits, loss.temperature, predict),
+            "differences": pictures.differing(
+                predict(student, splits.test.images), teacher_logits, splits.test, folder.path
+            ),
             "files": files,
         }
-        report.save(result, folder.path)
-        say(f"Report: {folder.path / 'report.md'}")
+        page.save(result, folder.path)
+        say(f"Report: {folder.path / 'report.html'}")
         return {**result, "folder": str(folder.path)}
     finally:
         folder.close()

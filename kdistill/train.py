@@ -54,7 +54,8 @@ def fit(
     repeat: int | None = None,
     stored: Replay | None = None,
 ) -> dict:
-    """Trains a `Supervised` or `Distiller` as the recipe says; returns seconds, steps and the last epoch's metrics.
+    """Trains a `Supervised` or `Distiller` as the recipe says; returns seconds, steps, the last epoch's metrics and the
+    history of all epochs.
 
     With a `checkpoints` folder it goes on from the newest one there, and ends with the same bits as if it had never
     been interrupted. Order and augmentation are drawn with `seed`; after `repeat` epochs they come again. With
@@ -95,4 +96,4 @@ def fit(
             verbose=1 if sys.stdout.isatty() else 2,
         )
     last = {name: float(values[-1]) for name, values in keeper.history.items()}
-    return {"seconds": keeper.seconds, "steps": steps * training.epochs, **last}
+    return {"seconds": keeper.seconds, "steps": steps * training.epochs, **last, "history": keeper.history}

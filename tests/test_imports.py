@@ -22,7 +22,12 @@ GROUPS = [
         "diagnostics",
         "verdict",
         "provenance",
+        "pictures",
+        "charts",
+        "markup",
         "report",
+        "page",
+        "compare",
     ],
     [
         "cache",

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 def test_the_run_folder_holds_what_the_design_says(finished):
     folder, result = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"recipe.json", "report.json", "report.md", "teacher.keras", "control.keras", "student.keras"} <= names
+    assert {"recipe.json", "report.json", "report.md", "report.html", "teacher.keras", "control.keras", "student.keras"} <= names
     assert {"reference/student.tflite", "reference/labels.txt", "reference/model.json"} <= names
     for arm in ("teacher", "control", "student"):
         assert any(name.startswith(f"logs/{arm}/train/events") for name in names)
@@ -43,6 +43,10 @@ def test_the_run_folder_holds_what_the_design_says(finished):
     assert report["models"] == result["models"]
     assert report["diagnostics"].keys() == {"teacher", "control", "student"}
     assert report["diagnostics"]["teacher"]["scaling"].keys() >= {"temperature", "before", "after"}
+    assert len(report["training"]["student"]["history"]["val_accuracy"]) == 2  # epochs
+    shown = report["differences"]["shown"]
+    assert shown and {each["file"] for each in shown} <= names
+    assert (folder / "report.html").read_text().count("<img ") == len(shown)
     assert [row["name"] for row in report["models"]] == ["teacher", "control", "student", "reference"]
     assert report["data"]["source"].startswith("the sample of MNIST") and len(report["data"]["fingerprint"]) == 16
     assert {"python", "tensorflow", "keras"} <= set(report["versions"])
