@@ -102,6 +102,10 @@ class Checkpoints(keras.callbacks.Callback):
                     variable.assign(value)
 
     def on_train_batch_end(self, batch, logs=None):
+        # The epoch's end saves in a moment. A file of this step without the epoch's history would have the same number:
+        # a resume might take that one, and count this epoch's metrics into the next.
+        if batch + 1 >= (self.params.get("steps") or float("inf")):
+            return
         if time.perf_counter() - self.last >= self.every:
             self._save()
 

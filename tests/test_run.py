@@ -33,7 +33,15 @@ def finished(tmp_path_factory):
 def test_the_run_folder_holds_what_the_design_says(finished):
     folder, result = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"recipe.json", "report.json", "report.md", "report.html", "teacher.keras", "control.keras", "student.keras"} <= names
+    assert {
+        "recipe.json",
+        "report.json",
+        "report.md",
+        "report.html",
+        "teacher.keras",
+        "control.keras",
+        "student.keras",
+    } <= names
     assert {"reference/student.tflite", "reference/labels.txt", "reference/model.json"} <= names
     for arm in ("teacher", "control", "student"):
         assert any(name.startswith(f"logs/{arm}/train/events") for name in names)
