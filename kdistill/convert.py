@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill.deploy import image_shape, kind_of, main_output
 from kdistill.errors import CheckFailed, InputError
 from kdistill.litert import quiet
-from kdistill.measure import are_probabilities
 from kdistill.recipe import Profile
 from kdistill.supervised import Supervised
 
@@ -51,67 +51,73 @@ def ready(model: keras.Model) -> keras.Model:
     return _in_float32(model)
 
 
-def image_shape(model: keras.Model) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that a model takes."""
-    if not model.built:
-        raise InputError(f"The model '{model.name}' is not built. Call it once on a batch of images before export.")
-    try:
-        shape = model.input_shape
-    except AttributeError:  # a subclassed model; what it was built with is what it takes
-        shape = (model.get_build_config() or {}).get("input_shape")
-    if shape is None:
-        raise InputError(
-            f"The input shape of the subclassed model '{model.name}' is not known. "
-            "Call model.build((None, height, width, channels)) before export."
-        )
-    if isinstance(shape, dict) or not all(size is None or isinstance(size, int) for size in shape):
-        raise InputError(f"The model '{model.name}' has several inputs: {shape}. Export takes models with one image.")
-    if len(shape) != 4 or None in shape[1:]:
-        raise InputError(
-            f"The model '{model.name}' takes {tuple(shape)}; export expects images [batch, height, width, channels] "
-            "of a fixed size. Build it with keras.Input((height, width, channels))."
-        )
-    return tuple(shape[1:])
-
-
 def output_of(model: keras.Model) -> tuple[str, int]:
-    """`logits` or `probabilities`, whichever the model gives, and the number of classes; tried on noise."""
+    """`logits` or `probabilities`, whichever the model gives, and the number of classes; tried on noise.
+
+    A model with several outputs gives a dict, in which one is named so; its name is believed.
+    """
     outputs = _run(model, _noise(model))
-    if not isinstance(outputs, np.ndarray) or outputs.ndim != 2:
-        shape = getattr(outputs, "shape", type(outputs).__name__)
+    main = main_output(outputs, model.name)
+    if not isinstance(main, np.ndarray) or main.ndim != 2:
+        shape = getattr(main, "shape", type(main).__name__)
         raise InputError(
-            f"The model '{model.name}' gives {shape}; export expects one output [batch, classes]. "
-            "Wrap it: keras.Model(model.input, <the output to export>)."
+            f"The model '{model.name}' gives {shape}; export expects one output [batch, classes], or a dict with one "
+            "such, named 'logits' or 'probabilities'. Wrap it: keras.Model(model.input, <the output to export>)."
         )
-    return "probabilities" if are_probabilities(outputs) else "logits", outputs.shape[1]
+    if isinstance(outputs, dict):
+        return next(name for name in outputs if outputs[name] is main), main.shape[1]
+    return kind_of(main), main.shape[1]
 
 
 def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None = None) -> bytes:
     """The bytes of a `.tflite` file with builtin operators only; the same bytes each time.
 
     `model` is one that `ready` returned. `calibration`: raw pixels `[n, h, w, c]`, for int8. The one signature is
-    `serving_default`: `image` -> `logits` or `probabilities`.
+    `serving_default`: `image` -> `logits` or `probabilities`, and the model's further outputs under their names.
     """
     name, _ = output_of(model)
-    image = tf.TensorSpec([profile.batch, *image_shape(model)], tf.float32, name="image")
+    raw = profile.input_type == "uint8" and profile.quantization != "int8"  # int8 files quantise the input instead
+    image = tf.TensorSpec([profile.batch, *image_shape(model)], tf.uint8 if raw else tf.float32, name="image")
+
+    def serve(image):
+        outputs = model(tf.cast(image, tf.float32) if raw else image, training=False)
+        return outputs if isinstance(outputs, dict) else {name: outputs}
+
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # TensorFlow's about its own interpreter, with which it calibrates
         try:
             archive = keras.export.ExportArchive()
             archive.track(model)
-            archive.add_endpoint(
-                "serving_default", lambda image: {name: model(image, training=False)}, input_signature=[image]
-            )
+            archive.add_endpoint("serving_default", serve, input_signature=[image])
             archive.write_out(folder, verbose=False)
-            return _converter(folder, profile, calibration).convert()
+            content = _converter(folder, profile, calibration).convert()
+        except OSError:  # the disk is full, say: not the model's fault
+            raise
         except Exception as error:  # the converter has no public kind of error; a user's layer may raise any
             raise InputError(_reason(model, profile, error)) from error
+    return int4(content) if profile.quantization == "int4" else content
+
+
+def int4(content: bytes) -> bytes:
+    """A float32 file with int4 weights per channel, by `litert-quantizer`, an optional package."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from litert_quantizer import quantizer, recipe
+    except ImportError as error:
+        raise InputError(
+            f'int4 needs the package litert-quantizer ({error}). Install it: pip install "kdistill[int4]"'
+        ) from None
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = quantizer.Quantizer(content, recipe.dynamic_wi4_afp32()).quantize()
+    return bytes(made.quantized_model)
 
 
 def _converter(folder: str, profile: Profile, calibration: np.ndarray | None) -> tf.lite.TFLiteConverter:
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if profile.quantization != "none":
+    if profile.quantization not in ("none", "int4"):  # int4 is made of the float32 file
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if profile.quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -192,7 +198,7 @@ def _in_float32(model: keras.Model) -> keras.Model:
     finally:
         keras.config.set_dtype_policy(policy)
     images = _noise(model)
-    before, after = _run(model, images), _run(rebuilt, images)
+    before, after = (main_output(_run(each, images), model.name) for each in (model, rebuilt))
     difference, spread = np.max(abs(before - after)), max(1.0, np.max(abs(after)))
     if not difference <= 0.1 * spread:  # bfloat16 keeps 2 to 3 digits
         raise CheckFailed(
@@ -224,4 +230,6 @@ def _run(model: keras.Model, images: np.ndarray):
         outputs = model(images, training=False)
     except Exception as error:  # whatever a user's own layers may raise
         raise InputError(f"The model '{model.name}' does not run on images {images.shape}: {error}") from error
+    if isinstance(outputs, dict):
+        return {name: np.asarray(each, np.float32) for name, each in outputs.items()}
     return np.asarray(outputs, np.float32) if tf.is_tensor(outputs) else outputs

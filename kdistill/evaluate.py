@@ -75,14 +75,17 @@ def _logits(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: 
 def _keras_outputs(model: "keras.Model", images: np.ndarray, batch_size: int) -> np.ndarray:
     import tensorflow as tf
 
+    from kdistill.deploy import main_output
+
     shape = getattr(model, "input_shape", (None, *images.shape[1:]))
     if len(shape) != images.ndim or any(a not in (b, None) for a, b in zip(shape[1:], images.shape[1:], strict=True)):
         raise InputError(f"The model '{model.name}' expects images {shape}, received {images.shape}.")
     if not len(images):
         raise InputError("Received no image.")
     call = _traced(model, images.shape[1:])
+    starts = range(0, len(images), batch_size)
     found = [
-        call(tf.constant(images[start : start + batch_size], tf.float32)) for start in range(0, len(images), batch_size)
+        main_output(call(tf.constant(images[start : start + batch_size], tf.float32)), model.name) for start in starts
     ]
     if not tf.is_tensor(found[0]) or found[0].shape.rank != 2:
         raise InputError(f"The model '{model.name}' gives no single output [batch, classes].")
@@ -97,10 +100,16 @@ def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, r
     times = []
     for i in range(warmup + runs):
         start = time.perf_counter_ns()
-        call(image).numpy()
+        _wait(call(image))
         if i >= warmup:
             times.append((time.perf_counter_ns() - start) / 1000)
     return float(np.median(times))
+
+
+def _wait(outputs) -> None:
+    """Until the numbers are there."""
+    for each in outputs.values() if isinstance(outputs, dict) else (outputs,):
+        each.numpy()
 
 
 def _traced(model: "keras.Model", shape: tuple[int, ...]):

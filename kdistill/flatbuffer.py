@@ -1,20 +1,94 @@
-"""What is inside a `.tflite` file: the oldest runtime that reads it, and what stayed float, with the reason."""
+"""What is inside a `.tflite` file: operators, the precision of each, the oldest runtime, what stayed float and why."""
 
 from pathlib import Path
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+from kdistill.errors import InputError
 
 SMALL = 1024  # the converter's dynamic-range quantisation leaves constants with fewer elements float
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 # Inputs at which these take their bias, which is float in a file without int8 activations.
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "CONV_3D": 2, "TRANSPOSE_CONV": 3}
+_TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
 _FLOAT32 = schema.TensorType.FLOAT32
 
 
 def read(path: str | Path) -> schema.ModelT:
     """The content of a file that has been opened by the interpreter before (which checks its structure)."""
-    return schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
+    return parsed(Path(path).read_bytes())
+
+
+def parsed(content: bytes) -> schema.ModelT:
+    """The same of its bytes. Weights that a large file keeps outside the flatbuffer are read into it."""
+    try:
+        model = flatbuffer_utils.read_model_from_bytearray(content)
+    except Exception as error:  # whatever damaged bytes make of it
+        raise InputError(f"The flatbuffer cannot be read ({type(error).__name__}: {error}): it is damaged.") from None
+    for buffer in model.buffers:
+        if isinstance(buffer.data, bytes):  # those from outside; the writer wants arrays
+            buffer.data = np.frombuffer(buffer.data, np.uint8)
+    return model
+
+
+def packed(model: schema.ModelT) -> bytes:
+    """The bytes of a file with this content; up to 2 GB, the limit of flatbuffers and of phones."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def operators(model: schema.ModelT) -> list[dict]:
+    """Each operator in its order: dicts with name, tensor (of its first output), and the types of weights and result.
+
+    `weights` is None for an operator without constant numbers; biases and shapes do not count as such.
+    """
+    return [entry for graph in model.subgraphs for entry in _described(model, graph)]
+
+
+def _described(model: schema.ModelT, graph: schema.SubGraphT):
+    stored = _dequantised(model, graph)
+    for operator, name in steps(model, graph):
+        if name == "DEQUANTIZE" and operator.outputs[0] in stored:
+            continue  # the way in which weights are kept, no step of the computation
+        constants = {}
+        for position, index in enumerate(operator.inputs):
+            if index < 0 or position == _BIAS.get(name):
+                continue
+            tensor = stored.get(index, graph.tensors[index])
+            kind = type_name(tensor.type)
+            if model.buffers[tensor.buffer].data is not None and kind not in ("int32", "int64", "bool"):
+                constants[size_of(tensor)] = kind
+        output = graph.tensors[operator.outputs[0]]
+        yield {
+            "name": name,
+            "tensor": _text(output.name),
+            "weights": constants[max(constants)] if constants else None,
+            "result": type_name(output.type),
+        }
+
+
+def _dequantised(model: schema.ModelT, graph: schema.SubGraphT) -> dict[int, schema.TensorT]:
+    """Outputs of DEQUANTIZE -> the constant that is stored."""
+    return {
+        operator.outputs[0]: graph.tensors[operator.inputs[0]]
+        for operator, name in steps(model, graph)
+        if name == "DEQUANTIZE" and model.buffers[graph.tensors[operator.inputs[0]].buffer].data is not None
+    }
+
+
+def type_name(kind: int) -> str:
+    """The name of a tensor's type, such as `int8`."""
+    return _TYPES.get(kind, f"type {kind}").lower()
+
+
+def size_of(tensor: schema.TensorT) -> int:
+    """The number of elements, an open batch counted as one."""
+    return int(np.prod(np.maximum(tensor.shape, 1))) if tensor.shape is not None else 1
+
+
+def _text(name: bytes | None) -> str:
+    return (name or b"").decode(errors="replace")
 
 
 def min_runtime(model: schema.ModelT) -> str | None:
@@ -28,7 +102,7 @@ def min_runtime(model: schema.ModelT) -> str | None:
 def stayed_float(model: schema.ModelT, quantization: str) -> list[dict]:
     """Operators of a quantised file that kept float numbers: dicts with operator, tensor (a name) and reason.
 
-    In an int8 file those that compute in float; in a float16 or dynamic file those with float32 constants, biases
+    In an int8 file those that compute in float; in a float16, dynamic or int4 file those with float32 constants, biases
     left aside. Nothing for `none`.
     """
     if quantization == "none":
@@ -38,7 +112,7 @@ def stayed_float(model: schema.ModelT, quantization: str) -> list[dict]:
 
 
 def _float_computations(model: schema.ModelT, graph: schema.SubGraphT, _: str):
-    for operator, name in _operators(model, graph):
+    for operator, name in steps(model, graph):
         ends = [i for i in (*operator.inputs, *operator.outputs) if i >= 0]
         if name in ("QUANTIZE", "DEQUANTIZE") or all(graph.tensors[i].type != _FLOAT32 for i in ends):
             continue
@@ -48,7 +122,7 @@ def _float_computations(model: schema.ModelT, graph: schema.SubGraphT, _: str):
 
 def _float_constants(model: schema.ModelT, graph: schema.SubGraphT, quantization: str):
     stored = {}  # outputs of DEQUANTIZE -> the constant that is stored
-    for operator, name in _operators(model, graph):
+    for operator, name in steps(model, graph):
         if name == "DEQUANTIZE":
             stored[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
             continue
@@ -67,16 +141,19 @@ def _float_constants(model: schema.ModelT, graph: schema.SubGraphT, quantization
 def _reason(name: str, size: int, quantization: str) -> str:
     if quantization == "float16":
         return f"the converter left these {size:,} elements in float32"
+    if quantization == "int4":
+        return f"{size:,} elements: litert-quantizer has no int4 version of {name}"
     if size < SMALL:
         return f"{size:,} elements: dynamic-range quantisation leaves constants of fewer than {SMALL:,} float"
     return f"{size:,} elements: dynamic-range quantisation does not know the operator {name}"
 
 
 def _entry(name: str, tensor: schema.TensorT, reason: str) -> dict:
-    return {"operator": name, "tensor": tensor.name.decode(errors="replace"), "reason": reason}
+    return {"operator": name, "tensor": _text(tensor.name), "reason": reason}
 
 
-def _operators(model: schema.ModelT, graph: schema.SubGraphT):
+def steps(model: schema.ModelT, graph: schema.SubGraphT):
+    """Pairs of an operator and its name, in their order."""
     for operator in graph.operators or []:
         code = model.operatorCodes[operator.opcodeIndex]
-        yield operator, _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        yield operator, _OPERATORS.get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")

@@ -26,8 +26,9 @@ class File:
     """A `.tflite` classifier of images: raw pixels 0..255 in, logits or probabilities out.
 
     `input` and `output` are dicts: name, shape (None where any size goes), type, scale and zero_point (None for
-    float). `probabilities` tells whether the file ends in a softmax. Raises `InputError` for a file that is absent,
-    damaged, or no classifier; `tried` skips the trial run, for a file that has had it.
+    float). A file with several `outputs` has one named `logits` or `probabilities`: that is `output`. `probabilities`
+    tells whether it ends in a softmax. Raises `InputError` for a file that is absent, damaged, or no classifier;
+    `tried` skips the trial run, for a file that has had it.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, tried: bool = False):
@@ -37,28 +38,34 @@ class File:
             _try(self.path)
         self._interpreter = self._open(threads)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each.")
-        self._in, self._out = inputs[0]["index"], outputs[0]["index"]
-        names = next(iter(self._interpreter.get_signature_list().values()), {"inputs": [], "outputs": []})
-        self.input = _details(inputs[0], names["inputs"])
-        self.output = _details(outputs[0], names["outputs"])
+        if len(inputs) != 1 or not outputs:
+            raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one image.")
+        names = self._names()
+        self.input = _details(inputs[0], names)
+        self.outputs = [_details(each, names) for each in outputs]
+        main = self._main()
+        self._in, self._out, self.output = inputs[0]["index"], outputs[main]["index"], self.outputs[main]
         for end in (self.input, self.output):
             if end["type"] not in ("float32", "int8", "uint8", "int16"):
                 raise InputError(f"'{path}': '{end['name']}' is {end['type']}; expected float32, int8, uint8 or int16.")
-            if end["type"] != "float32" and not end["scale"]:
+            # A uint8 input without a scale takes the pixels as they are.
+            if end["type"] not in ("float32", "uint8" if end is self.input else "") and not end["scale"]:
                 raise InputError(f"'{path}': '{end['name']}' is {end['type']} without a scale; export the file again.")
         if len(self.output["shape"]) != 2:
             raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], a classifier's.")
         self.batch = self.input["shape"][0]  # None: any
-        self.probabilities = self.output["name"] == "probabilities" or _ends_in_softmax(self.operators())
+        softmax = len(outputs) == 1 and _ends_in_softmax(self.operators())
+        self.probabilities = self.output["name"] == "probabilities" or softmax
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """float32 `[n, classes]` of images `[n, h, w, c]`, uint8 or float, raw pixels 0..255.
 
-        Images are quantised, and outputs dequantised, with the file's own scale and zero point.
+        Images are quantised, and outputs dequantised, with the file's own scale and zero point. Grey images are
+        repeated for a file that takes three channels.
         """
         expected = self.input["shape"][1:]
+        if images.ndim == 4 and images.shape[-1] == 1 and expected[-1:] == [3]:
+            images = np.repeat(images, 3, axis=-1)
         fits = images.ndim == len(expected) + 1
         if not fits or any(a not in (b, None) for a, b in zip(expected, images.shape[1:], strict=True)):
             raise InputError(f"'{self.path}' expects images [n, {_text(expected)}], received [{_text(images.shape)}].")
@@ -78,7 +85,7 @@ class File:
             interpreter.resize_tensor_input(self._in, shape)
             interpreter.allocate_tensors()
         pixels = np.random.default_rng(0).integers(0, 256, shape)
-        interpreter.set_tensor(self._in, _quantised(pixels, self.input))
+        interpreter.set_tensor(self._in, quantised(pixels, self.input))
         for _ in range(warmup):
             interpreter.invoke()
         series = []
@@ -97,6 +104,24 @@ class File:
         # Without delegates: a delegate replaces the operators that it takes over.
         details = self._open(1, plain=True)._get_ops_details()
         return [op["op_name"] for op in details]
+
+    def _names(self) -> dict[int, str]:
+        """Tensor -> its name in the signature."""
+        signatures = self._interpreter._get_full_signature_list()
+        first = next(iter(signatures.values()), {"inputs": {}, "outputs": {}})
+        return {index: name for ends in ("inputs", "outputs") for name, index in first[ends].items()}
+
+    def _main(self) -> int:
+        if len(self.outputs) == 1:
+            return 0
+        names = [each["name"] for each in self.outputs]
+        found = [i for i, name in enumerate(names) if name in ("logits", "probabilities")]
+        if len(found) != 1:
+            raise InputError(
+                f"'{self.path}' has {len(names)} outputs, {', '.join(names)}; expected exactly one named 'logits' or "
+                "'probabilities' among them."
+            )
+        return found[0]
 
     def _open(self, threads: int, plain: bool = False):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -124,7 +149,7 @@ class File:
                 with quiet():
                     interpreter.resize_tensor_input(self._in, images.shape)
                     interpreter.allocate_tensors()
-            interpreter.set_tensor(self._in, _quantised(images, self.input))
+            interpreter.set_tensor(self._in, quantised(images, self.input))
             interpreter.invoke()
             outputs = interpreter.get_tensor(self._out)
         except (ValueError, RuntimeError) as error:
@@ -176,10 +201,10 @@ def _checked_head(path: Path) -> int:
     return path.stat().st_size
 
 
-def _details(end: dict, names: list[str]) -> dict:
+def _details(end: dict, names: dict[int, str]) -> dict:
     scale, zero_point = end["quantization"]
     return {
-        "name": names[0] if len(names) == 1 else end["name"],
+        "name": names.get(end["index"], end["name"]),
         "shape": [None if size == -1 else int(size) for size in end["shape_signature"]],
         "type": np.dtype(end["dtype"]).name,
         "scale": float(scale) or None,
@@ -187,11 +212,12 @@ def _details(end: dict, names: list[str]) -> dict:
     }
 
 
-def _quantised(images: np.ndarray, end: dict) -> np.ndarray:
+def quantised(images: np.ndarray, end: dict) -> np.ndarray:
+    """Pixels as the numbers that an input takes."""
     kind = np.dtype(end["type"])
     if kind == np.float32:
         return images.astype(np.float32)
-    steps = np.rint(images.astype(np.float32) / np.float32(end["scale"])) + end["zero_point"]
+    steps = np.rint(images.astype(np.float32) / np.float32(end["scale"] or 1)) + (end["zero_point"] or 0)
     limits = np.iinfo(kind)
     return np.clip(steps, limits.min, limits.max).astype(kind)
 
@@ -214,10 +240,15 @@ def _try(path: Path) -> None:
 
 
 def _apart(path: Path, seconds: float, *arguments: str) -> None:
+    run_apart("litert", path, seconds, *arguments)
+
+
+def run_apart(module: str, path: Path, seconds: float, *arguments: str) -> str:
+    """Runs `python -m kdistill.MODULE path arguments...`; returns what it printed. Errors as in `predict_apart`."""
     paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # -P: a folder "kdistill" or a file "numpy.py" where the user happens to be is not what is meant.
-    command = [sys.executable, "-P", "-m", "kdistill.litert", str(path), *arguments]
+    command = [sys.executable, "-P", "-m", f"kdistill.{module}", str(path), *arguments]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -234,6 +265,7 @@ def _apart(path: Path, seconds: float, *arguments: str) -> None:
         raise InputError(message)
     if done.returncode:
         raise InputError(f"'{path}' cannot be used: it is damaged, or too large for this machine ({message}).")
+    return done.stdout
 
 
 def _main(path: str, images: str | None = None, outputs: str | None = None) -> None:

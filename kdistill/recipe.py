@@ -130,10 +130,16 @@ class Profile:
     """One kind of device: what a `.tflite` file for it looks like, and the limits that it must keep."""
 
     name: str
-    quantization: str = "none"  # none, float16, dynamic (int8 weights), int8 (weights and activations)
-    input_type: str = "float32"  # float32, int8, uint8
-    output_type: str = "float32"
+    quantization: str = "none"  # none, float16, dynamic (int8 weights), int8 (weights, activations), int4 (weights)
+    input_type: str = "float32"  # float32, uint8 (raw pixels, as a camera gives them), int8 (with int8 only)
+    output_type: str = "float32"  # float32; int8 and uint8 with int8 only
     batch: int | None = None  # None: any batch size
+    output: str | None = None  # None: what the model gives; logits; probabilities (a softmax is added if need be)
+    channels: int | None = None  # None: as the model; 3: a model of grey images gets colour and reduces it itself
+    operators: str = "builtin"  # builtin; micro: only those that TensorFlow Lite Micro has as well
+    c_array: bool = False  # write the file also as C++ source, and estimate the arena
+    mean: tuple[float, ...] = ()  # the graph gives the model (pixel - mean) / deviation: one number, or one per channel
+    deviation: tuple[float, ...] = ()
     max_drop: float = 0.002  # accuracy lost against the Keras model, as a share of 1
     min_agreement: float = 0.99  # share of test images on which file and Keras model name the same class
 

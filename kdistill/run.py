@@ -64,12 +64,12 @@ def run(
             {"name": name, **evaluate(model, splits.test, teacher_logits=teacher_logits)}
             for name, model in arms.models.items()
         ]
-        files = []
+        files, about = [], {"recipe": as_dict(recipe), "data": splits.fingerprint}
         for profile in profiles:
             say(f"Exporting {profile.name}")
             place, names = folder.path / profile.name, splits.class_names
             checked = verify.export_checked(
-                student, place, profile, splits.train.images, splits.test, class_names=names
+                student, place, profile, splits.train.images, splits.test, class_names=names, about=about
             )
             rows.append({"name": profile.name, **evaluate(checked["path"], splits.test, teacher_logits=teacher_logits)})
             path = str(Path(checked["path"]).relative_to(folder.path))

@@ -1,5 +1,6 @@
 """Whether an exported file is as good as its model: run where it can do no harm, and put in place only if it is."""
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Sequence
@@ -8,14 +9,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kdistill import convert
+from kdistill import convert, deploy, layerwise, metadata
 from kdistill.data import Examples
 from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluate import predict
-from kdistill.export import NAME, checked_profile, export
+from kdistill.export import NAME, Built, build, place
 from kdistill.litert import File, predict_apart
 from kdistill.loading import load_profile
 from kdistill.measure import agreement, log_softmax
+from kdistill.profiles import checked_profile
 from kdistill.recipe import Profile
 
 SECONDS = 3600  # for all test images
@@ -35,7 +37,8 @@ def check(
 
     `model_logits` `[n, classes]` are the Keras model's on the same images. The limits are the profile's unless given,
     shares of 1. Returns accuracy, model_accuracy, drop, agreement, max_difference (of logits, or of probabilities where
-    the file gives those), images, max_drop and min_agreement. Raises `CheckFailed` if the file does not run, crashes,
+    the file gives those), images, max_drop, min_agreement and per_class (dicts with class, images, accuracy and
+    model_accuracy, of the classes that occur). Raises `CheckFailed` if the file does not run, crashes,
     takes longer than `seconds`, gives numbers that are not finite, or is beyond a limit.
     """
     profile = checked_profile(load_profile(profile))
@@ -54,8 +57,8 @@ def check(
         raise CheckFailed(f"The file for '{profile.name}' gives numbers that are not finite (NaN or infinite).")
     if File(path, tried=True).probabilities:
         model_logits = np.exp(log_softmax(model_logits))
-    accuracy = float(np.mean(outputs.argmax(axis=1) == examples.labels))
-    model_accuracy = float(np.mean(model_logits.argmax(axis=1) == examples.labels))
+    right, model_right = (each.argmax(axis=1) == examples.labels for each in (outputs, model_logits))
+    accuracy, model_accuracy = float(np.mean(right)), float(np.mean(model_right))
     found = {
         "accuracy": accuracy,
         "model_accuracy": model_accuracy,
@@ -65,6 +68,7 @@ def check(
         "images": len(examples),
         "max_drop": max_drop,
         "min_agreement": min_agreement,
+        "per_class": _per_class(examples.labels, right, model_right),
     }
     _hold(found, profile.name)
     return found
@@ -80,24 +84,72 @@ def export_checked(
     class_names: Sequence[str] | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    about: dict | None = None,
 ) -> dict:
     """Exports to `folder`/student.tflite (see `export`), but puts the files there only if they pass `check`.
 
     `calibration` are training images, `examples` the test images. `model_logits` default to those of the student, in
-    float32. Returns what `export` returns, with what `check` returns as `check`. On failure `folder` stays as it was.
+    float32. Returns what `export` returns, with what `check` returns as `check`; its figures are told in the file. On
+    failure `folder` stays as it was; where an int8 file is not good enough, the error names the layers that cost most.
     """
-    folder = Path(folder)
+    folder, profile = Path(folder), checked_profile(load_profile(profile))
     model = convert.ready(convert.load_model(student) if isinstance(student, (str, Path)) else student)
-    logits = predict(model, examples.images) if model_logits is None else model_logits
+    if model_logits is None:
+        model_logits = predict(deploy.normalised(model, profile), examples.images)
+    built = build(student, profile, calibration, class_names, about)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as made:
-        found = export(student, made, profile, calibration, class_names)
-        limits = {"max_drop": max_drop, "min_agreement": min_agreement}
-        checked = check(found["path"], logits, examples, profile, **limits)
+        path = Path(made, NAME)
+        place(built, path)
+        tried = path.read_bytes()
+        try:
+            checked = check(path, model_logits, examples, profile, max_drop=max_drop, min_agreement=min_agreement)
+        except CheckFailed as error:
+            blamed = _blamed(model, built, path, examples) if profile.quantization in ("int8", "dynamic") else ""
+            raise CheckFailed(f"{error}{blamed}") from None
+        figures = ("accuracy", "model_accuracy", "agreement", "max_difference", "images")
+        found = place(built, path, {name: checked[name] for name in figures})
+        if metadata.bare(path.read_bytes()) != metadata.bare(tried):
+            raise CheckFailed(
+                f"The file for '{profile.name}' is another one with its figures in it: a bug of kdistill."
+            )
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(made).iterdir()):
             os.replace(file, folder / file.name)
     return {**found, "path": str(folder / NAME), "check": checked}
+
+
+def _blamed(model: keras.Model, built: Built, path: Path, examples: Examples) -> str:
+    """A sentence that names the layers whose quantisation costs most, or nothing if the file does not even run."""
+    plain = dataclasses.replace(
+        built.profile,
+        quantization="none",
+        input_type="float32",
+        output_type="float32",
+        operators="builtin",
+        c_array=False,
+    )
+    reference = path.with_name("reference.tflite")
+    try:
+        reference.write_bytes(build(model, plain, None, None).content)
+        layers = layerwise.compare(path, reference, examples.images)
+    except InputError:
+        return ""
+    finally:
+        reference.unlink(missing_ok=True)
+    return f" Most of the loss comes from: {layerwise.sentence(layers)}."
+
+
+def _per_class(labels: np.ndarray, right: np.ndarray, model_right: np.ndarray) -> list[dict]:
+    return [
+        {
+            "class": int(label),
+            "images": int((labels == label).sum()),
+            "accuracy": float(right[labels == label].mean()),
+            "model_accuracy": float(model_right[labels == label].mean()),
+        }
+        for label in np.unique(labels)
+    ]
 
 
 def _hold(found: dict, name: str) -> None:

@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 from small_models import CLASSES, corners, network
 
-from kdistill import convert
+from kdistill import convert, metadata
 from kdistill.errors import CheckFailed, InputError
 from kdistill.export import export
 from kdistill.litert import File
@@ -121,7 +121,7 @@ def test_dense_layers_are_quantised_per_tensor_for_older_runtimes(tmp_path):
     found = export(net, tmp_path, "phone_cpu")
     assert tuple(map(int, found["min_runtime"].split("."))) <= (2, 4, 0)
     assert [each["layer"] for each in found["float_layers"]] == ["thin"]
-    assert found["bytes"] < 8000  # 4,736 weights of one byte
+    assert len(metadata.bare(Path(found["path"]).read_bytes())) < 8000  # 4,736 weights of one byte
 
 
 def test_calibration_takes_500_images_at_most_evenly_spaced(model, tmp_path, monkeypatch):
@@ -293,10 +293,16 @@ def test_calibration_that_cannot_be_used_is_refused(model, tmp_path):
 
 def test_profiles_that_make_no_sense_are_refused(model, tmp_path):
     for change, message in (
-        ({"quantization": "int3"}, "one of none, float16, dynamic, int8"),
-        ({"input_type": "int8"}, "input_type expects float32 with quantization 'none'"),
+        ({"quantization": "int3"}, "one of none, float16, dynamic, int8, int4"),
+        ({"input_type": "int8"}, "input_type expects float32 or uint8 with quantization 'none'"),
         ({"quantization": "int8", "output_type": "int16"}, "output_type expects float32 or int8 or uint8"),
         ({"batch": 0}, "batch expects"),
+        ({"output": "scores"}, "output expects None, 'logits' or 'probabilities'"),
+        ({"channels": 4}, "channels expects"),
+        ({"operators": "flex"}, "operators expects"),
+        ({"c_array": True}, "c_array expects operators 'micro' and batch 1"),
+        ({"mean": (float("nan"),)}, "mean expects numbers"),
+        ({"deviation": (0.0,)}, "deviation expects numbers above 0"),
         ({"max_drop": 2.0}, "max_drop expects a share"),
         ({"min_agreement": -1.0}, "min_agreement expects a share"),
     ):

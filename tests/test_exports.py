@@ -5,8 +5,8 @@ from importlib import import_module
 
 import pytest
 
-from kdistill.export import checked_profile
 from kdistill.loading import load_profile, names
+from kdistill.profiles import checked_profile
 
 
 @pytest.mark.parametrize("name", names("exports"))
@@ -15,9 +15,12 @@ def test_a_profile_keeps_to_its_docstring(name):
     assert checked_profile(profile).name == name
     assert re.search(r"at most ([\d.]+) points", text)[1] == f"{100 * profile.max_drop:g}"
     assert re.search(r"([\d.]+) % agreement", " ".join(text.split()))[1] == f"{100 * profile.min_agreement:g}"
+    assert "Target: " in text and "Consumed by: " in text
     sizes = ("any batch size" in text.lower(), "One image at a time" in text)
     assert sizes == (profile.batch is None, profile.batch == 1)
 
 
 def test_there_is_one_for_each_kind_of_device():
-    assert [load_profile(name).quantization for name in names("exports")] == ["int8", "dynamic", "float16", "none"]
+    kinds = {name: load_profile(name).quantization for name in names("exports")}
+    expected = {"reference": "none", "phone_cpu": "dynamic", "phone_gpu": "float16", "npu": "int8"}
+    assert kinds == {**expected, "microcontroller": "int8", "mediapipe": "dynamic", "int4": "int4"}

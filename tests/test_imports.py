@@ -22,6 +22,7 @@ GROUPS = [
         "diagnostics",
         "verdict",
         "provenance",
+        "profiles",
         "pictures",
         "charts",
         "markup",
@@ -44,6 +45,7 @@ GROUPS = [
         "bridge_layers",
         "bridge",
     ],
+    ["metadata", "layerwise", "deploy", "microcontroller", "inspection", "benchmark"],  # of files
     ["supervised", "distiller", "convert", "applications", "models", "evaluate", "export", "verify"],
     ["callbacks", "checkpoint", "strategy", "replay", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],

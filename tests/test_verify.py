@@ -46,6 +46,7 @@ def test_the_numbers_by_hand(file, answers):
     answers(eight(6) * 2)
     found = check(file, eight(7), ZEROS, "npu", max_drop=0.5, min_agreement=0.5)
     expected = {"accuracy": 6 / 8, "model_accuracy": 7 / 8, "drop": 1 / 8, "agreement": 7 / 8, "max_difference": 2.0}
+    assert found.pop("per_class") == [{"class": 0, "images": 8, "accuracy": 6 / 8, "model_accuracy": 7 / 8}]
     assert found == {**expected, "images": 8, "max_drop": 0.5, "min_agreement": 0.5}
 
 
