@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import diagnostics, labelled, models, train, verdict
+from kdistill import convert, diagnostics, labelled, models, train, verdict
 from kdistill.data import Splits
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.replay import Replay, pays
+from kdistill.strategy import ONE, Devices
 from kdistill.supervised import Supervised
 
 LOOKED_AT = 256  # training images that show whether a network's inputs are scaled
@@ -18,17 +19,26 @@ LOOKED_AT = 256  # training images that show whether a network's inputs are scal
 
 class Arms:
     """Teacher, control, student and what else a run trains, by name: `models[name]`, and the record of each fit in
-    `fits[name]`. All see the same data in the same order; networks of one seed start from the same weights."""
+    `fits[name]`. All see the same data in the same order; networks of one seed start from the same weights. All are
+    made in the scope of `devices`, whatever these are."""
 
-    def __init__(self, recipe: Recipe, splits: Splits, folder: RunFolder, say: Callable[[str], None]):
-        self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
+    def __init__(
+        self,
+        recipe: Recipe,
+        splits: Splits,
+        folder: RunFolder,
+        say: Callable[[str], None],
+        devices: Devices = ONE,
+    ):
+        self.recipe, self.splits, self.folder, self.say, self.devices = recipe, splits, folder, say, devices
         self.models: dict[str, keras.Model] = {}
         self.fits: dict[str, dict] = {}
 
     def network(self, spec: Network, seed: int) -> keras.Model:
         """The network with the start that belongs to this seed."""
         keras.utils.set_random_seed(seed)
-        return models.build(spec, self.splits.train.images.shape[1:], len(self.splits.class_names))
+        with self.devices.scope():
+            return models.build(spec, self.splits.train.images.shape[1:], len(self.splits.class_names))
 
     def teacher(self) -> keras.Model:
         """The recipe's teacher, loaded from its file or trained."""
@@ -37,7 +47,8 @@ class Arms:
             training, splits = self.recipe.teacher_training, labelled.for_teacher(self.splits, self.recipe.data)
             return self.fit("teacher", lambda: Supervised(self.network(spec, seed)), training, splits, seed)
         shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
-        self.models["teacher"] = models.load(spec.file, shape, classes)
+        with self.devices.scope():
+            self.models["teacher"] = models.load(spec.file, shape, classes)
         return self.models["teacher"]
 
     def control(self, name: str, seed: int) -> keras.Model:
@@ -64,6 +75,13 @@ class Arms:
         or auto, which is where it pays. None: the teacher runs with the student. `uses`: fits on the views of a seed.
         """
         cache, epochs = self.recipe.cache, self.recipe.training.epochs
+        if self.devices.strategy:
+            if cache.top_k or mode not in ("auto", "off"):
+                raise InputError(
+                    "A cache of the teacher's outputs is for one device; with --strategy the teacher runs with the "
+                    f"student. Leave out --cache {mode} and cache.top_k, or take --strategy none."
+                )
+            return None
         if (self.folder.checkpoints(name) / "finished.json").exists():
             return None
 
@@ -109,20 +127,34 @@ class Arms:
 
         `views`: see `train.fit`.
         """
-        done = self.folder.finished(name)
-        if done:
-            self.say(f"{name}: finished before")
-            self.models[name], self.fits[name] = done
-            return self.models[name]
-        model = make()
+        self.folder.fetch(name, self.devices)
+        with self.devices.scope():
+            done = self.folder.finished(name)
+            if done:
+                self.say(f"{name}: finished before")
+                self.models[name], self.fits[name] = done
+                return self.models[name]
+            model = make()
         warning = diagnostics.unscaled(model.student, splits.train.images[:LOOKED_AT])
         if warning:
             self.say(f"Warning: {warning}")
         self.say(f"Training {name}: {model.student.count_params():,} parameters, {training.epochs} epochs")
         logs, checkpoints = self.folder.path / "logs" / name, self.folder.checkpoints(name)
+        if not self.devices.chief:
+            logs = checkpoints = None
+        options = {**views, "devices": self.devices}
         data = self.recipe.data
-        self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say, **views)
+        self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say, **options)
         self.fits[name] |= {"warning": warning} if warning else {}
         self.models[name] = model.student
-        self.folder.finish(name, model.student, self.fits[name])
+        if self.devices.chief:
+            self.folder.finish(name, model.student, self.fits[name])
         return model.student
+
+    def on_one_device(self) -> dict[str, keras.Model]:
+        """`models`, out of the strategy: what comes after training measures and converts plain models."""
+        if self.devices.strategy:
+            files = {name: self.folder.path / f"{name}.keras" for name in self.models}
+            files |= {"teacher": self.recipe.teacher.file} if self.recipe.teacher.file else {}
+            self.models = {name: convert.load_model(path) for name, path in files.items()}
+        return self.models

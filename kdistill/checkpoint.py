@@ -16,9 +16,11 @@ import keras
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.strategy import ONE, Devices
 from kdistill.supervised import Supervised
 
 KEPT = 2  # the newest, and the one before in case the newest is damaged
+ASKED = 50  # steps; so often the workers ask the chief whether it is time for a checkpoint
 
 
 def state_of(model: Supervised) -> list[keras.Variable]:
@@ -28,51 +30,75 @@ def state_of(model: Supervised) -> list[keras.Variable]:
     return list(found.values())
 
 
-def save(model: Supervised, folder: Path, history: dict, seconds: float) -> Path:
-    """Writes `step-<global step>-<sha256>.npz`, then deletes all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(model: Supervised, folder: Path | None, history: dict, seconds: float) -> Path | None:
+    """Writes `step-<global step>-<sha256>.npz`, then deletes all but the newest two.
+
+    All of several workers have to call this, as metrics are summed over them; those without a folder write nothing.
+    A disk that is full raises `OSError`; the checkpoints from before are still there then, and nothing half written.
+    """
     step = int(model.global_step.numpy())
     values = {f"{i:04}": v.numpy() for i, v in enumerate(state_of(model))}
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
     about = json.dumps({"history": history, "seconds": seconds})
     content = io.BytesIO()
     np.savez(content, about=np.array(about), **values)
     data = content.getvalue()
     path = folder / f"step-{step:09}-{hashlib.sha256(data).hexdigest()[:16]}.npz"
-    part = folder / ".part"
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write(path, data)
     for old in sorted(folder.glob("step-*.npz"))[:-KEPT]:
         old.unlink()
     return path
 
 
-def restore(model: Supervised, folder: Path, say: Callable[[str], None] = print) -> dict | None:
+def write(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, and onto the disk."""
+    part = path.with_name(".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def newest(folder: Path | None, say: Callable[[str], None]) -> bytes:
+    """The content of the newest undamaged checkpoint, or nothing. A damaged file is named through `say`."""
+    for path in sorted(folder.glob("step-*.npz"), reverse=True) if folder else []:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
+            return data
+        say(f"The checkpoint {path} is damaged (its content does not match its checksum); taking the one before.")
+    return b""
+
+
+def restore(
+    model: Supervised, folder: Path | None, say: Callable[[str], None] = print, devices: Devices = ONE
+) -> dict | None:
     """Puts the newest undamaged checkpoint's state on a compiled model; returns its history and seconds, or None.
 
-    A damaged file is named through `say`, and the one before is taken.
+    Of several workers all get what the chief has in its folder.
     """
-    for path in sorted(folder.glob("step-*.npz"), reverse=True):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
-            say(f"The checkpoint {path} is damaged (its content does not match its checksum); taking the one before.")
-            continue
-        with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-            about = json.loads(str(saved["about"]))
-            values = [saved[name] for name in sorted(saved.files) if name != "about"]
-        variables = state_of(model)
-        # By position and shape: automatic names differ with what else the process has built.
-        if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
-            raise InputError(
-                f"The checkpoint {path} belongs to another model or optimizer: it holds {len(values)} variables, this "
-                f"run has {len(variables)}, or their shapes differ. Resume with the recipe that wrote it."
-            )
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        return about
-    return None
+    data = devices.share(newest(folder, say))
+    if not data:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+        about = json.loads(str(saved["about"]))
+        values = [saved[name] for name in sorted(saved.files) if name != "about"]
+    variables = state_of(model)
+    # By position and shape: automatic names differ with what else the process has built.
+    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
+        raise InputError(
+            f"The checkpoint in {folder} belongs to another model or optimizer: it holds {len(values)} variables, "
+            f"this run has {len(variables)}, or their shapes differ. Resume with the recipe that wrote it."
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return about
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -82,9 +108,9 @@ class Checkpoints(keras.callbacks.Callback):
     keeps the history and the time only.
     """
 
-    def __init__(self, folder: Path | None, every: float, restored: dict | None):
+    def __init__(self, folder: Path | None, every: float, restored: dict | None, devices: Devices = ONE):
         super().__init__()
-        self.folder, self.every, self.restored = folder, every, restored
+        self.folder, self.every, self.restored, self.devices = folder, every, restored, devices
         self.history = dict(restored["history"]) if restored else {}
         self.before = restored["seconds"] if restored else 0.0
         self.started = self.last = time.perf_counter()
@@ -106,7 +132,10 @@ class Checkpoints(keras.callbacks.Callback):
         # a resume might take that one, and count this epoch's metrics into the next.
         if batch + 1 >= (self.params.get("steps") or float("inf")):
             return
-        if time.perf_counter() - self.last >= self.every:
+        due = time.perf_counter() - self.last >= self.every
+        if self.devices.workers > 1:  # clocks differ, and all have to save at the same step
+            due = (batch + 1) % ASKED == 0 and self.devices.share(b"save" if due else b"") == b"save"
+        if due:
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -118,7 +147,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._save()
 
     def _save(self):
-        if self.folder is None:
+        if self.folder is None and self.devices.workers == 1:
             return
         save(self.model, self.folder, self.history, self.seconds)
         self.last = time.perf_counter()

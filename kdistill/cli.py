@@ -1,6 +1,8 @@
 """The command line: arguments, messages and exit status only. 0 is success, 1 a failed check, 2 bad input."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +38,12 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data have changed.")] = False,
     cache: CacheDir = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="auto, none, mirrored (all GPUs), multiworker (TF_CONFIG). Batches stay global.")
+    ] = "auto",
+    worker_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
+    ] = 120,
     as_json: Json = False,
 ):
     """Run a recipe from data to report: teacher, control, student, files.
@@ -51,7 +59,12 @@ def run(
     from kdistill.run import run as run_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
-    result = run_recipe(chosen, out, **options, say=say_to(as_json))
+    options |= {"strategy": strategy, "worker_timeout": worker_timeout}
+    # Keras prints its progress on standard output, which may be for a machine.
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        result = run_recipe(chosen, out, **options, say=say_to(as_json))
+    if "models" not in result:  # a worker that is not the chief
+        return
     show(result["models"], as_json, result)
     if not as_json:
         print(result["verdict"]["sentence"])

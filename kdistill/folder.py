@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import keras
 
 from kdistill import convert, models, recipe, report
 from kdistill.errors import InputError
+from kdistill.strategy import Devices
 
 
 class RunFolder:
@@ -18,8 +21,8 @@ class RunFolder:
     Raises `InputError` for a folder that holds another run, cannot be written, or is in use.
     """
 
-    def __init__(self, path: Path, resume: bool = False):
-        self.path = path
+    def __init__(self, path: Path, resume: bool = False, temporary: bool = False):
+        self.path, self.temporary = path, temporary
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
         known = path / "recipe.json"
@@ -48,12 +51,17 @@ class RunFolder:
             ) from None
 
     def close(self) -> None:
-        """Gives the folder free for another run."""
+        """Gives the folder free for another run; a temporary one is deleted."""
         self._lock.close()
+        if self.temporary:
+            shutil.rmtree(self.path)
 
-    def settle(self, chosen: recipe.Recipe, data: str, force: bool, say: Callable[[str], None]) -> None:
-        """Writes the recipe and the data's fingerprint, or compares them with those that the run was started with."""
-        path, values = self.path / "recipe.json", {**recipe.as_dict(chosen), "data_fingerprint": data}
+    def settle(
+        self, chosen: recipe.Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
+    ) -> None:
+        """Writes recipe, the data's fingerprint and strategy, or compares them with those of the run's start."""
+        path = self.path / "recipe.json"
+        values = {**recipe.as_dict(chosen), "data_fingerprint": data, "strategy": strategy}
         if path.exists():
             before = json.loads(path.read_text())
             changes = _differences(before, values)
@@ -65,6 +73,18 @@ class RunFolder:
             for change in changes:
                 say(f"Changed since the run was started: {change}")
         report.write(path, json.dumps(values, indent=1) + "\n")
+
+    def fetch(self, stage: str, devices: Devices) -> None:
+        """Gets what the chief's folder has of a finished stage into the folders of the other workers."""
+        if devices.workers == 1:
+            return
+        record, model = self.checkpoints(stage) / "finished.json", self.path / f"{stage}.keras"
+        has = devices.chief and record.exists()
+        told, content = (devices.share(path.read_bytes() if has else b"") for path in (record, model))
+        if told and not devices.chief:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            model.write_bytes(content)
+            record.write_bytes(told)
 
     def finished(self, stage: str) -> tuple[keras.Model, dict] | None:
         """The model and the record of a stage that an earlier session finished, or None."""
@@ -94,6 +114,13 @@ class RunFolder:
     def checkpoints(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints."""
         return self.path / "checkpoints" / stage
+
+
+def open_folder(chosen: recipe.Recipe, out: str | Path | None, resume: bool, devices: Devices) -> RunFolder:
+    """The folder `out`, by default a new one under `runs/`; of several workers the chief's alone: others forget."""
+    if not devices.chief:
+        return RunFolder(Path(tempfile.mkdtemp(prefix="kdistill-worker-")), temporary=True)
+    return RunFolder(Path(out) if out else new_path(chosen), resume)
 
 
 def new_path(chosen: recipe.Recipe, kind: str = "") -> Path:

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from kdistill import data, diagnostics, labelled, page, pictures, provenance, verify
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller
 from kdistill.evaluate import evaluate, predict
-from kdistill.folder import RunFolder, new_path
+from kdistill.folder import open_folder
 from kdistill.loading import load_profile
 from kdistill.recipe import Recipe, as_dict
+from kdistill.strategy import check_precision, choose, explained
 
 
 def run(
@@ -23,24 +25,33 @@ def run(
     resume: bool = False,
     force: bool = False,
     cache: str | Path = "auto",
+    strategy: str = "auto",
+    worker_timeout: float = 120.0,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains teacher, control and student, exports and checks the student, writes the report; returns it.
 
     `out` is a new folder, by default one under `runs/`; with `resume` it is that of a run to go on with, exactly where
-    it was. `force` goes on although recipe or data differ. `cache`: the folder of the teacher caches, `auto` for the
-    usual one where it pays, or `off`. Raises `InputError` for what the user can mend and `CheckFailed` for a loss that
-    is not finite or a file that is not good enough.
+    it was. `force` goes on although recipe, data or strategy differ. `cache`: the folder of the teacher caches, `auto`
+    for the usual one where it pays, or `off`. `strategy` is auto, none, mirrored or multiworker (see
+    `kdistill.strategy.choose`); of several workers only the chief, worker 0, writes and returns the report, the others
+    an empty dict. Raises `InputError` for what the user can mend and `CheckFailed` for a loss that is not finite, a
+    file that is not good enough, or a worker that is lost.
     """
     profiles = [load_profile(name) for name in recipe.exports]
+    check_precision(recipe.precision)
+    devices = choose(strategy, worker_timeout, say)
     splits = data.load(recipe.data, data_dir, download, say=say)
+    for part in ("teacher_training", "training"):
+        devices.check_batch(min(getattr(recipe, part).batch_size, len(splits.train)), f"{part}.batch_size")
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
-    folder = RunFolder(Path(out) if out else new_path(recipe), resume)
+    folder = open_folder(recipe, out, resume, devices)
     try:
-        folder.settle(recipe, splits.fingerprint, force, say)
+        folder.settle(recipe, splits.fingerprint, force, say, str(devices))
+        devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms, loss = Arms(recipe, splits, folder, say), recipe.distill
+        arms, loss = Arms(recipe, splits, folder, say, devices), recipe.distill
         teacher = arms.teacher()
 
         def distiller(network: keras.Model) -> Distiller:
@@ -52,6 +63,12 @@ def run(
             arms.control("control" + end, seed)
             stored = arms.stored("student" + end, seed, teacher, str(cache))
             arms.student("student" + end, seed, distiller, stored)
+        if not devices.chief:
+            say("All is trained; the chief measures, exports and reports.")
+            devices.wait()
+            return {}
+        arms.on_one_device()
+        teacher = arms.models["teacher"]
         student = arms.models["student"]  # of the first seed: what is exported is not picked by its test accuracy
 
         compressions = {}
@@ -88,6 +105,7 @@ def run(
                 **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
                 **labelled.counts(splits),
             },
+            "strategy": devices.as_dict(),
             "training": arms.fits,
             "compressions": compressions,
             "verdict": arms.verdict(rows),
@@ -99,8 +117,11 @@ def run(
             "files": files,
         }
         page.save(result, folder.path)
+        devices.wait()
         say(f"Report: {folder.path / 'report.html'}")
         return {**result, "folder": str(folder.path)}
+    except tf.errors.OpError as error:
+        raise explained(error, devices) from error
     finally:
         folder.close()
         keras.config.set_dtype_policy(policy)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from kdistill import callbacks, checkpoint, pipeline
 from kdistill.data import Splits
 from kdistill.recipe import Data, Training
 from kdistill.replay import Replay
+from kdistill.strategy import ONE, Devices
 from kdistill.supervised import Supervised
 
 STEPS_PER_EXECUTION = 16  # small models: a third of the seconds per step of 1; more gains nothing
@@ -53,6 +55,7 @@ def fit(
     say: Callable[[str], None] = print,
     repeat: int | None = None,
     stored: Replay | None = None,
+    devices: Devices = ONE,
 ) -> dict:
     """Trains a `Supervised` or `Distiller` as the recipe says; returns seconds, steps, the last epoch's metrics and the
     history of all epochs.
@@ -62,18 +65,24 @@ def fit(
     `stored` (of the same seed and batch size) the teacher's outputs come with the images. The last epoch's weights are
     kept: the schedule ends there, and picking the best epoch would add a choice made on the validation images. Raises
     `CheckFailed` at the first loss that is not finite.
+
+    Under a strategy `model` was made in the scope of `devices`, and the batch is split among the replicas. Of several
+    workers only the chief has a folder for `logs` and `checkpoints`.
     """
+    devices.check_batch(min(training.batch_size, len(splits.train)), "batch_size")
     steps = pipeline.steps_per_epoch(splits.train, training.batch_size)
-    checking = min(training.batch_size, len(splits.validation))
+    checking = max(devices.replicas, min(training.batch_size, len(splits.validation)))  # padded: no replica has none
     checks = stored.evaluation_batches(checking) if stored else pipeline.evaluation_batches(splits.validation, checking)
-    model.compile(optimizer(training, steps * training.epochs), steps_per_execution=min(STEPS_PER_EXECUTION, steps))
-    model.optimizer.build(model.trainable_variables)
-    restored = checkpoint.restore(model, checkpoints, say) if checkpoints else None
+    with devices.scope():
+        each = 1 if devices.strategy else min(STEPS_PER_EXECUTION, steps)  # replicas crash with more than 1
+        model.compile(optimizer(training, steps * training.epochs), steps_per_execution=each)
+        model.optimizer.build(model.trainable_variables)
+    restored = checkpoint.restore(model, checkpoints, say, devices)
     done = int(model.global_step.numpy())
     if restored:
         say(f"Going on at step {done} of {steps * training.epochs}")
         restored["metrics"] = checkpoint.remembered_metrics(model)
-    keeper = checkpoint.Checkpoints(checkpoints, CHECKPOINT_SECONDS, restored)
+    keeper = checkpoint.Checkpoints(checkpoints, CHECKPOINT_SECONDS, restored, devices)
     watchers = [callbacks.StopWhenNotFinite(), callbacks.OneEpoch()]
     if logs is not None:
         callbacks.forget_after(logs, done)
@@ -87,13 +96,20 @@ def fit(
             else pipeline.training_batches(splits.train, data, training.batch_size, seed, view, first)
         )
         model.fit(
-            batches,
+            _sharded(batches),
             initial_epoch=epoch,
             epochs=training.epochs,
-            validation_data=checks,
+            validation_data=_sharded(checks),
             shuffle=False,
             callbacks=watchers,
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=(1 if sys.stdout.isatty() else 2) if devices.chief else 0,
         )
     last = {name: float(values[-1]) for name, values in keeper.history.items()}
     return {"seconds": keeper.seconds, "steps": steps * training.epochs, **last, "history": keeper.history}
+
+
+def _sharded(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Global batches, of which each of several workers takes its part: there are no files to share out."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options)

@@ -164,3 +164,27 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_student(finished, tmp_pa
         first, second = (keras.models.load_model(place / f"{name}.keras") for place in (folder, out))
         for a, b in zip(first.weights, second.weights, strict=True):
             np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+
+
+def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
+    recipe = dataclasses.replace(SMOKE, precision="mixed_bfloat16")
+    profile = tmp_path / "loose.py"
+    profile.write_text(
+        "from kdistill.recipe import Profile\ndef profile(): return Profile('loose', min_agreement=0.95)\n"
+    )
+    folder = tmp_path / "run"
+    result = run(dataclasses.replace(recipe, exports=(str(profile),)), folder, say=lambda text: None)
+    student = keras.models.load_model(folder / "student.keras")
+    assert student.get_layer("conv1").compute_dtype == "bfloat16" and student.weights[0].dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"  # as it was before
+    file = result["files"][0]
+    assert file["precision"] == "bfloat16" and file["input"]["type"] == file["output"]["type"] == "float32"
+    # The file is the student's weights in float32: the same network, built by hand, gives what the file gives.
+    from kdistill import models
+    from kdistill.evaluate import predict
+
+    plain = models.build(recipe.student, (28, 28, 1), 10)
+    plain.set_weights(student.get_weights())
+    images = data.load(recipe.data).test.images[:64]
+    np.testing.assert_allclose(predict(folder / file["path"], images), predict(plain, images), rtol=1e-4, atol=1e-4)
+    assert result["training"]["student"]["steps"] == 20 and np.isfinite(result["training"]["student"]["kd"])

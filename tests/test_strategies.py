@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kdistill import strategy
 from kdistill.distiller import Distiller
 from kdistill.errors import InputError
 
@@ -22,14 +23,9 @@ Y = RNG.integers(0, 4, 108).astype("int32")
 
 @pytest.fixture(scope="module")
 def mirrored_strategy():
-    """Two replicas on two logical CPUs, which conftest.py makes before TensorFlow starts.
-
-    One strategy for the whole file: TensorFlow numbers the collective operations of each from the same start, and
-    those of a second one in the process collide with the first one's.
-    """
-    cpus = tf.config.list_logical_devices("CPU")
-    assert len(cpus) == 2, "conftest.py makes two logical CPUs"
-    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus])
+    """Two replicas on two logical CPUs, which conftest.py makes before TensorFlow starts."""
+    assert len(tf.config.list_logical_devices("CPU")) == 2, "conftest.py makes two logical CPUs"
+    return strategy.choose("mirrored").strategy
 
 
 def distiller(policy=None, **options):
@@ -65,9 +61,9 @@ def close(first, second, tolerance=1e-6):
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
-@pytest.mark.parametrize("size,count", [(20, 100), (20, 108), (18, 108)])
+@pytest.mark.parametrize("size,count", [(20, 100), (20, 108), (18, 108), (21, 100)])
 def test_mirrored_equals_one_device_also_with_an_uneven_last_batch(mirrored_strategy, size, count):
-    """4 epochs of 5 or 6 steps: 20 SGD steps and more. A batch of 8 after batches of 20 is the uneven one."""
+    """4 epochs of 5 or 6 steps: 20 SGD steps and more. 8 after 20 is uneven in time, 21 among the replicas."""
     plain = distiller()
     expected = plain.fit(batches(size, count), epochs=4, shuffle=False, verbose=0).history
     with mirrored_strategy.scope():
