@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill import cli_cache, cli_files  # noqa: F401  (their commands register themselves)
+from kdistill import cli_cache, cli_files, cli_report  # noqa: F401  (their commands register themselves)
 from kdistill.cli_base import (
     CacheDir,
     DataDir,

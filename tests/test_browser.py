@@ -5,7 +5,7 @@ import pytest
 from browser import Browser
 from reports import images, report
 
-from kdistill import page
+from kdistill import compare, page
 
 pytestmark = pytest.mark.skipif(browser.MISSING is not None, reason=str(browser.MISSING))
 
@@ -58,3 +58,11 @@ def test_the_browser_refuses_scripts_and_requests_on_the_page(chromium, tmp_path
     assert chromium.run("return document.title") != "taken"
     refused = [each for each in chromium.console() if "violates the following Content Security Policy" in each]
     assert len(refused) == 2, refused  # the script and the picture
+
+
+def test_the_page_that_compares_runs(chromium, tmp_path):
+    other = report()
+    other["recipe"]["distill"]["temperature"] = 8.0
+    path = tmp_path / "comparison.html"
+    path.write_text(compare.html([("one", report()), ("a run with " + "a-very-long-name" * 8, other)]))
+    assert chromium.faults(path) == []

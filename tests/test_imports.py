@@ -50,7 +50,7 @@ GROUPS = [
     ["strategy", "callbacks", "checkpoint", "replay", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],
     ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep"],
-    ["cli_base", "cli_cache", "cli_files", "cli"],
+    ["cli_base", "cli_cache", "cli_files", "cli_report", "cli"],
 ]
 ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}
 

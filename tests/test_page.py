@@ -127,7 +127,7 @@ def test_many_classes_are_listed_not_drawn():
 
 def test_deflated_sizes_are_drawn_where_they_are_known():
     found = report()
-    assert "deflated" not in page.html(found)
+    assert "size, deflated" not in page.html(found)
     found["models"][3]["deflated"] = 2_345
     assert "Accuracy against size, deflated. npu 2.345k" in page.html(found)
 
