@@ -1,4 +1,4 @@
-"""The commands about model files: evaluate, benchmark, export, compress."""
+"""The commands about model files: evaluate, benchmark, inspect, export, compress."""
 
 import json
 from pathlib import Path
@@ -48,20 +48,43 @@ def evaluate(
 @command
 def benchmark(
     file: Annotated[Path, typer.Argument(help="A .tflite file.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads; may be repeated. Default: 1 2")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Another .tflite, measured by turns with this one.")] = None,
     as_json: Json = False,
 ):
-    """Latency of a .tflite on this machine's CPU: the median and the 90th percentile of single images.
+    """Time, memory and size of a .tflite on this machine's CPU, operator by operator; or two files side by side.
 
-    Example: kdistill benchmark runs/mnist-default-1/npu/student.tflite --threads 2
+    Example: kdistill benchmark npu/student.tflite --baseline reference/student.tflite
     """
-    from kdistill.litert import File
+    from kdistill.benchmark import benchmark as measured
+    from kdistill.benchmark import lines
 
-    result = File(file).latency(threads=threads)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(f"{file}: median {result['median_us']:.0f} µs, p90 {result['p90_us']:.0f} µs, {threads} thread(s)")
+    found = measured(file, tuple(threads or (1, 2)), baseline)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+
+
+@command
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .tflite file.")],
+    against: Annotated[
+        Path | None, typer.Option(help="The float32 file of the same model: which layers cost most.")
+    ] = None,
+    data: DataName = "mnist",
+    data_dir: DataDir = None,
+    download: Download = False,
+    as_json: Json = False,
+):
+    """What is in a .tflite: operators, precision by layer, what stayed float and why, metadata, oldest runtime.
+
+    The data set is for --against only: the images on which both files are run.
+    Example: kdistill inspect runs/mnist-default-1/npu/student.tflite
+    """
+    from kdistill.inspection import inspect as inspected
+    from kdistill.inspection import lines
+
+    images = None if against is None else data_of(data, data_dir, download, say_to(as_json)).test.images
+    found = inspected(file, against, images)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
 
 
 @command
@@ -74,6 +97,11 @@ def export(
     download: Download = False,
     max_drop: Annotated[float | None, typer.Option(min=0, help="Accuracy it may lose, in points.")] = None,
     min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Agreement it must have, in %.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The classes' names, one a line. Default: the data set's.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Told in the file, such as Apache-2.0.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of the model, told in the file. Default: 1")] = None,
     as_json: Json = False,
 ):
     """Convert a Keras model to .tflite files, each checked against the model on the test images.
@@ -91,16 +119,25 @@ def export(
     from kdistill.verify import export_checked
 
     student = models.load(str(model), splits.train.images.shape[1:], len(splits.class_names))
+    names = splits.class_names if labels is None else _labels(labels)
     limits = {
         "max_drop": None if max_drop is None else max_drop / 100,
         "min_agreement": None if min_agreement is None else min_agreement / 100,
     }
+    about = {"licence": licence, "version": version, "data": splits.fingerprint}
     rows, files = [], []
     for each in profiles:
-        images, names = splits.train.images, splits.class_names
-        files.append(export_checked(student, out / each.name, each, images, splits.test, class_names=names, **limits))
+        images, options = splits.train.images, {"class_names": names, "about": about, **limits}
+        files.append(export_checked(student, out / each.name, each, images, splits.test, **options))
         rows.append({"name": each.name, **measured(files[-1]["path"], splits.test)})
     show(rows, as_json, files)
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"'{path}' is no text in UTF-8; --labels expects one name a line.") from None
 
 
 @command

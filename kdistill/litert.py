@@ -33,7 +33,7 @@ class File:
 
     def __init__(self, path: str | Path, threads: int = 1, tried: bool = False):
         self.path, self.threads = Path(path), threads
-        self.bytes = _checked_head(self.path)
+        self.bytes = checked_head(self.path)
         if not tried:
             _try(self.path)
         self._interpreter = self._open(threads)
@@ -41,8 +41,8 @@ class File:
         if len(inputs) != 1 or not outputs:
             raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one image.")
         names = self._names()
-        self.input = _details(inputs[0], names)
-        self.outputs = [_details(each, names) for each in outputs]
+        self.input = details(inputs[0], names)
+        self.outputs = [details(each, names) for each in outputs]
         main = self._main()
         self._in, self._out, self.output = inputs[0]["index"], outputs[main]["index"], self.outputs[main]
         for end in (self.input, self.output):
@@ -190,7 +190,7 @@ def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.nd
         return np.load(made)
 
 
-def _checked_head(path: Path) -> int:
+def checked_head(path: Path) -> int:
     """The size of a file that begins as a .tflite does."""
     if not path.is_file():
         raise InputError(f"There is no file '{path}'.")
@@ -201,7 +201,7 @@ def _checked_head(path: Path) -> int:
     return path.stat().st_size
 
 
-def _details(end: dict, names: dict[int, str]) -> dict:
+def details(end: dict, names: dict[int, str]) -> dict:
     scale, zero_point = end["quantization"]
     return {
         "name": names.get(end["index"], end["name"]),

@@ -31,9 +31,9 @@ def student(tmp_path_factory):
 def test_help_names_the_commands_with_examples():
     ended = call("--help")
     assert ended.exit_code == 0
-    for word in ("run", "evaluate", "benchmark", "export", "list", "Examples"):
+    for word in ("run", "evaluate", "benchmark", "inspect", "export", "list", "Examples"):
         assert word in ended.output
-    for command in ("run", "evaluate", "benchmark", "export"):
+    for command in ("run", "evaluate", "benchmark", "inspect", "export"):
         assert "Example" in call(command, "--help").output
 
 
@@ -56,6 +56,8 @@ def test_list_names_what_ships():
         (("evaluate", "nothing.tflite"), 2, "nothing.tflite"),
         (("evaluate", "setup.cfg"), 2, "Expected a .keras or .tflite file"),
         (("benchmark", "nothing.tflite"), 2, "nothing.tflite"),
+        (("inspect", "nothing.tflite"), 2, "nothing.tflite"),
+        (("inspect", "setup.cfg"), 2, "no .tflite file"),
         (("export", "nothing.keras"), 2, "nothing.keras"),
         (("export", "nothing.keras", "--profile", "phone"), 2, "Unknown profile"),
         (("nonsense",), 2, "No such command"),
@@ -91,7 +93,10 @@ def test_export_evaluate_and_benchmark(student, tmp_path):
     row = json.loads(call("evaluate", tmp_path / "npu/student.tflite", "--teacher", student, "--json").stdout)
     assert 0 <= row["accuracy"] <= 1 and row["agreement"] > 0.5 and row["bytes"] < 24 * 1024
     timed = json.loads(call("benchmark", tmp_path / "npu/student.tflite", "--threads", "2", "--json").stdout)
-    assert 0 < timed["median_us"] <= timed["p90_us"]
+    assert [each["threads"] for each in timed["latency"]] == [2]
+    assert 0 < timed["latency"][0]["median_us"] <= timed["latency"][0]["p90_us"]
+    told = json.loads(call("inspect", tmp_path / "npu/student.tflite", "--json").stdout)
+    assert told["quantization"] == "int8" and told["metadata"]["labels"] == list("0123456789")
 
 
 def test_a_file_beyond_its_limit_is_status_1_and_not_kept(student, tmp_path):
