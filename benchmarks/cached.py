@@ -1,0 +1,98 @@
+"""Distilling from the teacher cache against plain training of the student, and what filling the cache costs.
+
+    python benchmarks/cached.py [--pair lenet resnet resnet50] [--repeats 7]
+
+- `cached` and `student alone` read the same input pipeline, with 16 steps per execution: the one has the teacher's
+  stored logits beside the labels.
+- `student alone, stock` is `student.fit(x, y, batch_size=...)` on NumPy arrays, as anyone types it; `cached, bfloat16`
+  is the same as `cached` with a student in mixed_bfloat16.
+- `filling the cache` is a pass that computes, checks and writes every part, against `teacher.predict(x)`.
+"""
+
+import shutil
+import tempfile
+
+import keras
+from common import PAIRS, STEPS_PER_EXECUTION, arguments, images_for, measured, plain, ratio, save
+from online import of_keras, ours
+
+from kdistill import pipeline
+from kdistill.data import Examples, Splits
+from kdistill.recipe import Data
+from kdistill.replay import Replay
+
+
+def one_pair(name: str, repeats: int, root: str) -> dict:
+    """All sides for one pair."""
+    make, batch_size, steps = PAIRS[name]
+    keras.utils.set_random_seed(0)
+    teacher, student = make()
+    images, labels = images_for(teacher, batch_size * steps)
+    train, few = Examples(images, labels), Examples(images[:batch_size], labels[:batch_size])
+    names = tuple(map(str, range(teacher.output_shape[-1])))
+    splits, data = Splits(train, few, few, names, "random", f"{name:0>16}"), Data("random")
+
+    def replay(place: str) -> Replay:
+        return Replay(teacher, splits, data, batch_size, 0, f"{root}/{name}/{place}")
+
+    def fill() -> None:
+        shutil.rmtree(f"{root}/{name}/again", ignore_errors=True)
+        filler.build(1, lambda text: None)
+
+    filler, stored = replay("again"), replay("once")
+    stored.build(1, lambda text: None)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    narrow = ours(make()[1]())
+    keras.config.set_dtype_policy("float32")
+    cached, alone, stock, online = ours(student()), plain(student()), plain(student(), 1), of_keras(student(), teacher)
+    once, view = {"epochs": 1, "verbose": 0}, (data, batch_size, 0)
+    pixels = images.astype("float32")
+    sides = {
+        "cached": lambda: cached.fit(stored.training_batches(0), **once),
+        "cached, bfloat16": lambda: narrow.fit(stored.training_batches(0), **once),
+        "student alone": lambda: alone.fit(pipeline.training_batches(train, *view, 0), **once),
+        "student alone, stock": lambda: stock.fit(pixels, labels, batch_size=batch_size, **once),
+        "keras.distillation": lambda: online.fit(pipeline.training_batches(train, *view, 0), **once),
+        "filling the cache": fill,
+        "teacher.predict": lambda: teacher.predict(pixels, batch_size=batch_size, verbose=0),
+    }
+    print(f"{name}: teacher {teacher.count_params():,}, student {student().count_params():,} parameters")
+    counts = {side: len(images) + (len(few) if side == "filling the cache" else 0) for side in sides}
+    found = measured(sides, counts, repeats)
+    return {
+        "sides": found,
+        "steps_per_execution": STEPS_PER_EXECUTION,
+        "bytes": stored.bytes(1),
+        "cached / student alone": ratio(found, "cached", "student alone"),
+        "cached / student alone, stock": ratio(found, "cached", "student alone, stock"),
+        "cached, bfloat16 / student alone, stock": ratio(found, "cached, bfloat16", "student alone, stock"),
+        "cached / keras.distillation": ratio(found, "cached", "keras.distillation"),
+        "filling the cache / teacher.predict": ratio(found, "filling the cache", "teacher.predict"),
+    }
+
+
+def main() -> None:
+    """Measures, prints, writes `cached.json` and `cached.svg`."""
+    parser = arguments(__doc__)
+    parser.add_argument("--pair", nargs="*", default=["lenet", "resnet", "resnet50"], choices=list(PAIRS))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        result = {name: one_pair(name, given.repeats, root) for name in given.pair}
+    bars = {
+        f"{name}: {key}": value["ratio"]
+        for name, pair in result.items()
+        for key, value in pair.items()
+        if isinstance(value, dict) and "ratio" in value
+    }
+    save(
+        "cached",
+        result,
+        given.out,
+        bars,
+        "Distilling from the cache: images per second, the first over the second",
+        "times",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What the benchmarks share: pairs of networks, interleaved timing, and a result as JSON and as a picture.
+
+All sides of a benchmark run in one process, in turn, several times, in an order that rotates: what else the machine
+does hits all alike. Stated are medians over the rounds, of wall clock and CPU time of the process, with quartiles;
+ratios are taken within a round, and then the median of these.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kdistill import models, provenance
+from kdistill.recipe import Network
+
+STEPS_PER_EXECUTION = 16
+INK, PAPER, BARS = "#222222", "#ffffff", "#3b6ea5"
+
+
+def arguments(description: str, **defaults) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=defaults.get("repeats", 7), help="rounds, besides a first one")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for JSON and picture"
+    )
+    return parser
+
+
+# -- networks and data ----------------------------------------------------------------------------------------------
+
+
+def resnet(depth: int, classes: int = 10, shape=(32, 32, 3)) -> keras.Model:
+    """A ResNet for CIFAR-10 of 6n+2 layers (He et al. 2015, arXiv 1512.03385), pixels 0..255 in, logits out."""
+    image = keras.Input(shape)
+    x = layers.Rescaling(1 / 128, -1)(image)
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", use_bias=False)(x)))
+    for width in (16, 32, 64):
+        for block in range((depth - 2) // 6):
+            stride = 2 if width > 16 and block == 0 else 1
+            y = layers.Conv2D(width, 3, strides=stride, padding="same", use_bias=False)(x)
+            y = layers.ReLU()(layers.BatchNormalization()(y))
+            y = layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same", use_bias=False)(y))
+            if stride == 2:
+                x = layers.BatchNormalization()(layers.Conv2D(width, 1, strides=2, use_bias=False)(x))
+            x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(image, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)), name=f"resnet{depth}")
+
+
+def lenet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """The teacher and the student of `recipes/mnist.py`."""
+    shape = (28, 28, 1)
+    return models.build(Network("lenet"), shape, 10), lambda: models.build(Network("small_cnn"), shape, 10)
+
+
+def resnet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """ResNet-56 and ResNet-8 for 32x32 images."""
+    return resnet(56), lambda: resnet(8)
+
+
+def resnet50_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """ResNet-50 and MobileNetV3-Small of keras.applications at 224x224, random weights: time alone is measured."""
+
+    def with_logits(make):
+        made = make(weights=None, classes=1000, classifier_activation=None, input_shape=(224, 224, 3))
+        return made
+
+    def small():
+        return with_logits(lambda **options: keras.applications.MobileNetV3Small(**options))
+
+    return with_logits(lambda **options: keras.applications.ResNet50(**options)), small
+
+
+# name -> pair, batch size, steps of a timed epoch
+PAIRS = {"lenet": (lenet_pair, 128, 64), "resnet": (resnet_pair, 128, 16), "resnet50": (resnet50_pair, 16, 4)}
+
+
+def images_for(model: keras.Model, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random uint8 images and int32 labels that fit a model."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (count, *model.input_shape[1:]), dtype=np.uint8)
+    return images, random.integers(0, model.output_shape[-1], count).astype(np.int32)
+
+
+def batches(images: np.ndarray, *others: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """float32 images and what goes with them, in order, batched: one input for all sides."""
+    given = tf.data.Dataset.from_tensor_slices((images, *others)).batch(batch_size, drop_remainder=True)
+    return given.map(lambda x, *rest: (tf.cast(x, tf.float32), *rest), num_parallel_calls=2).prefetch(4)
+
+
+def plain(student: keras.Model, steps_per_execution: int = STEPS_PER_EXECUTION) -> keras.Model:
+    """The student compiled for labels alone, as anyone would."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    student.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"], steps_per_execution=steps_per_execution)
+    return student
+
+
+def forward(teacher: keras.Model) -> Callable[[tf.data.Dataset], None]:
+    """The teacher alone over a data set, by a compiled function and nothing else."""
+    call = tf.function(lambda images: teacher(images, training=False))
+
+    def run(data):
+        for images, *_ in data:
+            outputs = call(images)
+        outputs.numpy()
+
+    return run
+
+
+# -- timing ---------------------------------------------------------------------------------------------------------
+
+
+def measured(sides: dict[str, Callable[[], None]], images: int | dict, repeats: int) -> dict[str, dict]:
+    """Runs each side once to compile, then `repeats` rounds of all; by side: seconds of each round, wall and CPU.
+
+    `images`: how many a call of a side handles, one number or one by side.
+    """
+    counts = images if isinstance(images, dict) else dict.fromkeys(sides, images)
+    for name, side in sides.items():
+        start = time.perf_counter()
+        side()
+        print(f"  first call of {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    found = {name: {"images": counts[name], "wall": [], "cpu": []} for name in sides}
+    names = list(sides)
+    for turn in range(repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            sides[name]()
+            found[name]["wall"].append(time.perf_counter() - wall)
+            found[name]["cpu"].append(time.process_time() - cpu)
+    return {name: {**each, **_summary(each)} for name, each in found.items()}
+
+
+def _summary(each: dict) -> dict:
+    rates = each["images"] / np.array(each["wall"])
+    low, median, high = np.percentile(rates, [25, 50, 75])
+    cpu = each["images"] / np.median(each["cpu"])
+    return {"images_per_second": median, "quartiles": [low, high], "images_per_cpu_second": cpu}
+
+
+def ratio(found: dict, over: str, under: str | list[str]) -> dict:
+    """How many times faster `over` is than `under` (several: their times added), within rounds: median, quartiles."""
+    under = [under] if isinstance(under, str) else under
+    values = {}
+    for clock in ("wall", "cpu"):
+        # Seconds per image, so that sides of different sizes compare.
+        mine = np.array(found[over][clock]) / found[over]["images"]
+        other = sum(np.array(found[name][clock]) / found[name]["images"] for name in under)
+        values[clock] = other / mine
+    low, median, high = np.percentile(values["wall"], [25, 50, 75])
+    return {"ratio": median, "quartiles": [low, high], "cpu_ratio": float(np.median(values["cpu"]))}
+
+
+# -- results --------------------------------------------------------------------------------------------------------
+
+
+def save(name: str, result: dict, out: Path, bars: dict[str, float], title: str, unit: str) -> None:
+    """Writes `<name>.json` and `<name>.svg`, and prints the bars."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = provenance.of_run()
+    about["load"] = os.getloadavg()
+    about["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    text = json.dumps({**about, **result}, indent=1, default=float)
+    (out / f"{name}.json").write_text(text + "\n")
+    picture(out / f"{name}.svg", bars, f"{title}\n{about['machine']}, {about['date'][:10]}", unit)
+    for label, value in bars.items():
+        print(f"{label:44} {value:12,.2f} {unit}")
+    print(f"Load of the machine: {about['load'][0]:.1f}. Written: {out / name}.json, .svg", flush=True)
+
+
+def picture(path: Path, bars: dict[str, float], title: str, unit: str) -> None:
+    """Horizontal bars with their values."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.34 * len(bars)), facecolor=PAPER)
+    places = range(len(bars))[::-1]
+    axes.barh(places, list(bars.values()), color=BARS, height=0.7)
+    axes.set_yticks(list(places), list(bars), color=INK)
+    for place, value in zip(places, bars.values(), strict=True):
+        axes.text(value, place, f" {value:,.2f}" if value < 100 else f" {value:,.0f}", va="center", color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(unit, color=INK)
+    axes.margins(x=0.14)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
