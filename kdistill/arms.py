@@ -85,6 +85,11 @@ class Arms:
         if (self.folder.checkpoints(name) / "finished.json").exists():
             return None
 
+        if self.devices.workers > 1:  # each would choose by what it finds on its own disk
+            if mode not in ("auto", "off"):
+                raise InputError("Several workers share no teacher cache. Leave out --cache, or run on one machine.")
+            return None
+
         def made(root: str | None) -> Replay:
             splits, seed_of_views = labelled.for_student(self.splits), self.views(seed)["seed"]
             batch = self.recipe.training.batch_size

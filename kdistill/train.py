@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kdistill import callbacks, checkpoint, pipeline
+from kdistill import callbacks, checkpoint, optimizers, pipeline
 from kdistill.data import Splits
 from kdistill.recipe import Data, Training
 from kdistill.replay import Replay
@@ -22,11 +22,9 @@ def optimizer(training: Training, steps: int) -> keras.Optimizer:
     """The optimizer that a recipe names, its rate scheduled over `steps` steps in all."""
     rate = learning_rate(training, steps)
     if training.optimizer == "sgd":
-        made = keras.optimizers.SGD(rate, momentum=training.momentum, weight_decay=training.weight_decay or None)
-    elif training.weight_decay:
-        made = keras.optimizers.AdamW(rate, weight_decay=training.weight_decay)
+        made = optimizers.SGD(rate, momentum=training.momentum, weight_decay=training.weight_decay or None)
     else:
-        made = keras.optimizers.Adam(rate)
+        made = optimizers.Adam(rate, weight_decay=training.weight_decay or None)
     if training.weight_decay:
         made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return made
