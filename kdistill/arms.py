@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import convert, diagnostics, labelled, models, train, verdict
-from kdistill.data import Splits
+from kdistill import convert, diagnostics, disagreement, labelled, models, train, verdict
+from kdistill.data import Examples, Splits
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
@@ -29,8 +29,10 @@ class Arms:
         folder: RunFolder,
         say: Callable[[str], None],
         devices: Devices = ONE,
+        profile: bool = False,
     ):
-        self.recipe, self.splits, self.folder, self.say, self.devices = recipe, splits, folder, say, devices
+        self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
+        self.devices, self.profile = devices, profile
         self.models: dict[str, keras.Model] = {}
         self.fits: dict[str, dict] = {}
 
@@ -62,7 +64,7 @@ class Arms:
         """The student of `make(network)`, which learns from labels, where there are any, and from the teacher or what
         is stored of its outputs."""
         splits, student = labelled.for_student(self.splits), self.recipe.student
-        views = {**self.views(seed), "stored": stored}
+        views = {**self.views(seed), "stored": stored, "taught": True}
         return self.fit(name, lambda: make(self.network(student, seed)), self.recipe.training, splits, **views)
 
     def views(self, seed: int) -> dict:
@@ -83,11 +85,6 @@ class Arms:
                 )
             return None
         if (self.folder.checkpoints(name) / "finished.json").exists():
-            return None
-
-        if self.devices.workers > 1:  # each would choose by what it finds on its own disk
-            if mode not in ("auto", "off"):
-                raise InputError("Several workers share no teacher cache. Leave out --cache, or run on one machine.")
             return None
 
         def made(root: str | None) -> Replay:
@@ -126,11 +123,18 @@ class Arms:
         return verdict.judge(student, control, len(test), only)
 
     def fit(
-        self, name: str, make: Callable[[], Supervised], training: Training, splits: Splits, seed: int, **views
+        self,
+        name: str,
+        make: Callable[[], Supervised],
+        training: Training,
+        splits: Splits,
+        seed: int,
+        taught: bool = False,
+        **views,
     ) -> keras.Model:
         """The student of what `make` gives, fitted; kept in the run folder as `<name>.keras`.
 
-        `views`: see `train.fit`.
+        `views`: see `train.fit`. `taught`: TensorBoard gets the images on which it differs from the teacher.
         """
         self.folder.fetch(name, self.devices)
         with self.devices.scope():
@@ -147,14 +151,23 @@ class Arms:
         logs, checkpoints = self.folder.path / "logs" / name, self.folder.checkpoints(name)
         if not self.devices.chief:
             logs = checkpoints = None
-        options = {**views, "devices": self.devices}
+        options = {**views, "devices": self.devices, "profile": self.profile}
         data = self.recipe.data
         self.fits[name] = train.fit(model, splits, data, training, seed, logs, checkpoints, self.say, **options)
         self.fits[name] |= {"warning": warning} if warning else {}
         self.models[name] = model.student
         if self.devices.chief:
+            if taught:
+                self._differences(name, model)
             self.folder.finish(name, model.student, self.fits[name])
         return model.student
+
+    def _differences(self, name: str, model: Supervised) -> None:
+        looked_at = self.splits.validation
+        looked_at = Examples(looked_at.images[: disagreement.LOOKED_AT], looked_at.labels[: disagreement.LOOKED_AT])
+        both = [predict(each, looked_at.images) for each in (model.student, self.models["teacher"])]
+        place, step = self.folder.path / "logs" / name / "differences", int(model.global_step.numpy())
+        disagreement.write(*both, looked_at, self.splits.class_names, place, step)
 
     def on_one_device(self) -> dict[str, keras.Model]:
         """`models`, out of the strategy: what comes after training measures and converts plain models."""

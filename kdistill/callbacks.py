@@ -36,6 +36,38 @@ class OneEpoch(keras.callbacks.Callback):
         self.model.stop_training = True
 
 
+class Profile(keras.callbacks.Callback):
+    """Records one trace with TensorFlow's profiler under `folder`: up to three calls of the compiled steps.
+
+    It starts with the second call, as the first one compiles. What ran is not changed by it.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder, self.calls, self.running = folder, 0, False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.calls == 1:
+            tf.profiler.experimental.start(str(self.folder))
+            self.running = True
+        self.calls += 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.calls == 4:
+            self._stop()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._stop()
+
+    def on_train_end(self, logs=None):
+        self._stop()
+
+    def _stop(self):
+        if self.running:
+            tf.profiler.experimental.stop()
+            self.running = False
+
+
 class Scalars(keras.callbacks.Callback):
     """Writes every epoch's metrics to TensorBoard under the global step, which goes on from run to run.
 

@@ -34,7 +34,7 @@ def save(model: Supervised, folder: Path | None, history: dict, seconds: float) 
     """Writes `step-<global step>-<sha256>.npz`, then deletes all but the newest two.
 
     All of several workers have to call this, as metrics are summed over them; those without a folder write nothing.
-    A disk that is full raises `OSError`; the checkpoints from before are still there then, and nothing half written.
+    A disk that is full raises `InputError`; the checkpoints from before are still there then, and nothing half written.
     """
     step = int(model.global_step.numpy())
     values = {f"{i:04}": v.numpy() for i, v in enumerate(state_of(model))}
@@ -61,9 +61,12 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except OSError as error:
         part.unlink(missing_ok=True)
-        raise
+        raise InputError(
+            f"Cannot write '{path}' ({len(data):,} bytes): {error.strerror or error}. Nothing is lost: make room, then "
+            "go on with --resume, from the checkpoint before."
+        ) from None
 
 
 def newest(folder: Path | None, say: Callable[[str], None]) -> bytes:

@@ -44,6 +44,7 @@ def run(
     worker_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
     ] = 120,
+    profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
     as_json: Json = False,
 ):
     """Run a recipe from data to report: teacher, control, student, files.
@@ -59,7 +60,7 @@ def run(
     from kdistill.run import run as run_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
-    options |= {"strategy": strategy, "worker_timeout": worker_timeout}
+    options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
     # Keras prints its progress on standard output, which may be for a machine.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = run_recipe(chosen, out, **options, say=say_to(as_json))

@@ -54,7 +54,8 @@ def load(
     """The splits of a data set.
 
     With `data_dir`: its files. Without: a copy that TensorFlow Datasets has prepared; with `download` TFDS fetches
-    it; else, for MNIST, the sample that ships with kdistill. Raises `InputError` that names the file and what is wrong with it.
+    it; else, for MNIST, the sample that ships with kdistill. Raises `InputError` that names the file and what is wrong
+    with it.
     """
     if data.name not in SOURCES:
         raise unknown("data set", data.name, SOURCES)

@@ -26,7 +26,8 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
         known = path / "recipe.json"
-        if path.is_dir() and any(path.iterdir()) and not resume:
+        begun = {".lock", ".recipe.json.part"}  # all that there is of a run which was killed at its very start
+        if path.is_dir() and {each.name for each in path.iterdir()} - begun and not resume:
             held = "another run" if known.exists() else "other files"
             raise InputError(
                 f"The folder '{path}' holds {held}. Give --out a new folder, or --resume to go on with it."
@@ -49,6 +50,9 @@ class RunFolder:
             raise InputError(
                 f"The folder '{path}' is in use by another run. Wait for it, or give --out another."
             ) from None
+
+        for left in path.glob(".part-*"):  # a file that was being made when an earlier session was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def close(self) -> None:
         """Gives the folder free for another run; a temporary one is deleted."""

@@ -181,5 +181,9 @@ def load(path: str | Path, shape: tuple[int, int, int], classes: int) -> keras.M
 def save(model: keras.Model, path: Path) -> None:
     """Writes a `.keras` file whole or not at all."""
     part = path.with_name(f".part-{path.name}")
-    model.save(part)
-    os.replace(part, path)
+    try:
+        model.save(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"Cannot write '{path}': {error.strerror or error}. Make room, then go on.") from None

@@ -27,6 +27,7 @@ def run(
     cache: str | Path = "auto",
     strategy: str = "auto",
     worker_timeout: float = 120.0,
+    profile: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains teacher, control and student, exports and checks the student, writes the report; returns it.
@@ -35,8 +36,8 @@ def run(
     it was. `force` goes on although recipe, data or strategy differ. `cache`: the folder of the teacher caches, `auto`
     for the usual one where it pays, or `off`. `strategy` is auto, none, mirrored or multiworker (see
     `kdistill.strategy.choose`); of several workers only the chief, worker 0, writes and returns the report, the others
-    an empty dict. Raises `InputError` for what the user can mend and `CheckFailed` for a loss that is not finite, a
-    file that is not good enough, or a worker that is lost.
+    an empty dict. `profile` records a trace of some steps of each stage under `logs`. Raises `InputError` for what the
+    user can mend and `CheckFailed` for a loss that is not finite, a file that is not good enough, or a lost worker.
     """
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
@@ -51,7 +52,7 @@ def run(
         folder.settle(recipe, splits.fingerprint, force, say, str(devices))
         devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms, loss = Arms(recipe, splits, folder, say, devices), recipe.distill
+        arms, loss = Arms(recipe, splits, folder, say, devices, profile), recipe.distill
         teacher = arms.teacher()
 
         def distiller(network: keras.Model) -> Distiller:

@@ -147,7 +147,11 @@ def check_precision(precision: str) -> None:
 
 
 def explained(error: tf.errors.OpError, devices: Devices) -> Exception:
-    """The message for an operation that failed between workers: nearly always another one has gone."""
+    """The message for an operation that failed: a full disk, or between workers, nearly always, one that has gone."""
+    if isinstance(error, tf.errors.ResourceExhaustedError) and "No space left" in str(error):
+        return InputError(
+            "No space is left on the disk for TensorBoard's logs. Nothing is lost: make room, then go on with --resume."
+        )
     if devices.workers == 1:
         return error
     reason = str(error.message).strip().splitlines()

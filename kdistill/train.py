@@ -54,6 +54,7 @@ def fit(
     repeat: int | None = None,
     stored: Replay | None = None,
     devices: Devices = ONE,
+    profile: bool = False,
 ) -> dict:
     """Trains a `Supervised` or `Distiller` as the recipe says; returns seconds, steps, the last epoch's metrics and the
     history of all epochs.
@@ -65,7 +66,8 @@ def fit(
     `CheckFailed` at the first loss that is not finite.
 
     Under a strategy `model` was made in the scope of `devices`, and the batch is split among the replicas. Of several
-    workers only the chief has a folder for `logs` and `checkpoints`.
+    workers only the chief has a folder for `logs` and `checkpoints`. With `profile` a trace of some steps is in
+    `logs/profile`.
     """
     devices.check_batch(min(training.batch_size, len(splits.train)), "batch_size")
     steps = pipeline.steps_per_epoch(splits.train, training.batch_size)
@@ -85,6 +87,7 @@ def fit(
     if logs is not None:
         callbacks.forget_after(logs, done)
         watchers.append(callbacks.Scalars(logs, training.batch_size))
+        watchers += [callbacks.Profile(logs / "profile")] if profile else []
     watchers.append(keeper)  # last: what it saves, the others have seen
     for epoch in range(done // steps, training.epochs):
         first, view = done % steps if epoch == done // steps else 0, epoch % repeat if repeat else epoch

@@ -47,7 +47,7 @@ GROUPS = [
     ],
     ["metadata", "layerwise", "deploy", "microcontroller", "inspection", "benchmark"],  # of files
     ["supervised", "distiller", "convert", "applications", "models", "evaluate", "export", "verify"],
-    ["strategy", "callbacks", "checkpoint", "optimizers", "replay", "train", "folder", "arms"],
+    ["strategy", "callbacks", "checkpoint", "optimizers", "disagreement", "replay", "train", "folder", "arms"],
     ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],
     ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep"],
     ["cli_base", "cli_cache", "cli_files", "cli_report", "cli"],

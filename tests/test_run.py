@@ -1,12 +1,14 @@
 """The story of a run on real digits: folder, report, resume, refusals; and the command line around it."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -43,6 +45,7 @@ def test_the_run_folder_holds_what_the_design_says(finished):
         "student.keras",
     } <= names
     assert {"reference/student.tflite", "reference/labels.txt", "reference/model.json"} <= names
+    assert any(name.startswith("logs/student/differences/events") for name in names)
     for arm in ("teacher", "control", "student"):
         assert any(name.startswith(f"logs/{arm}/train/events") for name in names)
         assert any(name.startswith(f"logs/{arm}/validation/events") for name in names)
@@ -188,3 +191,32 @@ def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
     images = data.load(recipe.data).test.images[:64]
     np.testing.assert_allclose(predict(folder / file["path"], images), predict(plain, images), rtol=1e-4, atol=1e-4)
     assert result["training"]["student"]["steps"] == 20 and np.isfinite(result["training"]["student"]["kd"])
+
+
+def test_a_run_that_was_killed_at_its_very_start_starts_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").touch()
+    (tmp_path / "run/.recipe.json.part").write_text("{")
+    RunFolder(tmp_path / "run").close()
+    (tmp_path / "run/recipe.json").write_text("{}")
+    (tmp_path / "run/.part-npu-1").mkdir()
+    (tmp_path / "run/.part-student.keras").write_text("half")
+    RunFolder(tmp_path / "run", resume=True).close()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", ".recipe.json.part", "recipe.json"}
+
+
+def test_a_full_disk_is_one_message_and_status_2(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from kdistill.cli import app
+
+    def full(model, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    words = ["run", "mnist", "--variant", "smoke", "--set", "train_limit=64", "--out", str(tmp_path / "run")]
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 2 and "No space left on device. Make room" in ended.output
+    assert "Traceback" not in ended.output and not list((tmp_path / "run").glob("*.keras"))
+    assert len(list((tmp_path / "run/checkpoints/teacher").glob("step-*"))) == 2  # to go on from

@@ -244,5 +244,7 @@ def test_an_address_in_use():
 def test_errors_of_one_process_stay_what_they_are():
     error = tf.errors.UnavailableError(None, None, "gone\nmore")
     assert strategy.explained(error, strategy.ONE) is error
+    full = tf.errors.ResourceExhaustedError(None, None, "/disk/events; No space left on device")
+    assert "make room" in str(strategy.explained(full, strategy.ONE))
     made = strategy.explained(error, strategy.Devices("multiworker", None, 0, 2))
     assert isinstance(made, CheckFailed) and "--resume" in str(made) and "gone" in str(made)

@@ -1,6 +1,7 @@
 """`fit`: the recipe's optimizer, resume to the last bit, TensorBoard by the global step, a stop at NaN."""
 
 import dataclasses
+import errno
 
 import keras
 import numpy as np
@@ -184,3 +185,66 @@ def test_optimizers():
     assert type(decayed).__name__ == "AdamW" and decayed.weight_decay == 0.1
     sgd = train.optimizer(TRAINING, 10)
     assert type(sgd).__name__ == "SGD" and sgd.momentum == 0.9
+
+
+def test_steps_are_traced_once_whatever_the_number_of_epochs(tmp_path, monkeypatch):
+    """11 steps an epoch, two in a call: the odd one at the end must not cost a trace in each epoch either."""
+    traced = {"train": [], "test": []}
+
+    class Counted(Distiller):
+        def train_step(self, data):
+            traced["train"].append(len(model.history_of_epochs))
+            return super().train_step(data)
+
+        def test_step(self, data):
+            traced["test"].append(len(model.history_of_epochs))
+            return super().test_step(data)
+
+    model = Counted(network(1), network(2))
+    model.history_of_epochs = []
+    monkeypatch.setattr(train.callbacks, "OneEpoch", type("Noted", (callbacks.OneEpoch,), {"on_epoch_end": noted}))
+    fit(model, tmp_path, monkeypatch=monkeypatch)
+    assert model.history_of_epochs == [0, 1, 2]
+    for step, epochs in traced.items():
+        assert epochs and set(epochs) == {0}, (step, epochs)
+
+
+def noted(self, epoch, logs=None):
+    self.model.history_of_epochs.append(epoch)
+    self.model.stop_training = True
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    """The third checkpoint does not fit: a message, the two before it whole, no part of it; then it goes on exactly."""
+    straight = distiller()
+    fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
+    written, fsync = [], checkpoint.os.fsync
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(InputError, match=r"Cannot write '.*step-.*npz' .*No space left on device.*--resume"):
+        fit(distiller(), tmp_path / "full", monkeypatch=monkeypatch)
+    names = [path.name for path in (tmp_path / "full/checkpoints").iterdir()]
+    assert len(names) == 2 and all(name.startswith("step-") for name in names)
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    resumed = distiller()
+    fit(resumed, tmp_path / "full", monkeypatch=monkeypatch)
+    for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_a_profile_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STEPS_PER_EXECUTION", 2)
+    plain, profiled = Supervised(network()), Supervised(network())
+    train.fit(plain, SPLITS, DATA, TRAINING, 4, tmp_path / "plain")
+    train.fit(profiled, SPLITS, DATA, TRAINING, 4, tmp_path / "profiled", profile=True)
+    assert not list((tmp_path / "plain").rglob("*.xplane.pb"))
+    [trace] = (tmp_path / "profiled/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    for a, b in zip(plain.student.weights, profiled.student.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
