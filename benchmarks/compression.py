@@ -1,28 +1,38 @@
-"""Compression of one student: accuracy and size for every scheme, the teacher kept on.
+"""What compression costs and saves: every scheme, with the teacher kept on and on labels alone, over seeds.
 
-    python benchmarks/compression.py [--network lenet] [--epochs 2] [--limit N] [--scheme S ...]
+    python benchmarks/compression.py --out runs/compression [--data-dir FOLDER] [--seeds 3] [--scheme S ...]
+    python benchmarks/compression.py --out runs/few --variant few_labels --seeds 5 --scheme int8 qat [--data-dir FOLDER]
 
-Trains a student on MNIST (the sample that ships with kdistill, or --data-dir) with its own labels, then compresses it
-by each scheme with itself as the teacher. Prints a table: test accuracy of the Keras 3 model and of the int8 `.tflite`,
-the bytes of the file, and its bytes deflated (which is where pruning and clustering show).
+Trains the teacher and, for each seed, the distilled student of the recipe `mnist` (a folder of `kdistill run` of the
+same recipe will do: what is finished in it is used). Then compresses each student by each scheme, twice in the same
+budget: with the teacher kept on, and on labels alone. Prints for each the test accuracy of the Keras 3 model and of
+its int8 `.tflite`, and that file's bytes, raw and deflated; means over the seeds, and a paired test of the teacher's
+worth. Schemes without quantisation get their int8 file by quantisation after the training. Writes `compression.json`
+(rows by seed) and `compression.png` (accuracy against deflated bytes); rows that are there are not measured again.
 """
 
 import argparse
 import json
+import statistics
 import tempfile
-import time
-import zlib
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from kdistill import convert, data, models
-from kdistill.compress import SCHEMES, compress
+from kdistill import convert, data, provenance, report, verdict
+from kdistill.arms import Arms
+from kdistill.compress import compress
+from kdistill.distiller import Distiller
+from kdistill.evaluate import predict
+from kdistill.folder import RunFolder
+from kdistill.labelled import for_control, for_student
 from kdistill.litert import File
-from kdistill.recipe import Data, Network, Profile
+from kdistill.loading import load_recipe
+from kdistill.measure import sizes
+from kdistill.recipe import SCHEMES, Profile
 
 INT8 = Profile("int8", quantization="int8")
+FLOAT32 = Profile("reference")
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -30,60 +40,150 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(outputs.argmax(axis=-1) == labels))
 
 
-def trained(network: str, splits, epochs: int) -> keras.Model:
-    """The student, trained on labels."""
-    keras.utils.set_random_seed(0)
-    train = splits.train
-    model = models.build(Network(network), train.images.shape[1:], len(splits.class_names))
-    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(train.images.astype("float32"), train.labels, batch_size=128, epochs=epochs, verbose=0)
-    return model
+def trained(arms: Arms, seed: int):
+    """The recipe's student of this seed, kept in the run's folder with its teacher."""
+    teacher, loss = arms.teacher(), arms.recipe.distill
+    options = {"distillation_weight": loss.distillation_weight, "temperature": loss.temperature}
+    name = "student" + (f"-{seed}" if seed else "")
+    return arms.student(name, seed, lambda network: Distiller(network, teacher, **options))
 
 
-def row(scheme: str, student: keras.Model, splits, epochs: int) -> dict:
-    """One line of the table."""
-    start = time.monotonic()
-    result = compress(student, scheme, student, splits, epochs=epochs, learning_rate=1e-3, say=lambda text: None)
-    seconds = time.monotonic() - start
-    test = splits.test
-    quantises = scheme == "int8" or "qat" in SCHEMES[scheme]
-    content = result.tflite() if quantises else convert.convert(result.model, INT8, splits.train.images[:500])
+def of_file(content: bytes, examples) -> dict:
+    """Test accuracy of a `.tflite`, and its sizes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "student.tflite")
         path.write_bytes(content)
-        of_file = accuracy(File(path).predict(test.images), test.labels)
-    of_model = accuracy(result.model.predict(test.images.astype("float32"), verbose=0), test.labels)
-    deflated = len(zlib.compress(content, 9))
-    return {
-        **{"scheme": scheme, "model": of_model, "tflite": of_file, "bytes": len(content), "deflated": deflated},
-        "seconds": round(seconds, 1),
-    }
+        return {"tflite": accuracy(File(path).predict(examples.images), examples.labels), **sizes(content)}
+
+
+def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) -> dict:
+    """One row: a scheme, a seed, with or without the teacher."""
+    splits, recipe = arms.splits, arms.recipe
+    stages = SCHEMES[scheme]
+    goals = {"final_sparsity": given.sparsity} if "prune" in stages else {}
+    goals |= {"clusters": given.clusters} if "cluster" in stages else {}
+    if kept_on and stages:
+        goals |= {"distillation_weight": recipe.distill.distillation_weight}
+        goals |= {"temperature": recipe.distill.temperature}
+    result = compress(
+        student,
+        scheme,
+        arms.models["teacher"] if kept_on and stages else None,
+        for_student(splits) if kept_on else for_control(splits),
+        given.epochs,
+        given.learning_rate,
+        augment=recipe.data,
+        keep=arms.folder.path / "steps" / f"{seed}-{'teacher' if kept_on else 'labels'}",
+        seed=seed,
+        **goals,
+    )
+    content = result.tflite() if result.quantised else convert.convert(result.model, INT8, splits.train.images[:500])
+    found = {"model": accuracy(predict(result.model, splits.test.images), splits.test.labels)}
+    if stages:
+        last = result.history[stages[-1]]
+        found |= {"validation": last["val_accuracy"][-1]}
+    found |= of_file(content, splits.test)
+    kept = result.check_file(content)
+    floats = convert.convert(result.model, FLOAT32)
+    kept_in_float = result.check_file(floats)
+    found |= {"float32_deflated": sizes(floats)["deflated"], "kept": kept, "kept_in_float32": kept_in_float}
+    return {"scheme": scheme, "seed": seed, "teacher": kept_on, **found, "table": result.stages}
+
+
+def summary(rows: list[dict], before: list[dict], images: int) -> str:
+    """The table over all seeds, as Markdown."""
+
+    def mean(values) -> str:
+        values = [100 * value for value in values]
+        return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+    titles = ["scheme", "model %, teacher kept on", "model %, labels alone", "int8 file %, teacher kept on"]
+    titles += ["int8 file %, labels alone", "teacher minus labels, points (95 % interval)", "bytes", "deflated"]
+    titles += ["float32 deflated / this"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
+    base = statistics.mean(each["deflated"] for each in before)
+    for scheme in dict.fromkeys(row["scheme"] for row in rows):
+        arms = {on: [r for r in rows if r["scheme"] == scheme and r["teacher"] == on] for on in (True, False)}
+        cells = [mean(row[key] for row in arms[on]) if arms[on] else "–" for key in ("model", "tflite") for on in arms]
+        gain = "–"
+        if all(arms.values()) and len(arms[True]) > 1:
+            judged = verdict.judge([r["tflite"] for r in arms[True]], [r["tflite"] for r in arms[False]], images)
+            gain = f"{100 * judged['difference']:+.2f} ({100 * judged['low']:+.2f} to {100 * judged['high']:+.2f})"
+        small = arms[True] or arms[False]
+        raw, deflated = (statistics.mean(row[key] for row in small) for key in ("bytes", "deflated"))
+        cells += [gain, f"{raw:,.0f}", f"{deflated:,.0f}", f"{base / deflated:.1f}"]
+        lines.append(f"| `{scheme}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict], before: list[dict], path: Path) -> None:
+    """Accuracy of the int8 files against their deflated bytes, means over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for on, marker, label in ((True, "o", "teacher kept on"), (False, "x", "labels alone")):
+        points = {}
+        for scheme in dict.fromkeys(row["scheme"] for row in rows):
+            those = [row for row in rows if row["scheme"] == scheme and row["teacher"] == on]
+            if those:
+                points[scheme] = [statistics.mean(row[key] for row in those) for key in ("deflated", "tflite")]
+        axes.plot(*zip(*[(x, 100 * y) for x, y in points.values()], strict=True), marker, label=label)
+        for scheme, (x, y) in points.items() if on else ():
+            axes.annotate(scheme, (x, 100 * y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    x, y = (statistics.mean(each[key] for each in before) for key in ("deflated", "tflite"))
+    axes.plot([x], [100 * y], "s", label="float32, before")
+    axes.set_xlabel("bytes of the file, deflated")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_xscale("log")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
-    """Prints the table, and one line of JSON for machines."""
+    """Trains what is missing, measures, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="lenet", choices=sorted(models.NETWORKS))
-    parser.add_argument("--epochs", type=int, default=2, help="of each stage")
-    parser.add_argument("--train-epochs", type=int, default=6, help="of the student before")
-    parser.add_argument("--limit", type=int, help="use only so many images of each split")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; made, or gone on with")
+    parser.add_argument("--variant", default="default", help="of the recipe mnist")
+    parser.add_argument("--set", action="append", default=[], help="key=value, as for `kdistill run`")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir")
     parser.add_argument("--scheme", nargs="*", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--epochs", type=int, default=1, help="of each stage")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--sparsity", type=float, default=0.8)
+    parser.add_argument("--clusters", type=int, default=16)
     given = parser.parse_args()
-    splits = data.load(Data("mnist", train_limit=given.limit), given.data_dir)
-    student = trained(given.network, splits, given.train_epochs)
-    of_student = accuracy(student.predict(splits.test.images.astype("float32"), verbose=0), splits.test.labels)
-    print(
-        f"{given.network}, {student.count_params()} parameters, test accuracy {of_student:.4f}; data: {splits.source}"
-    )
-    print(f"{'scheme':14}{'model':>8}{'tflite':>8}{'bytes':>10}{'deflated':>10}{'seconds':>9}")
-    rows = []
-    for scheme in given.scheme:
-        rows.append(row(scheme, student, splits, given.epochs))
-        print(
-            "{scheme:14}{model:8.4f}{tflite:8.4f}{bytes:10,}{deflated:10,}{seconds:9.1f}".format(**rows[-1]), flush=True
-        )
-    print(json.dumps({"network": given.network, "student": of_student, "rows": rows}))
+    recipe = load_recipe("mnist", given.variant, [*given.set, f"seeds={given.seeds}"])
+    splits = data.load(recipe.data, given.data_dir)
+    folder = RunFolder(given.out, resume=(given.out / "recipe.json").exists())
+    folder.settle(recipe, splits.fingerprint, False, print)
+    arms = Arms(recipe, splits, folder, print)
+    test, path = splits.test, given.out / "compression.json"
+    held = json.loads(path.read_text()) if path.exists() else {"before": [], "rows": [], **provenance.of_run()}
+    settings = [given.epochs, given.learning_rate, given.sparsity, given.clusters]
+    for seed in range(given.seeds):
+        student = trained(arms, seed)
+        if len(held["before"]) == seed:
+            row = of_file(convert.convert(convert.ready(student), FLOAT32), test)
+            held["before"].append({"seed": seed, "parameters": student.count_params(), **row})
+        for scheme in given.scheme:
+            for kept_on in (True, False) if SCHEMES[scheme] else (False,):
+                key = [scheme, seed, kept_on, *settings]
+                if any(row["key"] == key for row in held["rows"]):
+                    continue
+                held["rows"].append({"key": key, **measured(arms, student, scheme, seed, kept_on, given)})
+                report.write(path, json.dumps(held) + "\n")
+    rows = [row for row in held["rows"] if row["key"][3:] == settings and row["scheme"] in given.scheme]
+    rows.sort(key=lambda row: (given.scheme.index(row["scheme"]), row["seed"]))
+    teacher = accuracy(predict(arms.models["teacher"], test.images), test.labels)
+    print(f"{splits.source}; teacher {teacher:.2%}; student before, float32:")
+    for each in held["before"]:
+        print(f"  seed {each['seed']}: {each['tflite']:.2%}, {each['bytes']:,} bytes, {each['deflated']:,} deflated")
+    print(summary(rows, held["before"], len(test)))
+    picture(rows, held["before"], given.out / "compression.png")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ it four times smaller and faster on most phones. Each stage is fine-tuned, check
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -124,7 +124,7 @@ def compress(
         logs: folder for TensorBoard, `<stage>/train` and `<stage>/validation` in it; steps go on over the stages.
         keep: folder for what each finished stage has made, `1-prune.keras` and so on. A compression that was
             interrupted, called again with the same student, arguments and folder, goes on behind the last finished
-            stage, and ends with the same weights. Without interruption nothing in it is read.
+            stage, and ends with the same weights; schemes that begin with the same stages share them.
 
     Raises `InputError`, or `CheckFailed` if a stage did not do what it should, or the loss is not finite.
     """
@@ -149,13 +149,14 @@ def compress(
     loss_of = finetune.loss(teach, distillation_weight, temperature, output == "probabilities")
     check_names({"skip": skip, "layer_sparsity": goals.layer_sparsity, "layer_clusters": goals.layer_clusters}, network)
     numbers = [_plain(number) for number in (learning_rate, distillation_weight, temperature)]
-    settings = [scheme, epochs, batch_size, *numbers, asdict(goals), list(skip), seed, teach is not None, batches.steps]
-    keeper = _Keeper(None if keep is None else Path(keep), json.dumps([*settings, _digest(prepared)]), say)
+    settings = [epochs, batch_size, *numbers, list(skip), seed, teach is not None, batches.steps, _digest(prepared)]
+    keeper = _Keeper(None if keep is None else Path(keep), settings, goals, say)
     decided, kept, kernels = {}, stages.kept(network), stages.kernels(network)
     for place, stage in enumerate(SCHEMES[scheme]):
         _tell_kept(stage, kept, result, say)
         before = kernels
-        done = keeper.restored(place, stage, model) if place + 1 < len(SCHEMES[scheme]) else None
+        so_far = SCHEMES[scheme][: place + 1]
+        done = keeper.restored(so_far, model) if stage != "qat" else None  # whose file needs the trained ranges
         if done:
             result.history[stage], decided[stage] = done["history"], done["decided"]
         else:
@@ -181,7 +182,7 @@ def compress(
         result.stages = result.tables[stage] = stages.table(network.layers, decided)
         result.sizes[stage] = _weights_size(model)
         if not done:
-            keeper.keep(place, stage, model, {"history": result.history[stage], "decided": decided[stage]})
+            keeper.keep(so_far, model, {"history": result.history[stage], "decided": decided[stage]})
         say(f"{scheme}: {stage} {'finished before' if done else 'done'}, {stages.summary(result.tables[stage])}")
     result._kernels, result._clustered = kernels, frozenset(stages.shared(before if "qat" in decided else kernels))
     if "qat" in decided:
@@ -193,32 +194,41 @@ def compress(
 
 
 class _Keeper:
-    """The finished stages of a compression in a folder, for as long as the same compression goes on."""
+    """The finished stages of a compression in a folder, for as long as the same compression goes on.
 
-    def __init__(self, folder: Path | None, settings: str, say: Callable[[str], None]):
-        self._folder, self._settings, self._say = folder, settings, say
+    Schemes that begin with the same stages share them.
+    """
+
+    def __init__(self, folder: Path | None, settings: list, goals: schemes.Goals, say: Callable[[str], None]):
+        self._folder, self._settings, self._goals, self._say = folder, settings, goals, say
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def restored(self, place: int, stage: str, model: keras.Model) -> dict | None:
+    def _record(self, so_far: Sequence[str]) -> tuple[Path, list]:
+        """Where the last of these stages is kept, and everything that decides what it gives."""
+        goals = {"prune": self._goals.of_pruning(), "cluster": self._goals.of_clustering()}
+        settings = [*so_far, *(goals[stage] for stage in so_far if stage in goals), *self._settings]
+        return self._folder / f"{len(so_far)}-{so_far[-1]}.json", json.loads(json.dumps(settings))
+
+    def restored(self, so_far: Sequence[str], model: keras.Model) -> dict | None:
         """The record of a stage that an earlier session finished, its weights put into `model`; or None."""
-        record = None if self._folder is None else self._folder / f"{place + 1}-{stage}.json"
+        record, settings = (None, []) if self._folder is None else self._record(so_far)
         if record is None or not record.exists():
             return None
         held = json.loads(record.read_text())
-        if held["settings"] != self._settings:
+        if held["settings"] != settings:
             self._say(f"'{record}' is of another student, or of other settings: the stage is trained anew.")
             return None
         model.load_weights(record.with_suffix(".keras"))
         return held
 
-    def keep(self, place: int, stage: str, model: keras.Model, record: dict) -> None:
+    def keep(self, so_far: Sequence[str], model: keras.Model, made: dict) -> None:
         """Writes model and record, each whole or not at all, the record last: it says that the model is there."""
         if self._folder is not None:
-            path = self._folder / f"{place + 1}-{stage}.keras"
-            path.with_suffix(".json").unlink(missing_ok=True)
-            models.save(model, path)
-            report.write(path.with_suffix(".json"), json.dumps({**record, "settings": self._settings}) + "\n")
+            record, settings = self._record(so_far)
+            record.unlink(missing_ok=True)
+            models.save(model, record.with_suffix(".keras"))
+            report.write(record, json.dumps({**made, "settings": settings}) + "\n")
 
 
 def _plain(number: Number):

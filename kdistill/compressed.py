@@ -1,8 +1,6 @@
 """The compressions of a run: each stage of the recipe with the teacher kept on and, in the same budget, without it."""
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,9 +11,8 @@ from kdistill.arms import Arms
 from kdistill.compress import Compressed, compress
 from kdistill.data import Splits
 from kdistill.evaluate import evaluate, predict
-from kdistill.export import NAME
-from kdistill.loading import load_profile
-from kdistill.recipe import SCHEMES, Profile, Stage
+from kdistill.export import build, converted_elsewhere
+from kdistill.recipe import SCHEMES, Profile, Stage, as_dict
 
 LABELS = "_labels"  # ends the name of what was fine-tuned on labels alone
 # What a quantised file may lose against its float32 model, whose weights were trained to be rounded.
@@ -68,7 +65,8 @@ def _one(arms: Arms, name: str, stage: Stage, student: keras.Model, kept_on: boo
         say=arms.say,
         **options,
     )
-    file = write_file(result, arms.folder.path / name, arms.splits)
+    about = {"recipe": as_dict(arms.recipe), "data": arms.splits.fingerprint}
+    file = write_file(result, arms.folder.path / name, arms.splits, about)
     record = {
         "seconds": time.perf_counter() - start,
         **told(result),
@@ -103,28 +101,18 @@ def told(result: Compressed) -> dict:
     return {name: getattr(result, name) for name in names}
 
 
-def write_file(result: Compressed, folder: Path, splits: Splits) -> dict:
-    """The checked `.tflite` of a compression, in `folder` with its labels; a description of it.
+def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | None = None) -> dict:
+    """The checked `.tflite` of a compression, in `folder` with its labels and `model.json`; a description of it.
 
     A scheme that quantises has a file of its own; of the others it is the float32 file of the profile `reference`.
     Written only if it is as good as its model on the test images, and has the model's zeros and clusters: the dict says
     in `kept` what was counted in the file, layer by layer. Raises `CheckFailed`; `folder` stays as it was then.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as made:
-        path = Path(made, NAME)
-        if result.quantised:
-            path.write_bytes(result.tflite())
-            report.write(path.with_name("labels.txt"), "".join(f"{name}\n" for name in splits.class_names))
-            logits = predict(result.model, splits.test.images)
-            found = {"profile": QUANTISED.name, "check": verify.check(path, logits, splits.test, QUANTISED)}
-        else:
-            reference = load_profile("reference")
-            names, images = splits.class_names, splits.train.images
-            found = verify.export_checked(result.model, path.parent, reference, images, splits.test, class_names=names)
-        content = path.read_bytes()
-        kept = result.check_file(content)
-        folder.mkdir(exist_ok=True)
-        for file in sorted(Path(made).iterdir()):
-            os.replace(file, folder / file.name)
-    return {**found, "path": str(folder / NAME), **measure.sizes(content), "kept": kept}
+    if result.quantised:
+        built = converted_elsewhere(result.tflite(), result.model, QUANTISED, splits.class_names, about)
+    else:
+        built = build(result.model, "reference", None, splits.class_names, about)
+    kept = result.check_file(built.content)
+    logits = predict(result.model, splits.test.images)
+    found = verify.place_checked(built, folder, result.model, logits, splits.test)
+    return {**found, "deflated": measure.sizes(Path(found["path"]).read_bytes())["deflated"], "kept": kept}

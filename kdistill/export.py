@@ -98,6 +98,15 @@ def build(
     return Built(content, profile, values, names, kept, precision, _weights_sha256(plain), about)
 
 
+def converted_elsewhere(
+    content: bytes, model: keras.Model, profile: Profile, class_names: Sequence[str], about: dict | None = None
+) -> Built:
+    """What `build` returns, of a file that was converted of this model in another way, as quantised students are."""
+    kept, names = _float_layers(flatbuffer.parsed(content), profile, model), tuple(str(name) for name in class_names)
+    about = {"name": model.name, **(about or {})}
+    return Built(content, profile, convert.output_of(model)[0], names, kept, None, _weights_sha256(model), about)
+
+
 def place(built: Built, path: Path, metrics: dict | None = None) -> dict:
     """Writes what was built as `path` and what belongs beside it; `metrics` are told in the file. See `export`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,14 @@ class Goals:
         """The number of values for this layer."""
         return self.layer_clusters.get(layer, self.clusters)
 
+    def of_pruning(self) -> list:
+        """What decides the outcome of pruning."""
+        return [self.final_sparsity, self.layer_sparsity]
+
+    def of_clustering(self) -> list:
+        """What decides the outcome of clustering."""
+        return [self.clusters, self.layer_clusters]
+
 
 def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
     """Magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878) over `steps` training steps.

@@ -97,6 +97,20 @@ def export_checked(
     if model_logits is None:
         model_logits = predict(deploy.normalised(model, profile), examples.images)
     built = build(student, profile, calibration, class_names, about)
+    return place_checked(built, folder, model, model_logits, examples, max_drop, min_agreement)
+
+
+def place_checked(
+    built: Built,
+    folder: Path,
+    model: keras.Model,
+    model_logits: np.ndarray,
+    examples: Examples,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+) -> dict:
+    """Puts what was built of `model` into `folder` if it passes `check`; see `export_checked`."""
+    profile = built.profile
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as made:
         path = Path(made, NAME)

@@ -12,8 +12,10 @@ import tf_keras
 from keras import layers as L
 from keras import ops
 
+from kdistill import models
 from kdistill.bridge import copy_back, load_tfmot, to_tf_keras
 from kdistill.errors import InputError
+from kdistill.recipe import Network
 
 
 def functional(shape, build, dtype=None):
@@ -277,7 +279,13 @@ def lenet():
     )
 
 
-@pytest.mark.parametrize("name,build", [("lenet", lenet), *applications()])
+def of_cifar():
+    for name, options in (("cifar_quick", {}), ("cifar_mini", {}), ("resnet", {"depth": 8}), ("resnet", {"depth": 56})):
+        network = Network(name, options)
+        yield network.name + str(options.get("depth", "")), lambda n=network: models.build(n, (32, 32, 3), 10)
+
+
+@pytest.mark.parametrize("name,build", [("lenet", lenet), *of_cifar(), *applications()])
 def test_whole_architectures(name, build):
     model = randomised(build())
     x = np.random.default_rng(2).uniform(0, 255, (2, *model.input_shape[1:])).astype("float32")

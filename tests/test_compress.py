@@ -386,6 +386,10 @@ def test_callbacks_validation_and_tensorboard(tmp_path):
     assert events["train/learning_rate"] == pytest.approx({2: 1e-2 * 0.5**0.5, 4: 5e-3})
 
 
+def before_clusters(folder, layer):
+    return np.asarray(keras.models.load_model(folder / "1-prune.keras").get_layer(layer).kernel)
+
+
 def test_an_interrupted_compression_ends_with_the_same_weights(tmp_path):
     student, data = network(), examples(48)
     whole = compress(student, "pcqat", student, data, clusters=4, **QUIET)
@@ -408,6 +412,10 @@ def test_an_interrupted_compression_ends_with_the_same_weights(tmp_path):
     for a, b in zip(weights_of(whole.tflite()), weights_of(resumed.tflite()), strict=True):
         np.testing.assert_array_equal(a, b)
     assert resumed.history == whole.history
+    shared = []
+    pruned = compress(student, "prune", student, data, batch_size=24, keep=tmp_path, say=shared.append)
+    assert len(shared) == 1 and shared[0].startswith("prune: prune finished before, 7"), "stages are shared"
+    np.testing.assert_array_equal(kernel(pruned, "plain"), before_clusters(tmp_path, "plain"))
     told.clear()
     with pytest.raises(KeyboardInterrupt):  # other settings: nothing is taken over
         compress(student, "pcqat", None, data, **options, say=lambda t: told.append(t) or killed_in_the_third(t))

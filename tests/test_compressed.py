@@ -58,7 +58,7 @@ def test_each_stage_with_and_without_the_teacher(done):
         path = arms.folder.path / record["file"]["path"]
         content = path.read_bytes()
         assert record["file"]["bytes"] == len(content) and record["file"]["deflated"] == len(zlib.compress(content, 9))
-        assert record["file"]["check"]["accuracy"] > 0.9 and path.with_name("labels.txt").exists()
+        assert record["file"]["check"]["accuracy"] > 0.9 and path.with_name("model.json").exists()
         assert record["teacher"] == ("labels" not in name) and record["file"]["name"] == name
         for layer in ("first", "last"):
             kernel = np.asarray(arms.models[name].get_layer(layer).kernel)
@@ -169,7 +169,7 @@ def test_the_command(files, tmp_path):
     shares = {name: np.mean(np.asarray(made.get_layer(name).kernel) == 0) for name in ("first", "last")}
     assert shares == pytest.approx({"first": 0.5, "last": 0.25}, abs=0.02)
     assert {path.name for path in (tmp_path / "small").iterdir()} == {
-        *("student.keras", "student.tflite", "labels.txt", "compression.json", "steps")
+        *("student.keras", "student.tflite", "labels.txt", "model.json", "compression.json", "steps")
     }
 
 

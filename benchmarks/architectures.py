@@ -1,0 +1,101 @@
+"""Which architectures go through compression, and whether all of their int8 file computes in int8.
+
+    python benchmarks/architectures.py [--only mobilenet_v2 ...] [--scheme prune cluster qat int8] [--size 224]
+
+Builds each network with random weights and random batch-norm statistics, bridges it to tf_keras (which compares the
+outputs of both), compresses it with itself as the teacher on a few random images, and looks into the `.tflite`. Prints
+a table: parameters, seconds, layers pruned, clustered or quantised, bytes raw and deflated, and the operators that
+compute in float in the int8 file. Accuracy means nothing here: the images are noise.
+"""
+
+import argparse
+import json
+import time
+
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kdistill import convert, models
+from kdistill.applications import APPLICATIONS
+from kdistill.compress import compress
+from kdistill.flatbuffer import stayed_float
+from kdistill.measure import sizes
+from kdistill.recipe import Network, Profile
+
+CLASSES = 10
+NETWORKS = {
+    "lenet": Network("lenet"),
+    "cifar_quick": Network("cifar_quick"),
+    "cifar_mini": Network("cifar_mini"),
+    "resnet8": Network("resnet", {"depth": 8}),
+    "resnet56": Network("resnet", {"depth": 56}),
+    **{name: Network(name) for name in ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "resnet50")},
+}
+
+
+def built(name: str, size: int) -> keras.Model:
+    """The network, its weights as they are after a real training: none is 0, statistics differ by channel."""
+    if name in APPLICATIONS:
+        network, shape = Network(name, {"size": size}), (size, size, 3)
+    else:
+        network, shape = NETWORKS[name], (28, 28, 1) if name == "lenet" else (32, 32, 3)
+    model = models.build(network, shape, CLASSES)
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        kind = variable.path.split("/")[-1]
+        if kind in ("gamma", "moving_variance"):
+            variable.assign(np.exp(generator.normal(0, 0.3, variable.shape)))
+        elif kind in ("beta", "bias", "moving_mean"):
+            variable.assign(generator.normal(0, 0.1, variable.shape))
+    return model
+
+
+def row(name: str, scheme: str, given) -> dict:
+    """One line of the table."""
+    keras.backend.clear_session()
+    model, start = built(name, given.size), time.perf_counter()
+    images = np.random.default_rng(1).integers(0, 256, (given.images, *model.input_shape[1:])).astype("uint8")
+    labels = np.arange(given.images, dtype="int32") % CLASSES
+    options = {"batch_size": 4, "learning_rate": 1e-5, "say": lambda text: None}
+    result = compress(model, scheme, model if scheme != "int8" else None, (images, labels), 1, **options)
+    content = result.tflite() if result.quantised else convert.convert(result.model, Profile("float32"))
+    result.check_file(content)
+    floats = []
+    if result.quantised:
+        inside = schema.ModelT.InitFromPackedBuf(content)
+        floats = sorted({each["operator"] for each in stayed_float(inside, "int8")})
+    word = {"prune": "pruned", "cluster": "clustered", "qat": "quantised", "int8": "quantised"}[scheme]
+    told = [each[word] for each in result.stages if word in each]
+    return {
+        **{"network": name, "parameters": model.count_params(), "scheme": scheme},
+        **{"layers": f"{told.count('yes')} of {len(told)}", "float": floats, **sizes(content)},
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    """Prints the table as Markdown, and one line of JSON for machines."""
+    names = list(NETWORKS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=names, choices=names)
+    parser.add_argument("--scheme", nargs="*", default=["prune", "cluster", "qat", "int8"])
+    parser.add_argument("--size", type=int, default=96, help="of the images of the networks of keras.applications")
+    parser.add_argument("--images", type=int, default=16)
+    given = parser.parse_args()
+    rows = []
+    print("| network | parameters | scheme | layers done | computes in float | bytes | deflated | seconds |")
+    print("|---|---:|---|---:|---|---:|---:|---:|")
+    for name in given.only:
+        for scheme in given.scheme:
+            rows.append(row(name, scheme, given))
+            told = {**rows[-1], "float": ", ".join(rows[-1]["float"]) or ("–" if scheme in ("qat", "int8") else "")}
+            line = (
+                "| {network} | {parameters:,} | {scheme} | {layers} | {float} | {bytes:,} | {deflated:,} | {seconds} |"
+            )
+            print(line.format(**told), flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
