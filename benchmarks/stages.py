@@ -2,9 +2,9 @@
 
     python benchmarks/stages.py --data-dir FOLDER [--before OTHER_PYTHON] [--repeats 3] [--set cache.views=4]
 
-Every run is a process of its own; with `--before`, the Python of an environment that holds another version, the two take
-turns. A stage lasts from the line that announces it to the next. Stated are medians, of the wall clock and of the CPU
-time of the process and its children, and the test accuracy of teacher, control and student, which must not have changed.
+Every run is a process of its own; with `--before`, the Python of an environment that holds another version, the two
+take turns. A stage lasts from the line that announces it to the next. Stated are medians, of the wall clock and of the
+CPU time of the process and its children, and the test accuracy of all three models, which must not have changed.
 """
 
 import json
