@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import convert, diagnostics, disagreement, labelled, models, train, verdict
+from kdistill import convert, diagnostics, disagreement, labelled, models, pipeline, train, verdict
 from kdistill.data import Examples, Splits
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
@@ -59,13 +59,14 @@ class Arms:
         return self.fit(name, lambda: Supervised(self.network(student, seed)), self.recipe.training, splits, **views)
 
     def student(
-        self, name: str, seed: int, make: Callable[[keras.Model], Supervised], stored: Replay | None = None
+        self, name: str, seed: int, make: Callable[[keras.Model, int], Supervised], stored: Replay | None = None
     ) -> keras.Model:
-        """The student of `make(network)`, which learns from labels, where there are any, and from the teacher or what
-        is stored of its outputs."""
-        splits, student = labelled.for_student(self.splits), self.recipe.student
+        """The student of `make(network, steps)`, which learns from labels, where it has any, and from the teacher or
+        what is stored of its outputs."""
+        splits, student, training = labelled.for_student(self.splits), self.recipe.student, self.recipe.training
+        steps = pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
         views = {**self.views(seed), "stored": stored, "taught": True}
-        return self.fit(name, lambda: make(self.network(student, seed)), self.recipe.training, splits, **views)
+        return self.fit(name, lambda: make(self.network(student, seed), steps), training, splits, **views)
 
     def views(self, seed: int) -> dict:
         """Seed and repetition of the views that control and student of this seed see."""
@@ -84,6 +85,12 @@ class Arms:
                     f"student. Leave out --cache {mode} and cache.top_k, or take --strategy none."
                 )
             return None
+        tapping = [term for term, each in self.recipe.distill.terms.items() if each.teacher_tap]
+        if tapping and mode not in ("off", "auto"):
+            raise InputError(
+                f"--cache stores logits; the terms {', '.join(tapping)} need the teacher's layers. Leave it out."
+            )
+        mode = "off" if tapping else mode
         if (self.folder.checkpoints(name) / "finished.json").exists():
             return None
 

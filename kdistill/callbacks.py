@@ -71,7 +71,7 @@ class Profile(keras.callbacks.Callback):
 class Scalars(keras.callbacks.Callback):
     """Writes every epoch's metrics to TensorBoard under the global step, which goes on from run to run.
 
-    Besides the logs: learning rate, distillation weight, temperature, images per second. Training goes to
+    Besides the logs: learning rate, weights and temperatures of the loss, images per second. Training goes to
     `folder/train`, validation to `folder/validation`, as with Keras' own callback. Weights are written as histograms.
     """
 
@@ -92,9 +92,7 @@ class Scalars(keras.callbacks.Callback):
         values = {"epoch_" + name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
         values["learning_rate"] = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         values["images_per_second"] = (step - self.first) * self.batch_size / seconds
-        for name in ("distillation_weight", "temperature"):
-            if hasattr(model, name):
-                values[name] = getattr(model, name)
+        values |= getattr(model, "settings", {})  # weights and temperatures, of a Distiller
         with self.writers["train"].as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)

@@ -12,6 +12,7 @@ from kdistill.compress import Compressed, compress
 from kdistill.data import Splits
 from kdistill.evaluate import evaluate, predict
 from kdistill.export import build, converted_elsewhere
+from kdistill.objective import at_the_end
 from kdistill.recipe import SCHEMES, Profile, Stage, as_dict
 
 LABELS = "_labels"  # ends the name of what was fine-tuned on labels alone
@@ -43,12 +44,17 @@ def _one(arms: Arms, name: str, stage: Stage, student: keras.Model, kept_on: boo
     if done:
         arms.say(f"{name}: finished before")
         return done
-    distill, start = arms.recipe.distill, time.perf_counter()
+    start = time.perf_counter()
     options = {"learning_rate": stage.learning_rate, "batch_size": stage.batch_size, "skip": stage.skip}
     options |= {"final_sparsity": stage.final_sparsity, "clusters": stage.clusters}
     options |= {"layer_sparsity": stage.layer_sparsity, "layer_clusters": stage.layer_clusters}
     if kept_on:
-        options |= {"distillation_weight": distill.distillation_weight, "temperature": distill.temperature}
+        options |= at_the_end(arms.recipe.distill)
+        if arms.recipe.distill.terms:
+            terms = ", ".join(arms.recipe.distill.terms)
+            arms.say(
+                f"{name} is fine-tuned on labels and the KL to the teacher; the terms ({terms}) end with the training"
+            )
     # `name` says who learns: the teacher's pupils see images without a label too.
     splits = labelled.for_student(arms.splits) if kept_on else labelled.for_control(arms.splits)
     arms.say(f"Compressing {name}: {stage.scheme}, {'the teacher kept on' if kept_on else 'on labels alone'}")

@@ -12,6 +12,9 @@ import typing
 from dataclasses import dataclass, field
 
 from kdistill.errors import InputError, unknown
+from kdistill.objective import Distill, Schedule, check_distill
+from kdistill.objective import Term as Term  # recipes import from here alone
+from kdistill.objective import check as _check
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,6 @@ class Training:
     weight_decay: float = 0.0  # decoupled, as in AdamW
     schedule: str = "cosine"  # cosine (to zero), constant
     warmup: float = 0.0  # share of the steps in which the rate climbs from zero
-
-
-@dataclass(frozen=True)
-class Distill:
-    """The student's loss: `(1 - w) * hard + w * T^2 * KL(softmax(t/T) || softmax(s/T))`."""
-
-    distillation_weight: float = 0.9
-    temperature: float = 4.0
 
 
 # What a compression does, one step after the other, each fine-tuned; int8 is quantisation without training.
@@ -113,7 +108,7 @@ class Recipe:
     data: Data = Data()
     teacher_training: Training = Training()
     training: Training = Training()
-    distill: Distill = Distill()
+    distill: Distill = field(default_factory=Distill)
     cache: Cache = Cache()
     compress: tuple[Stage, ...] = ()  # compressions of the student, one behind the other
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
@@ -156,33 +151,45 @@ def from_dict(kind: type, values: dict):
     for name in values:
         if name not in known:
             raise unknown(f"key of {kind.__name__}", name, known)
-    parts = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            parts[name] = from_dict(hint, value)
-        elif hint == tuple[Stage, ...]:
-            parts[name] = tuple(from_dict(Stage, each) for each in value)
-        else:
-            parts[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**parts)
+    return kind(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+
+
+def _rebuilt(hint, value):
+    """A plain value as what a field of this type holds."""
+    inner = typing.get_args(hint)
+    if isinstance(value, dict):
+        kind = next((each for each in (hint, *inner) if dataclasses.is_dataclass(each)), None)
+        if typing.get_origin(hint) is dict:
+            return {name: _rebuilt(inner[1], each) for name, each in value.items()}
+        return from_dict(kind, value) if kind else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_rebuilt(inner[0], each) if inner else each for each in value)
+    return value
 
 
 def keys(recipe) -> dict[str, object]:
-    """Every key that `--set` takes, with its value: `{"training.epochs": 8, ...}`."""
+    """Every key that `--set` takes, with its value: `{"training.epochs": 8, ...}`.
+
+    A schedule is one key, and so is each of its parts.
+    """
     found = {}
-    for f in dataclasses.fields(recipe):
-        value = getattr(recipe, f.name)
-        if dataclasses.is_dataclass(value):
-            found.update({f"{f.name}.{key}": v for key, v in keys(value).items()})
-        elif isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value):
-            for place, each in enumerate(value):
-                found.update({f"{f.name}.{place}.{key}": v for key, v in keys(each).items()})
-        elif isinstance(value, dict):
-            found.update({f"{f.name}.{key}": v for key, v in value.items()})
-        else:
-            found[f.name] = value
+    for name, value in _parts(recipe):
+        if not _holds_parts(value) or isinstance(value, Schedule):
+            found[name] = value
+        if _holds_parts(value):
+            found.update({f"{name}.{key}": v for key, v in keys(value).items()})
     return found
+
+
+def _parts(owner) -> list[tuple[str, object]]:
+    if dataclasses.is_dataclass(owner):
+        return [(f.name, getattr(owner, f.name)) for f in dataclasses.fields(owner)]
+    return [(str(name), value) for name, value in (owner.items() if isinstance(owner, dict) else enumerate(owner))]
+
+
+def _holds_parts(value) -> bool:
+    several = isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value)
+    return dataclasses.is_dataclass(value) or isinstance(value, dict) or bool(several)
 
 
 def override(recipe: Recipe, settings: list[str]) -> Recipe:
@@ -214,20 +221,19 @@ def path_of(recipe: Recipe, key: str) -> str:
     raise unknown("key of --set", key, known.keys() - fixed)
 
 
-def _replaced(owner, names: list[str], text: str, path: str):
+def _replaced(owner, names: list[str], text: str, path: str, hint=None):
     name, rest = names[0], names[1:]
     if isinstance(owner, tuple):
-        place = int(name)
-        return (*owner[:place], _replaced(owner[place], rest, text, path), *owner[place + 1 :])
-    value = owner[name] if isinstance(owner, dict) else getattr(owner, name)
-    if rest:
-        changed = _replaced(value, rest, text, path)
-    else:
-        hint = type(value) if isinstance(owner, dict) else typing.get_type_hints(type(owner))[name]
-        changed = _parsed(text, hint, path)
+        index = int(name)
+        changed = _replaced(owner[index], rest, text, path)
+        return (*owner[:index], changed, *owner[index + 1 :])
     if isinstance(owner, dict):
-        return {**owner, name: changed}
-    return dataclasses.replace(owner, **{name: changed})
+        value = owner[name]
+        inner = typing.get_args(hint)[1] if typing.get_args(hint) else type(value)
+    else:
+        value, inner = getattr(owner, name), typing.get_type_hints(type(owner))[name]
+    changed = _replaced(value, rest, text, path, inner) if rest else _parsed(text, inner, path)
+    return {**owner, name: changed} if isinstance(owner, dict) else dataclasses.replace(owner, **{name: changed})
 
 
 def _parsed(text: str, hint, path: str):
@@ -239,23 +245,26 @@ def _parsed(text: str, hint, path: str):
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if Schedule in options and ":" in text:
+            return Schedule.of_text(text)
         if kind in (tuple, list) or typing.get_origin(kind) is tuple:
             plain = kind in (tuple, list)  # an option of a network, whose items are what they look like: 8x16x24
+            inner = (typing.get_args(kind) or (str,))[0]
             parts = [part.strip() for part in (text.replace("x", ",") if plain else text).split(",") if part.strip()]
-            return tuple(int(part) if plain and part.isdigit() else part for part in parts)
+            return tuple(int(part) if plain and part.isdigit() else inner(part) for part in parts)
         return kind(text)
-    except (ValueError, KeyError):
-        raise InputError(f"The key '{path}' expects {kind.__name__}, received '{text}'.") from None
-
-
-def _check(holds: bool, path: str, expected: str, received) -> None:
-    if not holds:
-        raise InputError(f"The key '{path}' expects {expected}, received {received!r}. Mend it in the recipe or --set.")
+    except (ValueError, KeyError, TypeError) as error:
+        expected = getattr(kind, "__name__", str(kind))
+        if Schedule in options:
+            expected = f"{expected} or a schedule (shape:start:end[:begin[:finish]])"
+        if isinstance(error, TypeError):
+            raise InputError(f"The key '{path}' cannot be set from text; write it in a recipe file.") from None
+        raise InputError(f"The key '{path}' expects {expected}, received '{text}'.") from None
 
 
 def checked(recipe: Recipe) -> Recipe:
     """The recipe, if every value is in its range."""
-    data, distill = recipe.data, recipe.distill
+    data = recipe.data
     _check(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
     _check(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
     _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
@@ -269,9 +278,7 @@ def checked(recipe: Recipe) -> Recipe:
     _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
-    weight, temperature = distill.distillation_weight, distill.temperature
-    _check(0 <= weight <= 1, "distill.distillation_weight", "a number from 0 to 1", weight)
-    _check(0 < temperature < math.inf, "distill.temperature", "a number above 0", temperature)
+    check_distill(recipe.distill)
     for name, least in (("views", 1), ("seed", 0), ("top_k", 1)):
         value = getattr(recipe.cache, name)
         _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)

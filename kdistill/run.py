@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from kdistill import data, diagnostics, labelled, page, pictures, provenance, verify
 from kdistill.arms import Arms
-from kdistill.distiller import Distiller
+from kdistill.distiller import Distiller, from_recipe
 from kdistill.evaluate import evaluate, predict
 from kdistill.folder import open_folder
 from kdistill.loading import load_profile
+from kdistill.objective import softness
 from kdistill.recipe import Recipe, as_dict
 from kdistill.strategy import check_precision, choose, explained
 
@@ -52,12 +53,11 @@ def run(
         folder.settle(recipe, splits.fingerprint, force, say, str(devices))
         devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms, loss = Arms(recipe, splits, folder, say, devices, profile), recipe.distill
+        arms = Arms(recipe, splits, folder, say, devices, profile)
         teacher = arms.teacher()
 
-        def distiller(network: keras.Model) -> Distiller:
-            terms = {"distillation_weight": loss.distillation_weight, "temperature": loss.temperature}
-            return Distiller(network, teacher, **terms)
+        def distiller(network: keras.Model, steps: int) -> Distiller:
+            return from_recipe(recipe.distill, network, teacher, steps)
 
         for place in range(recipe.seeds):
             seed, end = recipe.seed + place, f"-{place}" if place else ""
@@ -111,7 +111,7 @@ def run(
             "compressions": compressions,
             "verdict": arms.verdict(rows),
             "models": rows,
-            "diagnostics": diagnostics.of_run(arms.models, splits, loss.temperature, predict),
+            "diagnostics": diagnostics.of_run(arms.models, splits, softness(recipe.distill), predict),
             "differences": pictures.differing(
                 predict(student, splits.test.images), teacher_logits, splits.test, folder.path
             ),

@@ -22,10 +22,11 @@ from kdistill import (
     verdict,
 )
 from kdistill.arms import LOOKED_AT, Arms
-from kdistill.distiller import Distiller
+from kdistill.distiller import from_recipe
 from kdistill.evaluate import evaluate, predict
 from kdistill.folder import RunFolder, new_path
 from kdistill.measure import measure
+from kdistill.objective import teacher_taps
 from kdistill.recipe import Recipe, as_dict
 from kdistill.side_by_side import Once, SideBySide
 from kdistill.supervised import Supervised
@@ -137,11 +138,12 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
             return made
     splits, training = labelled.for_student(arms.splits), arms.recipe.training
     steps = side_by_side.pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
-    shown = Once(frozen(teacher))
+    taps = {tap: path for recipe in chosen.values() for tap, path in teacher_taps(recipe.distill.terms).items()}
+    shown = Once(frozen(teacher, taps=taps))
     members, warnings = {}, {}
     for name, recipe in chosen.items():
         network = arms.network(recipe.student, seed)
-        member = Supervised(network) if name == "control" else _distiller(recipe, network, shown)
+        member = Supervised(network) if name == "control" else from_recipe(recipe.distill, network, shown, steps)
         members[name] = side_by_side.compiled(member, recipe.training, steps)
         warnings[diagnostics.unscaled(network, splits.train.images[:LOOKED_AT])] = name
     for warning in filter(None, warnings):
@@ -169,11 +171,6 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
     for old in checkpoints.glob("step-*.npz"):
         old.unlink()
     return made
-
-
-def _distiller(recipe: Recipe, network: keras.Model, teacher) -> Distiller:
-    loss = recipe.distill
-    return Distiller(network, teacher, distillation_weight=loss.distillation_weight, temperature=loss.temperature)
 
 
 def _measured(arms: Arms, student, validation, test, teacher_logits, broken: int | None = None) -> dict:

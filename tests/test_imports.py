@@ -12,6 +12,7 @@ PACKAGE = Path(kdistill.__file__).parent
 GROUPS = [
     [
         "errors",
+        "objective",
         "recipe",
         "grid",
         "loading",
@@ -40,7 +41,9 @@ GROUPS = [
         "data",
         "litert",
         "flatbuffer",
+        "taps",
         "teacher",
+        "terms",
         "pipeline",
         "bridge_layers",
         "bridge",

@@ -6,7 +6,7 @@ import pytest
 
 from kdistill.errors import InputError
 from kdistill.loading import load_profile, load_recipe, names
-from kdistill.recipe import Profile, Recipe, as_dict, from_dict, override
+from kdistill.recipe import Distill, Profile, Recipe, Schedule, Term, as_dict, checked, from_dict, override
 
 MNIST = load_recipe("mnist")
 
@@ -49,6 +49,68 @@ def test_a_recipe_survives_json():
     )
     with pytest.raises(InputError, match="Unknown key of Recipe 'sead'. Did you mean 'seed'"):
         from_dict(Recipe, {"sead": 1})
+
+
+WITH_TERMS = dataclasses.replace(
+    MNIST,
+    distill=Distill(
+        Schedule(0.9, 0.1, 0.5),
+        temperature=Schedule(8, 2, shape="cosine"),
+        terms={
+            "hint": Term("hint", 0.5, student_tap="conv3", teacher_tap="conv2", projector="conv1x1"),
+            "dkd": Term("dkd", Schedule(1.0, 0.0), options={"temperature": 2, "beta": Schedule(8.0, 1.0)}),
+        },
+    ),
+)
+
+
+def test_terms_and_schedules_survive_json_and_take_settings():
+    assert from_dict(Recipe, as_dict(WITH_TERMS)).distill == WITH_TERMS.distill
+    settings = ["distillation_weight=0.5", "distill.temperature=linear:4:1:0.2:0.8", "hint.weight=2"]
+    with pytest.raises(InputError, match="Unknown key of --set 'hint.weight'.*distill.terms.hint.weight"):
+        override(WITH_TERMS, settings)
+    settings[2:] = ["distill.terms.hint.weight=step:2:0:0.5", "distill.terms.dkd.options.temperature=2.5", "beta=3"]
+    changed = override(WITH_TERMS, [*settings, "distill.terms.hint.projector=none"]).distill
+    assert changed.distillation_weight == 0.5 and changed.temperature == Schedule(4, 1, 0.2, 0.8)
+    assert changed.terms["hint"].weight == Schedule(2, 0, 0.5, shape="step") and changed.terms["hint"].projector is None
+    assert changed.terms["dkd"].options == {"temperature": 2.5, "beta": 3.0}
+    assert override(WITH_TERMS, ["distill.temperature.end=1"]).distill.temperature == Schedule(8, 1, shape="cosine")
+    assert override(MNIST, ["temperature=cosine:8:2"]).distill.temperature == Schedule(8, 2, shape="cosine")
+    assert override(MNIST, ["temperature=linear:8:2"]).distill.distillation_weight == MNIST.distill.distillation_weight
+
+
+@pytest.mark.parametrize(
+    "setting,message",
+    [
+        ("temperature=linear:8", "float or a schedule .shape:start:end"),
+        ("temperature=cubic:8:2", "received 'cubic:8:2'"),
+        ("temperature=linear:8:0", "a schedule between numbers above 0"),
+        ("temperature=linear:8:8", "a start that is not the end"),
+        ("temperature=linear:8:2:0.5:0.2", "begin < finish"),
+        ("temperature=step:8:2", "a step with 0 < begin"),
+        ("temperature=none", "expects a number above 0"),
+        ("distillation_weight=linear:0.5:1.5", "from 0 to 1"),
+        ("teacher_weights=1,2", "None with one teacher"),
+    ],
+)
+def test_a_wrong_schedule_is_one_clear_error(setting, message):
+    with pytest.raises(InputError, match=message):
+        override(MNIST, [setting])
+
+
+@pytest.mark.parametrize(
+    "distill,message",
+    [
+        (Distill(terms={"kd": Term("mse_logits")}), "'distill.temperature' expects None, as the term 'kd'"),
+        (Distill(terms={"hint": Term("hint")}), "give student_tap and teacher_tap too"),
+        (Distill(terms={"own": Term(print)}), "expects the name of a method in a recipe"),
+        (Distill(terms={"x": Term("cosine", True)}), "distill.terms.x.weight' expects a number"),
+    ],
+)
+def test_a_wrong_term_is_refused_before_anything_runs(distill, message):
+    with pytest.raises(InputError, match=message):
+        checked(dataclasses.replace(MNIST, distill=distill))
+    checked(dataclasses.replace(MNIST, distill=Distill(temperature=None, terms={"kd": Term("mse_logits")})))
 
 
 @pytest.mark.parametrize("name", names("recipes"))

@@ -15,6 +15,7 @@ import tensorflow as tf
 from kdistill import strategy
 from kdistill.distiller import Distiller
 from kdistill.errors import InputError
+from kdistill.recipe import Term
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(108, 6)).astype("float32")
@@ -88,6 +89,33 @@ def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(m
         mirrored = distiller()
     found = mirrored.fit(partly_labelled(), epochs=3, shuffle=False, verbose=0).history
     close(weights(plain), weights(mirrored))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_terms_with_a_projector_reach_the_same_weights_on_replicas(mirrored_strategy):
+    """Of each example; a method over the batch compares a replica's own examples, see docs/methods.md."""
+
+    def with_terms():
+        keras.utils.set_random_seed(4)
+        student, teacher = (
+            keras.Sequential([keras.Input((6,)), keras.layers.Dense(n, "tanh", name="in"), keras.layers.Dense(4)])
+            for n in (5, 9)
+        )
+        hint = Term("hint", 2.0, student_tap="in", teacher_tap="in", projector="dense")
+        terms = {"hint": hint, "dkd": Term("dkd", 0.1), "cosine": Term("cosine")}
+        made = Distiller(student, teacher, terms=terms)
+        made.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+        return made
+
+    plain = with_terms()
+    expected = plain.fit(batches(20, 100), epochs=2, shuffle=False, verbose=0).history
+    with mirrored_strategy.scope():
+        mirrored = with_terms()
+    found = mirrored.fit(batches(20, 100), epochs=2, shuffle=False, verbose=0).history
+    assert len(mirrored.trainable_variables) == 6
+    for a, b in zip(plain.trainable_variables, mirrored.trainable_variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 
