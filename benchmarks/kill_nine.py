@@ -4,7 +4,8 @@
 
 First the run goes through once, and the time is taken at which it comes to each stage, epoch and export. Then the same
 run is started again and killed, at one random moment in each tenth of that time: when it has come to the same stage,
-epoch or export, and as many seconds later. After each kill it goes on with `--resume`.
+epoch or export, and as many seconds later, or when it comes to the next one, if that is sooner (the machine may be less
+busy now). After each kill it goes on with `--resume`.
 
 At the end are compared: the weights of teacher, control and student, every metric of the last epoch, the TensorBoard
 steps, and the bytes of the exported files. Exit status 0: all equal. 1: something differs.
@@ -43,6 +44,13 @@ def events(log: Path) -> list[str]:
         elif "Run folder: " in line:
             found.append("data read")
     return list(dict.fromkeys(found))
+
+
+def wait_for(wanted: set[str], process: subprocess.Popen, log: Path, end: float) -> set[str]:
+    """Waits for one of these events, for the end of the process or for a time; returns those that have come."""
+    while not (found := wanted & set(events(log))) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    return found
 
 
 def begin(words: list[str], out: Path, log: Path) -> subprocess.Popen:
@@ -111,20 +119,21 @@ def main() -> int:
         if process.returncode:
             print(log.read_text())
             return 2
-        first, end = timed["data read"], time.monotonic() - start
+        first, end = timed["data read"], timed["report written"]
         print(f"The uninterrupted run: {end:.1f} s, of which {first:.1f} s start-up", flush=True)
         print("| kill | at s | what it was doing |\n|---:|---:|---|", flush=True)
         for number in range(options.kills):
             moment = first + (number + draw.random()) * (end - first) / options.kills
             event = max((e for e in timed if timed[e] <= moment), key=timed.get)
             process = begin(options.words, killed, log)
-            reached = {e for e in timed if timed[e] >= timed[event]}
-            while process.poll() is None and not reached & set(events(log)):
-                time.sleep(0.01)
-            time.sleep(moment - timed[event])
+            reached = wait_for({e for e in timed if timed[e] >= timed[event]}, process, log, time.monotonic() + 3600)
+            later = {e for e in timed if timed[e] > max(timed[e] for e in reached)} if reached else set()
+            start = time.monotonic()
+            wait_for(later, process, log, start + moment - timed[event])
+            waited = time.monotonic() - start
             process.send_signal(signal.SIGKILL)
             ended = process.wait()
-            after = f"{event}, {moment - timed[event]:.2f} s later"
+            after = f"{max(reached, key=timed.get, default=event)}, {waited:.2f} s later"
             print(f"| {number + 1} | {moment:.1f} | {after if ended < 0 else f'ended with {ended}'} |", flush=True)
             if ended > 0:
                 print(log.read_text())
