@@ -46,6 +46,7 @@ def html(found: dict, pictures: Mapping[str, bytes] | None = None) -> str:
         ("mistakes", "Mistakes", _mistakes(found)),
         ("differences", "Where student and teacher differ", _differences(found, pictures or {})),
         ("files", "Files", _files(found)),
+        ("compression", "Compression", _compressions(found)),
         ("origin", "Recipe and origin", _origin(found)),
     ]
     recipe = found["recipe"]
@@ -111,9 +112,9 @@ def _models(found: dict) -> str:
     test = found["data"]["test"]
     note = (
         f"Measured on {test:,} test images: one image is {100 / test:.2g} points. Agreement and KL are with "
-        "the teacher; ECE is the expected calibration error (15 bins); the control is the same student, trained on "
-        "labels alone. Times of files are of single images on one CPU thread of the machine below, those of Keras "
-        "models with its overhead and threads: compare files with files."
+        "the teacher; ECE is the expected calibration error (15 bins). The control is the same student, trained on "
+        f"labels alone: {report.same(found)}. Times of files are of single images on one CPU thread of the machine "
+        "below, those of Keras models with its overhead and threads: compare files with files."
     )
     verdict, seeds = found.get("verdict") or {}, ""
     if verdict.get("seeds", 1) > 1:
@@ -320,6 +321,15 @@ def _files(found: dict) -> str:
     why = table(["profile", "layer", "operator", "why it stayed float"], stayed, "What stayed float")
     listed = table([title for title, _ in columns], rows, "Files") if rows else ""
     return listed + (f"<details><summary>What stayed float, and why</summary>{why}</details>" if stayed else "")
+
+
+def _compressions(found: dict) -> str:
+    parts = []
+    for name, made in (found.get("compressions") or {}).items():
+        said = " ".join([f"The scheme {made['scheme']}.", *made["notes"]])
+        layers = table(*report.layers(made["stages"]), f"{name}, layer by layer")
+        parts.append(f'<h3 class="after">{escape(name)}</h3><p class="note">{escape(said)}</p>{layers}')
+    return "".join(parts)
 
 
 def flat(values_: dict, path: str = "") -> dict[str, object]:

@@ -47,7 +47,7 @@ def markdown(report: dict) -> str:
         "|---" + "|---:" * (len(titles) - 1) + "|",
         *("| " + " | ".join(row) + " |" for row in cells),
         "",
-        f"The control is the same student, trained on labels alone: {_same(report)}. Accuracy is on "
+        f"The control is the same student, trained on labels alone: {same(report)}. Accuracy is on "
         f"{report['data']['test']:,} test images. Agreement and KL are with the teacher, ECE is the expected "
         "calibration error (15 bins), µs/image the median of single images on one CPU thread.",
         "",
@@ -108,10 +108,10 @@ def _compressions(report: dict) -> list[str]:
 
 
 def _partly(report: dict) -> bool:
-    return report["data"]["unlabelled"] > 0
+    return report["data"].get("unlabelled", 0) > 0
 
 
-def _same(report: dict) -> str:
+def same(report: dict) -> str:
     if not _partly(report):
         return "same data, order, steps and seed"
     teacher = "on all labels" if report["recipe"]["data"]["teacher_labels"] == "all" else "on the same labels"

@@ -132,6 +132,17 @@ def test_deflated_sizes_are_drawn_where_they_are_known():
     assert "Accuracy against size, deflated. npu 2.345k" in page.html(found)
 
 
+def test_compressions_are_told_layer_by_layer():
+    found = report()
+    stage = {"layer": HOSTILE, "kind": "Conv2D", "parameters": 1_600, "sparsity": 0.75, "clusters": 16, "pruned": "yes"}
+    found["compressions"] = {HOSTILE: {"scheme": "pcqat", "notes": ["A <b>note</b>."], "stages": [stage]}}
+    text = page.html(found)
+    shown = Outline(text)
+    assert "<td>Conv2D</td><td>1,600</td><td>75</td><td>16</td><td>yes</td>" in text
+    assert "A <b>note</b>." in shown.text and HOSTILE not in text
+    assert any(a["href"] == "#compression" for a in shown.all("a"))
+
+
 def test_the_same_report_gives_the_same_page_and_the_report_is_not_changed():
     found = report()
     before = copy.deepcopy(found)
