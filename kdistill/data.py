@@ -3,6 +3,7 @@
 Validation picks, test reports, nothing is dropped. Which source was used is said, and is part of every report.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,26 +11,42 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import labelled
+from kdistill import image_folder, labelled
 from kdistill.cifar import cifar10
+from kdistill.encoded import EncodedImages, subset
 from kdistill.errors import InputError, unknown
 from kdistill.mnist import mnist, own_npz
 from kdistill.recipe import Data
 
 # A data set is a function: (data, data_dir or None, download, say) -> ({"train": (images, labels), "test": ...}, class
 # names, source in words). `load` checks what it gives.
-SOURCES = {"mnist": mnist, "npz": own_npz, "cifar10": cifar10}
+SOURCES = {
+    "mnist": mnist,
+    "npz": own_npz,
+    "cifar10": cifar10,
+    "imagenet": image_folder.imagenet,
+    "image_folder": image_folder.image_folder,
+}
+ENCODED = ("imagenet", "image_folder")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images, uint8 `[n, height, width, channels]`, and their classes, int32 `[n]`."""
+    """Images, uint8 `[n, height, width, channels]`, and their classes, int32 `[n]`, of `classes` in all.
 
-    images: np.ndarray
+    The images are an array, or `EncodedImages`, which are decoded when they are asked for.
+    """
+
+    images: np.ndarray | EncodedImages
     labels: np.ndarray
+    classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, which) -> "Examples":
+        """The examples at these places (a slice, a mask, or numbers); no image is decoded."""
+        return dataclasses.replace(self, images=subset(self.images, which), labels=self.labels[which])
 
 
 @dataclass(frozen=True)
@@ -54,11 +71,14 @@ def load(
     """The splits of a data set.
 
     With `data_dir`: its files. Without: a copy that TensorFlow Datasets has prepared; with `download` TFDS fetches
-    it; else, for MNIST, the sample that ships with kdistill. Raises `InputError` that names the file and what is wrong
-    with it.
+    it; else, for MNIST, the sample that ships with kdistill. Images in files of their own stay there (see `encoded`).
+    Raises `InputError` that names the file and what is wrong with it.
     """
     if data.name not in SOURCES:
         raise unknown("data set", data.name, SOURCES)
+    if (data.image_size is not None) != (data.name in ENCODED):
+        wanted = "a number of pixels, such as 224" if data.name in ENCODED else "none: its images have one size"
+        raise InputError(f"With the data set '{data.name}' data.image_size expects {wanted}.")
     if data_dir and download:
         raise InputError("--data-dir and --download exclude each other: the files are there. Leave one out.")
     parts, class_names, source = SOURCES[data.name](data, Path(data_dir) if data_dir else None, download, say)
@@ -67,14 +87,18 @@ def load(
         shapes = [examples[name].images.shape[1:] for name in ("train", "test")]
         raise InputError(f"{source}: the training images are {shapes[0]}, the test images {shapes[1]}.")
     limit = data.train_limit
+    if limit is None or data.labelled is not None:  # what is left out later has no label that would be missed
+        examples["train"] = _whole(examples["train"].select(slice(limit)), say)
     train, validation, known = _held_out(examples["train"], data)
     train, validation, test = (
-        each if limit is None else Examples(each.images[:limit], each.labels[:limit])
-        for each in (train, validation, examples["test"])
+        each if limit is None else each.select(slice(limit)) for each in (train, validation, examples["test"])
     )
+    train, validation, test = (_whole(each, say) for each in (train, validation, test))
     for name, each in (("training", train), ("validation", validation), ("test", test)):
         if len(each) == 0:
             raise InputError(f"{source}: no {name} images are left. It holds too few, or data.validation is too small.")
+    if isinstance(train.images, EncodedImages) and train.images.damage.found:
+        say(f"Left out: {train.images.damage.text()}")
     seen = () if known is None else (Examples(train.images[:0], np.where(known, train.labels, -1)),)
     fingerprint = _fingerprint(train, validation, test, *seen)
     return Splits(train, validation, test, class_names, source, fingerprint, known)
@@ -82,6 +106,9 @@ def load(
 
 def _checked(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> Examples:
     """The arrays as `Examples`, if they are images with a label of a known class each."""
+    if isinstance(images, EncodedImages):  # sorted by class as they are; the first so many are to be of all classes
+        mixed = np.random.Generator(np.random.Philox(key=[3, 0])).permutation(len(labels))
+        return Examples(images.select(mixed), labels[mixed].astype(np.int32), classes)
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim == 3:
         images = images[..., None]
@@ -107,25 +134,29 @@ def _checked(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -
         raise InputError(
             f"{where}: expected labels 0..{classes - 1}, received {labels.dtype} from {labels.min()} to {labels.max()}."
         )
-    return Examples(images.astype(np.uint8), labels.astype(np.int32))
+    return Examples(images.astype(np.uint8), labels.astype(np.int32), classes)
+
+
+def _whole(examples: Examples, say: Callable[[str], None]) -> Examples:
+    """The examples whose image can be decoded. Raises `InputError` if more cannot than are borne."""
+    if not isinstance(examples.images, EncodedImages):
+        return examples
+    good = examples.images.whole(say)
+    examples.images.damage.check()
+    return dataclasses.replace(examples, images=examples.images.select(good).trusted(), labels=examples.labels[good])
 
 
 def _held_out(examples: Examples, data: Data) -> tuple[Examples, Examples, np.ndarray | None]:
-    """Training, validation, and which training labels students see: the same share of every class, whatever the seed.
-
-    With `data.labelled` the limit on images comes first, as a mask cut off later would lose its labels.
-    """
+    """Training, validation, and which training labels students see: the same share by class for every seed."""
     if data.labelled is not None:
-        examples = Examples(examples.images[: data.train_limit], examples.labels[: data.train_limit])
         held, known = labelled.choose(examples.labels, data)
-        train, validation = (Examples(examples.images[mask], examples.labels[mask]) for mask in (~held, held))
-        return train, validation, known[~held]
+        return examples.select(~held), examples.select(held), known[~held]
     share, chosen = data.validation, np.zeros(len(examples), bool)
     random = np.random.Generator(np.random.Philox(key=[0, 0]))
     for label in np.unique(examples.labels):
         members = np.flatnonzero(examples.labels == label)
         chosen[random.permutation(members)[: round(share * len(members))]] = True
-    return *(Examples(examples.images[mask], examples.labels[mask]) for mask in (~chosen, chosen)), None
+    return examples.select(~chosen), examples.select(chosen), None
 
 
 def _fingerprint(*parts: Examples) -> str:
@@ -133,5 +164,5 @@ def _fingerprint(*parts: Examples) -> str:
     for part in parts:
         for array in (part.images, part.labels):
             digest.update(repr((array.shape, array.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.fingerprint() if isinstance(array, EncodedImages) else np.ascontiguousarray(array))
     return digest.hexdigest()[:16]

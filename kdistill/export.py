@@ -14,6 +14,7 @@ import numpy as np
 from ai_edge_litert.schema_py_generated import ModelT
 
 from kdistill import convert, deploy, flatbuffer, metadata, microcontroller, provenance
+from kdistill.encoded import EncodedImages
 from kdistill.errors import InputError
 from kdistill.litert import File
 from kdistill.loading import load_profile
@@ -187,7 +188,7 @@ def _calibration(images, shape: tuple[int, int, int]) -> np.ndarray:
             )
 
     check(images is not None, "none")
-    check(isinstance(images, np.ndarray), type(images).__name__)
+    check(isinstance(images, (np.ndarray, EncodedImages)), type(images).__name__)
     check(images.ndim == 4 and images.shape[1:] == shape, f"an array {images.shape}")
     check(len(images) > 0, "no image")
     check(images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating), str(images.dtype))

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from kdistill.encoded import subset
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -56,7 +57,9 @@ def for_control(splits):
     if splits.known is None:
         return splits
     places = np.resize(np.flatnonzero(splits.known), len(splits.train))
-    train = dataclasses.replace(splits.train, images=splits.train.images[places], labels=splits.train.labels[places])
+    train = dataclasses.replace(
+        splits.train, images=subset(splits.train.images, places), labels=splits.train.labels[places]
+    )
     return dataclasses.replace(splits, train=train)
 
 

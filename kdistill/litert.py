@@ -19,6 +19,7 @@ import numpy as np
 from kdistill.errors import InputError
 
 REFUSED = 2  # the exit status of that process for an InputError, its message on standard error
+APART_BYTES = 1 << 30  # of the images that such a process gets at once
 TRIAL_SECONDS = 120  # a file that does not run a single image in this time is damaged
 
 
@@ -183,11 +184,15 @@ def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.nd
 
     Raises `InputError` if that process reports an error, crashes, or is not done after `seconds`.
     """
+    found, ends = [], time.monotonic() + seconds
+    at_once = max(1, APART_BYTES // max(1, int(np.prod(images.shape[1:]))))
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
         given, made = Path(folder, "images.npy"), Path(folder, "outputs.npy")
-        np.save(given, images)
-        _apart(Path(path), seconds, str(given), str(made))
-        return np.load(made)
+        for start in range(0, max(1, len(images)), at_once):  # so that encoded images need not fit into memory
+            np.save(given, images[start : start + at_once])
+            _apart(Path(path), max(0.1, ends - time.monotonic()), str(given), str(made))
+            found.append(np.load(made))
+    return np.concatenate(found)
 
 
 def checked_head(path: Path) -> int:

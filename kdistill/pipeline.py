@@ -5,11 +5,14 @@ it would have seen, and every replica or worker computes its share of the same g
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from kdistill.data import Examples
+from kdistill.encoded import EncodedImages, cut, decoded, middle
+from kdistill.errors import InputError
 from kdistill.recipe import Data
 
 
@@ -34,27 +37,68 @@ def training_batches(
 ) -> tf.data.Dataset:
     """One epoch from its step `first_step` on: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
 
-    An epoch is a data set of its own: Keras lets `steps_per_execution` run over the end of an epoch into the next
-    one where a single data set holds them all.
+    With `data.mixup` or `data.cutmix` the labels are float32 distributions `[batch, classes]`. An epoch is a data set
+    of its own: Keras lets `steps_per_execution` run over the end of an epoch into the next one where a single data set
+    holds them all.
     """
-    images, labels = tf.constant(examples.images), tf.constant(examples.labels)
     batch_size = min(batch_size, len(examples))
-    steps = steps_per_epoch(examples, batch_size)
+    steps = range(first_step, steps_per_epoch(examples, batch_size))
+    images, shape = examples.images, examples.images.shape[1:]
+    encoded = isinstance(images, EncodedImages)
+    blend = mixes(data)
+    if blend and examples.classes is None:
+        raise InputError("Mixed labels need to know how many classes there are: give Examples(..., classes=N).")
+
+    def chosen(step: int) -> np.ndarray:
+        return indexes[step * batch_size : (step + 1) * batch_size]
+
+    indexes = order(seed, epoch, len(examples))
 
     def plan():
-        indexes = order(seed, epoch, len(examples))
-        for step in range(first_step, steps):
-            yield indexes[step * batch_size : (step + 1) * batch_size], key(seed, epoch, step)
+        """For each step: indexes, the key of shift and flip, parts to cut out, and what is mixed in."""
+        for step in steps:
+            cuts = _windows(shape, batch_size, data, seed, epoch, step) if data.crop_area < 1 and not encoded else NONE
+            share, box = mixture(data, shape, seed, epoch, step) if blend else (0.0, NOTHING)
+            yield chosen(step), key(seed, epoch, step), cuts, share, box
 
-    signature = (tf.TensorSpec([batch_size], tf.int64), tf.TensorSpec([2], tf.int32))
+    def looks():
+        """For each step: which images are read, and the part of each that is looked at."""
+        for step in steps:
+            places = images.places[chosen(step)]
+            headers = images.store.headers[places]
+            if data.crop_area < 1:
+                draws = _random(seed, epoch, step, "crop").random((batch_size, 4))
+                yield images.store.elements(places), cut(headers, images.side, draws, data.crop_area)
+            else:
+                yield images.store.elements(places), middle(headers, images.side)
+
+    signature = (
+        tf.TensorSpec([batch_size], tf.int64),
+        tf.TensorSpec([2], tf.int32),
+        tf.TensorSpec([None, 4], tf.float32),
+        tf.TensorSpec([], tf.float32),
+        tf.TensorSpec([4], tf.int32),
+    )
     batches = tf.data.Dataset.from_generator(plan, output_signature=signature)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(steps - first_step))
-    # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images.
-    return batches.map(
-        lambda indexes, draw: (augment(tf.gather(images, indexes), data, draw), tf.gather(labels, indexes)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    ).prefetch(tf.data.AUTOTUNE)
+    labels = tf.constant(examples.labels)
+    if encoded:
+        batches = tf.data.Dataset.zip(batches, _pictures(images, looks).batch(batch_size, drop_remainder=True))
+    else:
+        pixels = tf.constant(images)
+
+    def finished(plan, pictures=None):
+        places, draw, cuts, share, box = plan
+        # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images. uint8 until
+        # the end: a quarter of the memory.
+        found = tf.gather(pixels, places) if pictures is None else pictures
+        if data.crop_area < 1 and not encoded:
+            found = tf.image.crop_and_resize(found, cuts, tf.range(batch_size), shape[:2])
+        found, answers = augment(found, data, draw), tf.gather(labels, places)
+        return mixed(found, answers, share, box, examples.classes) if blend else (found, answers)
+
+    batches = batches.apply(tf.data.experimental.assert_cardinality(len(steps)))
+    ending = finished if encoded else lambda *plan: finished(plan)
+    return batches.map(ending, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
@@ -63,17 +107,64 @@ def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
     The last batch is padded with images that have no label (-1) and no weight (0), which metrics leave out: a batch
     of another shape would be traced again, and an empty one on a replica crashes.
     """
-    padding = -len(examples) % batch_size
-    images = np.concatenate([examples.images, np.zeros((padding, *examples.images.shape[1:]), np.uint8)])
+    padding, images = -len(examples) % batch_size, examples.images
     labels = np.concatenate([examples.labels, np.full(padding, -1, np.int32)])
     weights = np.concatenate([np.ones(len(examples), np.float32), np.zeros(padding, np.float32)])
-    batches = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(batch_size, drop_remainder=True)
+    if isinstance(images, EncodedImages):
+        places = np.concatenate([images.places, np.repeat(images.places[-1:], padding)])
+
+        def looks():
+            for start in range(0, len(places), batch_size):
+                some = places[start : start + batch_size]
+                yield images.store.elements(some), middle(images.store.headers[some], images.side)
+
+        pixels = _pictures(images, looks)
+        pixels = pixels.apply(tf.data.experimental.assert_cardinality(len(places)))
+    else:
+        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
+        pixels = tf.data.Dataset.from_tensor_slices(padded)
+    batches = tf.data.Dataset.zip(pixels, *map(tf.data.Dataset.from_tensor_slices, (labels, weights)))
+    batches = batches.batch(batch_size, drop_remainder=True)
     return batches.map(lambda x, y, w: (tf.cast(x, tf.float32), y, w)).prefetch(2)
 
 
+def _pictures(images: EncodedImages, looks: Callable) -> tf.data.Dataset:
+    """uint8 `[side, side, 3]`, one after the other as `looks` asks for them, several decoded at a time."""
+    element = tf.TensorSpec([None], tf.as_dtype(images.store.elements(images.places[:1]).dtype))
+    wanted = tf.data.Dataset.from_generator(looks, output_signature=(element, tf.TensorSpec([None, 5], tf.int32)))
+    return (
+        wanted.prefetch(2)
+        .unbatch()
+        .map(
+            lambda element, box: decoded(images.store.content(element), box, images.side),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+    )
+
+
+# -- augmentation -----------------------------------------------------------------------------------------------------
+
+NONE, NOTHING = np.zeros((0, 4), np.float32), np.zeros(4, np.int32)
+
+
+def _random(seed: int, epoch: int, step: int, what: str) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[each & 0xFFFFFFFF for each in key(seed, epoch, step, what)]))
+
+
+def _windows(shape, count: int, data: Data, seed: int, epoch: int, step: int) -> np.ndarray:
+    """Random parts of images of one shape (see `encoded.cut`), as `tf.image.crop_and_resize` takes them."""
+    height, width = shape[:2]
+    draws = _random(seed, epoch, step, "crop").random((count, 4))
+    boxes = cut(np.tile([height, width, 0, 0], (count, 1)), max(height, width), draws, data.crop_area)
+    top, left, tall, wide = boxes[:, :4].T.astype(np.float32)
+    down, right = max(height - 1, 1), max(width - 1, 1)
+    edges = [top / down, left / right, (top + tall - 1) / down, (left + wide - 1) / right]
+    return np.stack(edges, 1).astype(np.float32)
+
+
 def augment(images: tf.Tensor, data: Data, draw: tf.Tensor) -> tf.Tensor:
-    """Shifted and flipped uint8 images `[batch, h, w, c]` as float32 pixels 0..255; `draw` is the key, int32 `[2]`."""
-    images = tf.cast(images, tf.float32)
+    """Shifted and flipped images `[batch, h, w, c]` as float32 pixels 0..255; `draw` is the key, int32 `[2]`."""
     batch, height, width = images.shape[0], images.shape[1], images.shape[2]
     draws = tf.random.stateless_uniform([3, batch], draw)
     if data.shift:
@@ -86,4 +177,43 @@ def augment(images: tf.Tensor, data: Data, draw: tf.Tensor) -> tf.Tensor:
     if data.flip:
         flipped = tf.reverse(images, axis=[2])
         images = tf.where((draws[2] < 0.5)[:, None, None, None], flipped, images)
-    return images
+    return tf.cast(images, tf.float32)
+
+
+def mixes(data: Data) -> bool:
+    """Whether images are mixed in pairs, and labels with them."""
+    return bool(data.mixup or data.cutmix)
+
+
+def mixture(data: Data, shape, seed: int, epoch: int, step: int) -> tuple[float, np.ndarray]:
+    """How much of another image is mixed into each of a batch, and where: a share, int32 top, left, height, width.
+
+    Mixup (Zhang et al. 2017, arXiv 1710.09412): a share below 1 everywhere; cutmix (Yun et al. 2019, arXiv
+    1905.04899): all of a rectangle, which may reach over the edge. With both a batch has one or the other, by the toss
+    of a coin.
+    """
+    random, (height, width) = _random(seed, epoch, step, "mix"), shape[:2]
+    cuts = bool(data.cutmix) and (not data.mixup or random.random() < 0.5)
+    alpha = data.cutmix if cuts else data.mixup
+    share = random.beta(alpha, alpha)
+    if not cuts:
+        return share, np.array([0, 0, height, width], np.int32)
+    tall, wide = height * np.sqrt(share), width * np.sqrt(share)
+    middle_y, middle_x = random.random() * height, random.random() * width
+    top, left = (round(max(0, centre - size / 2)) for centre, size in ((middle_y, tall), (middle_x, wide)))
+    bottom, right = round(min(height, middle_y + tall / 2)), round(min(width, middle_x + wide / 2))
+    return 1.0, np.array([top, left, bottom - top, right - left], np.int32)
+
+
+def mixed(images: tf.Tensor, labels: tf.Tensor, share: tf.Tensor, box: tf.Tensor, classes: int):
+    """float32 images `[batch, h, w, c]`, each with its neighbour in the batch mixed in, and labels `[batch, classes]`.
+
+    The order of a batch is random, so a neighbour is any other image. The labels' shares are those of the pixels.
+    """
+    rows, columns = tf.range(images.shape[1]), tf.range(images.shape[2])
+    inside_y = (rows >= box[0]) & (rows < box[0] + box[2])
+    inside_x = (columns >= box[1]) & (columns < box[1] + box[3])
+    part = share * tf.cast(inside_y[:, None] & inside_x[None], tf.float32)
+    images = images + part[..., None] * (tf.roll(images, 1, 0) - images)
+    answers, part = tf.one_hot(labels, classes), tf.reduce_mean(part)
+    return images, answers + part * (tf.roll(answers, 1, 0) - answers)

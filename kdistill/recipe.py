@@ -25,6 +25,11 @@ class Data:
     validation: float = 0.1  # share of the training images that is held out; validation picks, test reports
     shift: int = 0  # random translation, up to so many pixels in each direction, edges filled with zeros
     flip: bool = False  # random left-right flip
+    image_size: int | None = None  # imagenet, image_folder: images are cut and resized to so many pixels squared
+    crop_area: float = 1.0  # random parts of this share of the area at least, resized (0.08 is usual for ImageNet)
+    mixup: float = 0.0  # alpha: images and labels of a batch blended in pairs, by a share from Beta(alpha, alpha)
+    cutmix: float = 0.0  # alpha: a rectangle of one image in another, and their labels; with mixup: one or the other
+    max_undecodable: float = 0.001  # share of damaged image files that is borne (left out, and named)
     train_limit: int | None = None  # use only the first so many images of each split (smoke variants)
     labelled: int | None = None  # students see the labels of so many images, validation among them; None: of all
     labelled_share: float = 1.0  # and of this share of the images at most
@@ -267,6 +272,13 @@ def checked(recipe: Recipe) -> Recipe:
     data = recipe.data
     _check(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
     _check(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
+    _check(data.image_size is None or data.image_size >= 1, "data.image_size", "1 or more", data.image_size)
+    _check(0 < data.crop_area <= 1, "data.crop_area", "a share above 0, up to 1 (off)", data.crop_area)
+    _check(0 <= data.max_undecodable < 1, "data.max_undecodable", "a share below 1", data.max_undecodable)
+    for name in ("mixup", "cutmix"):
+        alpha = getattr(data, name)
+        _check(0 <= alpha < math.inf, f"data.{name}", "0 (off) or more", alpha)
+        _check(not alpha or data.labelled is None, f"data.{name}", "0 with data.labelled: no label is no blend", alpha)
     _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
     _check(data.labelled is None or data.labelled >= 1, "data.labelled", "1 or more, or none", data.labelled)
     _check(0 < data.labelled_share <= 1, "data.labelled_share", "a share above 0, up to 1", data.labelled_share)

@@ -26,7 +26,16 @@ from kdistill.teacher import frozen
 
 EVALUATION_BATCH = 256
 # What of `Data` says which images there are and who sees their labels: the data's fingerprint holds the images.
-SAME_PIXELS = ("name", "validation", "train_limit", "labelled", "labelled_share", "teacher_labels")
+SAME_PIXELS = (
+    "name",
+    "validation",
+    "image_size",
+    "max_undecodable",
+    "train_limit",
+    "labelled",
+    "labelled_share",
+    "teacher_labels",
+)
 CHUNK_BYTES = 8 << 20  # what is read from a memory map at once: a Python call for each batch would cost more
 WAIT_SECONDS = 0.5
 COSTS = 1.1  # a pass that fills the cache, in passes of the teacher: writing and checksums are the rest

@@ -1,11 +1,16 @@
 """Order and augmentation are a function of (seed, epoch, position); evaluation loses no example."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import COLOURS, folders
 
+from kdistill import data as data_module
 from kdistill import pipeline
 from kdistill.data import Examples
+from kdistill.errors import InputError
 from kdistill.recipe import Data
 
 COUNT = 23
@@ -90,3 +95,129 @@ def test_evaluation_keeps_the_order_and_pads_the_last_batch_without_weight():
 def test_keys_are_apart():
     keys = {tuple(pipeline.key(s, e, p)) for s in range(8) for e in range(8) for p in range(64)}
     assert len(keys) == 8 * 8 * 64
+
+
+# -- random parts, mixing, encoded images --------------------------------------------------------------------------
+
+SIDE = 16
+ENCODED = Data("image_folder", image_size=SIDE, validation=0.34)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    return data_module.load(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
+
+
+def both(splits):
+    """The same pixels as an array and encoded."""
+    return (dataclasses.replace(splits.train, images=splits.train.images[:]), splits.train)
+
+
+def epoch_of(examples, data, epoch=0, first=0, seed=4, batch=5):
+    found = pipeline.training_batches(examples, data, batch, seed, epoch, first)
+    return [(x.numpy(), y.numpy()) for x, y in found]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        np.array_equal(a, u) and np.array_equal(b, v) for (a, b), (u, v) in zip(first, second, strict=True)
+    )
+
+
+ALL = {"shift": 2, "flip": True, "crop_area": 0.3, "mixup": 0.4, "cutmix": 1.0}
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("changes", [{}, {"crop_area": 0.3}, {"mixup": 0.4}, {"cutmix": 1.0}, ALL], ids=str)
+def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
+    examples, data = both(splits)[kind], dataclasses.replace(ENCODED, **changes)
+    whole = epoch_of(examples, data)
+    assert len(whole) == 3 and same(whole, epoch_of(examples, data))
+    assert same(whole[1:], epoch_of(examples, data, first=1)) and same(whole[2:], epoch_of(examples, data, first=2))
+    assert not same(whole, epoch_of(examples, data, epoch=1)) and not same(whole, epoch_of(examples, data, seed=5))
+    for images, labels in whole:
+        assert images.shape == (5, SIDE, SIDE, 3) and images.dtype == np.float32
+        assert images.min() >= 0 and images.max() <= 255
+        if pipeline.mixes(data):
+            assert labels.shape == (5, 4) and labels.dtype == np.float32
+            np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
+
+
+def test_encoded_images_give_what_arrays_give(splits):
+    """Without random parts: the same pixels, labels, order, shifts and mixtures; and the same for evaluation."""
+    array, encoded = both(splits)
+    data = dataclasses.replace(ENCODED, shift=2, flip=True, mixup=0.4, cutmix=1.0)
+    assert same(epoch_of(array, data), epoch_of(encoded, data))
+    for first, second in zip(*(pipeline.evaluation_batches(each, 6) for each in (array, encoded)), strict=True):
+        real = first[2] > 0
+        np.testing.assert_array_equal(first[0][real], second[0][real])
+        for a, b in zip(first[1:], second[1:], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert pipeline.evaluation_batches(encoded, 6).cardinality() == 3
+    assert pipeline.training_batches(encoded, data, 5, 0, 0).cardinality() == 3
+
+
+def test_the_number_of_threads_changes_nothing(splits, monkeypatch):
+    data = dataclasses.replace(ENCODED, **ALL)
+    parallel = epoch_of(splits.train, data)
+    monkeypatch.setattr(tf.data, "AUTOTUNE", 1)
+    assert same(parallel, epoch_of(splits.train, data))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_random_parts_of_an_image_are_inside_it(splits, kind):
+    """The red channel of each class is nearly constant over the image, so of any part of it."""
+    examples = both(splits)[kind]
+    for images, labels in epoch_of(examples, dataclasses.replace(ENCODED, crop_area=0.1)):
+        for image, label in zip(images, labels, strict=True):
+            assert abs(image[..., 0].mean() - list(COLOURS.values())[label][0]) < 15
+
+
+def test_a_random_part_of_a_ramp_is_the_part_that_was_drawn():
+    """Pixels that say where they are: bilinear resizing of a ramp is a ramp, from the part's first to its last row."""
+    ramp = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None], (24, 24, 1))
+    examples = Examples(np.stack([ramp] * 6), np.zeros(6, np.int32))
+    data = Data(crop_area=0.2)
+    ((images, _),) = epoch_of(examples, data, batch=6)
+    windows = pipeline._windows((24, 24, 1), 6, data, 4, 0, 0)
+    np.testing.assert_allclose(images[:, 0, 0, 0], windows[:, 0] * 230, atol=1e-3)
+    np.testing.assert_allclose(images[:, -1, 0, 0], windows[:, 2] * 230, atol=1e-3)
+    assert len(set(windows[:, 0])) > 3 and (windows >= 0).all() and (windows <= 1).all()
+
+
+def test_mixup_by_hand():
+    images = tf.constant([[[[10.0]]], [[[110.0]]], [[[60.0]]]])
+    labels = tf.constant([0, 1, 1])
+    found, answers = pipeline.mixed(images, labels, tf.constant(0.3), tf.constant([0, 0, 1, 1]), 2)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0.7 * 10 + 0.3 * 60, 0.7 * 110 + 0.3 * 10, 0.7 * 60 + 0.3 * 110])
+    np.testing.assert_allclose(answers, [[0.7, 0.3], [0.3, 0.7], [0, 1]], atol=1e-6)
+
+
+def test_cutmix_by_hand():
+    images = tf.stack([tf.zeros((4, 5, 1)), tf.ones((4, 5, 1))])
+    found, answers = pipeline.mixed(images, tf.constant([0, 2]), tf.constant(1.0), tf.constant([1, 2, 2, 3]), 3)
+    expected = np.zeros((4, 5))
+    expected[1:3, 2:5] = 1
+    np.testing.assert_array_equal(found[0, ..., 0], expected)
+    np.testing.assert_array_equal(found[1, ..., 0], 1 - expected)
+    np.testing.assert_allclose(answers, [[0.7, 0, 0.3], [0.3, 0, 0.7]], atol=1e-6)  # 6 of 20 pixels
+
+
+def test_mixtures_are_as_the_papers_say():
+    """Beta(1, 1) is uniform: shares average a half; with both each has about half of the batches."""
+    shape = (20, 30, 3)
+    up = [pipeline.mixture(Data(mixup=1.0), shape, 0, 0, step) for step in range(400)]
+    assert all(box.tolist() == [0, 0, 20, 30] for _, box in up)
+    shares = np.array([share for share, _ in up])
+    assert abs(shares.mean() - 0.5) < 0.05 and shares.min() < 0.05 and shares.max() > 0.95
+    cut = np.array([pipeline.mixture(Data(cutmix=1.0), shape, 0, 0, step)[1] for step in range(400)])
+    assert (cut[:, :2] >= 0).all() and (cut[:, 0] + cut[:, 2] <= 20).all() and (cut[:, 1] + cut[:, 3] <= 30).all()
+    areas = cut[:, 2] * cut[:, 3] / 600
+    assert areas.max() > 0.7 and areas.min() < 0.02 and 0.25 < areas.mean() < 0.45  # less than a half: edges cut off
+    mixed = [pipeline.mixture(Data(mixup=1.0, cutmix=1.0), shape, 0, 0, step) for step in range(400)]
+    assert 150 < sum(share == 1.0 for share, _ in mixed) < 250
+
+
+def test_mixed_labels_need_the_number_of_classes():
+    with pytest.raises(InputError, match="how many classes"):
+        pipeline.training_batches(EXAMPLES, Data(mixup=0.2), 5, 0, 0)
