@@ -145,6 +145,12 @@ def _calibration(report: dict) -> list[str]:
     if not scaling:
         return []
     before, after = scaling["before"], scaling["after"]
+    if scaling["at_bound"]:
+        return [
+            f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}. Temperature "
+            f"scaling cannot be fitted: the {report['data']['validation']:,} validation images hold too few mistakes.",
+            "",
+        ]
     return [
         f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}; after "
         f"temperature scaling (T = {scaling['temperature']:.3g}, fitted on validation) ECE {after['ece']:.2%}, "

@@ -31,7 +31,7 @@ def recipe(variant: str = "default") -> Recipe:
     if variant == "default":
         return made
     if variant == "few_labels":  # 1,000 of MNIST's 60,000 training images; 200 of the sample's 10,000
-        few = dataclasses.replace(made.data, labelled=1000, labelled_share=0.02)
+        few = dataclasses.replace(made.data, labelled=1000, labelled_share=0.02, shift=0)
         return dataclasses.replace(made, data=few, training=dataclasses.replace(made.training, epochs=6))
     if variant in SCHEMES:
         return dataclasses.replace(made, compress=(Stage(variant, epochs=2, batch_size=128, learning_rate=2e-3),))
