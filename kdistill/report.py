@@ -147,8 +147,8 @@ def _calibration(report: dict) -> list[str]:
     before, after = scaling["before"], scaling["after"]
     if scaling["at_bound"]:
         return [
-            f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}. Temperature "
-            f"scaling cannot be fitted: the {report['data']['validation']:,} validation images hold too few mistakes.",
+            f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}. "
+            f"Temperature scaling cannot be fitted: the {report['data']['validation']:,} validation images hold too few mistakes.",
             "",
         ]
     return [

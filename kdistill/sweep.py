@@ -48,7 +48,8 @@ def sweep(
 ) -> dict:
     """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds; returns what is in sweep.json.
 
-    The students of a seed train side by side, on one pass of the data and one forward of the teacher for each batch;
+    The students of a seed (of all seeds, where `recipe.cache.seed` gives them the same batches) train side by side, on
+    one pass of the data and one forward of the teacher for each batch;
     `together`: at most so many at a time, where memory is short; `cache` as in `run`. The control, the student trained
     on labels alone with the recipe's own settings, is one more of them. Errors are those of `run`.
     """
@@ -66,7 +67,13 @@ def sweep(
         arms = Arms(recipe, splits, folder, say)
         teacher = arms.teacher()
         seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-        passes = [_one_seed(arms, groups, teacher, seed, together, str(cache), say) for seed in seeds]
+        # Seeds differ in the order of the images too, unless the recipe has one seed for all views: then all of them
+        # train on one pass.
+        passes = [
+            each
+            for some in ([list(seeds)] if recipe.cache.seed is not None else [[seed] for seed in seeds])
+            for each in _trained(arms, groups, teacher, some, together, str(cache), say)
+        ]
         rows = [_row(name, groups.get(name), passes) for name in ("control", *groups)]
         best = _best(rows)
         result = {
@@ -86,7 +93,7 @@ def sweep(
             "verdict": _verdict(best, passes, len(splits.test)) if best else None,
             "cost": {
                 "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
-                "passes": [p["cost"] for p in passes],
+                "passes": [cost for each in passes for cost in each["cost"]],
             },
         }
         curves = {str(seed): each["curves"] for seed, each in zip(seeds, passes, strict=True)}
@@ -105,31 +112,36 @@ def _why(settings: list, groups: dict) -> str:
     return "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect: trained once)"
 
 
-def _one_seed(arms: Arms, groups: dict, teacher, seed: int, together: int | None, cache: str, say) -> dict:
-    """Every student of one seed, trained: `students` (measurements by name), `curves`, `cost`."""
+def _trained(arms: Arms, groups: dict, teacher, seeds: list[int], together: int | None, cache: str, say) -> list[dict]:
+    """Every student of these seeds, which see the same batches, trained: for each seed `students` (measurements by
+    name), `curves` and `cost`."""
     chosen = {name: group[0].recipe for name, group in groups.items()}
-    partly = arms.splits.known is not None
-    if not partly:
+    found = [{"students": {}, "curves": {}, "cost": []} for _ in seeds]
+    if arms.splits.known is None:
         chosen = {"control": arms.recipe, **chosen}
-    size, names = together or len(chosen), list(chosen)
-    found: dict = {"students": {}, "curves": {}, "cost": []}
-    if partly:  # its batches hold labelled images alone, so it cannot train on those of the students
-        control = arms.control(f"control-{seed}", seed)
-        outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]
-        found["students"]["control"] = _measured(arms, control, *outputs, None)
+    else:  # the control's batches hold labelled images alone, so it cannot train on those of the students
+        for seed, each in zip(seeds, found, strict=True):
+            control = arms.control(f"control-{seed}", seed)
+            outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]
+            each["students"]["control"] = _measured(arms, control, *outputs, None)
+    # A member's name is the place of its file: seed/name.
+    members = {f"{seed}/{name}": recipe for seed in seeds for name, recipe in chosen.items()}
+    size, names = together or len(members), list(members)
     for place, start in enumerate(range(0, len(names), size)):
-        part = {name: chosen[name] for name in names[start : start + size]}
-        stage = f"students-{seed}" + (f"-{place}" if place else "")
-        made = _one_pass(arms, part, teacher, seed, stage, (cache, -(-len(names) // size)), say)
+        part = {name: members[name] for name in names[start : start + size]}
+        stage = "students-" + "+".join(map(str, seeds)) + (f"-{place}" if place else "")
+        made = _one_pass(arms, part, teacher, stage, (cache, -(-len(names) // size)), say)
         for key in ("students", "curves"):
-            found[key] |= made[key]
-        found["cost"].append(made["cost"])
+            for member, value in made[key].items():
+                seed, _, name = member.partition("/")
+                found[seeds.index(int(seed))][key][name] = value
+        found[0]["cost"].append(made["cost"])
     return found
 
 
-def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: str, cache: tuple, say) -> dict:
-    """The students of one pass of the data: trained, or as an earlier session has left them. `cache`: where, and how
-    many passes of a seed can share it."""
+def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache: tuple, say) -> dict:
+    """The students of one pass of the data, by `seed/name`: trained, or as an earlier session has left them. `cache`:
+    where, and how many passes of a seed can share it."""
     checkpoints = arms.folder.checkpoints(stage)
     if (checkpoints / "finished.json").exists():
         say(f"{stage}: finished before")
@@ -142,15 +154,17 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
     shown = Once(frozen(teacher, taps=taps))
     members, warnings = {}, {}
     for name, recipe in chosen.items():
+        seed = int(name.partition("/")[0])
         network = arms.network(recipe.student, seed)
-        member = Supervised(network) if name == "control" else from_recipe(recipe.distill, network, shown, steps)
+        plain = name.endswith("/control")
+        member = Supervised(network) if plain else from_recipe(recipe.distill, network, shown, steps)
         members[name] = side_by_side.compiled(member, recipe.training, steps)
         warnings[diagnostics.unscaled(network, splits.train.images[:LOOKED_AT])] = name
     for warning in filter(None, warnings):
         say(f"Warning, {warnings[warning]} and the like: {warning}")
     need = side_by_side.memory(members, training.batch_size)
     say(
-        f"Training {len(members)} students side by side, seed {seed}, {training.epochs} epochs. Memory, besides data "
+        f"Training {len(members)} students side by side ({stage}), {training.epochs} epochs. Memory, besides data "
         f"and teacher: {need['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
         f"{need['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
@@ -159,11 +173,11 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, seed: int, stage: 
     fitted = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=say, **views)
     validation, test = (group.predict(part.images) for part in (arms.splits.validation, arms.splits.test))
     teacher_logits, broken = predict(teacher, arms.splits.test.images), group.broken()
-    place = arms.folder.path / "students" / str(seed)
-    place.mkdir(parents=True, exist_ok=True)
     measured = {}
     for name, member in members.items():
-        models.save(member.student, place / f"{name}.keras")
+        path = arms.folder.path / "students" / f"{name}.keras"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        models.save(member.student, path)
         measured[name] = _measured(arms, member.student, validation[name], test[name], teacher_logits, broken.get(name))
     cost = {"seconds": fitted["seconds"], "students": len(members), "steps": fitted["steps"], "memory": need}
     made = {"students": measured, "curves": fitted["curves"], "cost": cost}

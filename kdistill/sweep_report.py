@@ -71,7 +71,7 @@ def _numbers(student: dict, several: bool) -> list[str]:
 def markdown(result: dict, pictures: list[str]) -> str:
     """The sweep as Markdown."""
     titles, cells = rows(result)
-    passes = [each for seed in result["cost"]["passes"] for each in seed]
+    passes = result["cost"]["passes"]
     seconds = sum(each["seconds"] for each in passes)
     students = sum(each["students"] for each in passes)
     best = result["best"]

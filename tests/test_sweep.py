@@ -114,13 +114,27 @@ def test_a_finished_sweep_resumes_without_training_and_takes_more_seeds(finished
     assert again["students"] == result["students"] and again["verdict"] == result["verdict"]
 
 
+def test_seeds_that_share_their_views_train_on_one_pass(finished, tmp_path):
+    recipe = dataclasses.replace(TINY, cache=dataclasses.replace(TINY.cache, seed=0))
+    result = sweep(recipe, ["temperature=1,4"], tmp_path / "shared", cache="off", say=lambda text: None)
+    assert [cost["students"] for cost in result["cost"]["passes"]] == [6]
+    # Seed 0 saw its own views anyway; seed 1 has another start, and now the views of seed 0.
+    weights = [
+        keras.models.load_model(folder / f"students/{seed}/control.keras").get_layer("logits").kernel.numpy()
+        for folder, seed in ((finished[0], 0), (tmp_path / "shared", 0), (finished[0], 1), (tmp_path / "shared", 1))
+    ]
+    np.testing.assert_allclose(weights[0], weights[1], atol=2e-5)
+    assert np.abs(weights[2] - weights[3]).max() > 1e-3
+    assert result["verdict"]["seeds"] == 2
+
+
 def test_few_labels_in_two_passes_and_one_seed(tmp_path):
     few = dataclasses.replace(TINY.data, labelled=40)
     recipe = dataclasses.replace(TINY, data=few, seeds=1)
     said = []
     result = sweep(recipe, ["student.widths=4x4,4x8"], tmp_path / "few", together=1, say=said.append)
     assert [row["name"] for row in result["students"]] == ["control", "widths=4x4", "widths=4x8"]
-    assert [cost["students"] for cost in result["cost"]["passes"][0]] == [1, 1]
+    assert [cost["students"] for cost in result["cost"]["passes"]] == [1, 1]
     assert result["verdict"]["unit"] == "test images" and "This is one seed" in result["verdict"]["sentence"]
     assert result["students"][1]["parameters"] < result["students"][2]["parameters"]
     assert any("Memory, besides data and teacher: " in text for text in said)
