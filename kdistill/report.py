@@ -148,7 +148,8 @@ def _calibration(report: dict) -> list[str]:
     if scaling["at_bound"]:
         return [
             f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}. "
-            f"Temperature scaling cannot be fitted: the {report['data']['validation']:,} validation images hold too few mistakes.",
+            f"No temperature can be fitted: the {report['data']['validation']:,} validation images show "
+            "too few mistakes.",
             "",
         ]
     return [
