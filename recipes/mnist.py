@@ -3,6 +3,7 @@
     kdistill run mnist                                  on the sample that ships with kdistill
     kdistill run mnist --data-dir FOLDER                on all of MNIST (the four IDX files)
     kdistill run mnist --variant few_labels             with the labels of one image in fifty or sixty
+    kdistill sweep mnist --variant lenet_lambda         He's study (2017): the same LeNet as student, lambda 0 to 1
     kdistill run mnist --variant pcqat                  the student then pruned, clustered and quantised (any scheme)
     kdistill run mnist --variant smoke                  the same, tiny: for tests
 
@@ -13,11 +14,13 @@ labels at hand distillation does not raise the accuracy of this student.
 
 import dataclasses
 
-from kdistill.recipe import SCHEMES, Data, Distill, Network, Recipe, Stage, Training
+from kdistill.recipe import SCHEMES, Data, Distill, Network, Recipe, Stage, Term, Training
 
 
 def recipe(variant: str = "default") -> Recipe:
-    """Variants: `default`; `few_labels`; `smoke`, two epochs on 640 images; each scheme of compression by its name."""
+    """Variants: `default`; `few_labels`; `lenet_lambda`, the student is the teacher's own network, about
+    1,000 steps on the sample (`kdistill sweep` goes through lambda from 0 to 1); `smoke`, two epochs on 640 images; each
+    scheme of compression by its name."""
     made = Recipe(
         name="mnist",
         variant=variant,
@@ -33,6 +36,23 @@ def recipe(variant: str = "default") -> Recipe:
     if variant == "few_labels":  # 1,000 of MNIST's 60,000 training images; 200 of the sample's 10,000
         few = dataclasses.replace(made.data, labelled=1000, labelled_share=0.02, shift=0)
         return dataclasses.replace(made, data=few, training=dataclasses.replace(made.training, epochs=6))
+    if variant == "lenet_lambda":
+        net = Network("lenet", {"dropout": 0.0})
+        caffe = Training(
+            epochs=8, batch_size=64, optimizer="sgd", learning_rate=0.01, momentum=0.9, schedule="constant"
+        )
+        soft = {"kd": Term("soft_cross_entropy", options={"temperature": 1.0})}
+        return dataclasses.replace(
+            made,
+            data=dataclasses.replace(made.data, shift=0),
+            teacher=net,
+            student=net,
+            teacher_training=dataclasses.replace(caffe, epochs=3),
+            training=caffe,
+            distill=Distill(0.2, temperature=None, terms=soft),
+            exports=("reference",),
+            grid=("distillation_weight=0,0.1,...,1",),
+        )
     if variant in SCHEMES:
         return dataclasses.replace(made, compress=(Stage(variant, epochs=2, batch_size=128, learning_rate=2e-3),))
     if variant == "smoke":
