@@ -9,7 +9,9 @@
 
 Cost: about 2 minutes on the sample, 6 to 8 minutes on all of MNIST (2 CPU cores, busy with other work).
 Measured on all of MNIST, three seeds: see the README, with command, machine and date. With all
-labels at hand distillation does not raise the accuracy of this student.
+labels at hand distillation does not raise the accuracy of this student. With 1,000 labels (few_labels, 5 seeds) it is
+BETTER: 99.24 % against 95.03 %, +4.20 points, 95 % interval +3.80 to +4.61; with the augmentation of the default
+(--set data.shift=2) +1.81 points. See docs/experiments.md.
 """
 
 import dataclasses
@@ -19,8 +21,8 @@ from kdistill.recipe import SCHEMES, Data, Distill, Network, Recipe, Stage, Term
 
 def recipe(variant: str = "default") -> Recipe:
     """Variants: `default`; `few_labels`; `lenet_lambda`, the student is the teacher's own network, about
-    1,000 steps on the sample (`kdistill sweep` goes through lambda from 0 to 1); `smoke`, two epochs on 640 images; each
-    scheme of compression by its name."""
+    1,000 steps on the sample (`kdistill sweep` goes through lambda from 0 to 1); `smoke`, two epochs on 640 images;
+    each scheme of compression by its name."""
     made = Recipe(
         name="mnist",
         variant=variant,
