@@ -25,7 +25,7 @@ def load_recipe(name_or_path: str, variant: str = "default", overrides: list[str
         if error.args != (variant,):
             raise
         raise InputError(
-            f"Unknown variant '{variant}' of recipe '{name_or_path}'. {(module.recipe.__doc__ or '').strip()}"
+            f"Unknown variant '{variant}' of recipe '{name_or_path}'. {' '.join((module.recipe.__doc__ or '').split())}"
         ) from None
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe('{variant}') of '{name_or_path}' must return a kdistill.Recipe, returned {recipe!r}.")
