@@ -19,7 +19,7 @@ def load(path: Path) -> dict:
     file = path if path.is_file() else path / "report.json"
     if not file.is_file():
         sweep = (path / "sweep.json").is_file()
-        why = "it is a sweep's: open its sweep.md" if sweep else "has its run ended?"
+        why = "it is a sweep's: open its sweep.html" if sweep else "has its run ended?"
         raise InputError(f"There is no report.json in '{path}' ({why}). Give folders of finished runs.")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

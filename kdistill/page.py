@@ -47,11 +47,11 @@ def html(found: dict, pictures: Mapping[str, bytes] | None = None) -> str:
         ("differences", "Where student and teacher differ", _differences(found, pictures or {})),
         ("files", "Files", _files(found)),
         ("compression", "Compression", _compressions(found)),
-        ("origin", "Recipe and origin", _origin(found)),
+        ("origin", "Recipe and origin", origin(found)),
     ]
     recipe = found["recipe"]
     head = f"<h1>{escape(recipe['name'])} <small>{escape(recipe['variant'])}</small></h1>"
-    return document(f"{recipe['name']} ({recipe['variant']})", head, _verdict(found) + _tiles(found), sections)
+    return document(f"{recipe['name']} ({recipe['variant']})", head, verdict_card(found) + _tiles(found), sections)
 
 
 def kind_of(name: str) -> str:
@@ -65,7 +65,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.4g}"
 
 
-def _verdict(found: dict) -> str:
+def verdict_card(found: dict) -> str:
+    """The verdict, first on the page: word, sentence, interval."""
     verdict = found.get("verdict")
     if not verdict:
         return ""
@@ -340,7 +341,8 @@ def flat(values_: dict, path: str = "") -> dict[str, object]:
     return found
 
 
-def _origin(found: dict) -> str:
+def origin(found: dict) -> str:
+    """Where the numbers come from: command, data, machine, versions, recipe."""
     data = found["data"]
     counts = ", ".join(f"{data[part]:,} {part}" for part in ("train", "validation", "test") if part in data)
     pairs = [

@@ -18,7 +18,7 @@ from kdistill import (
     report,
     side_by_side,
     sweep_charts,
-    sweep_report,
+    sweep_page,
     verdict,
 )
 from kdistill.arms import LOOKED_AT, Arms
@@ -99,9 +99,9 @@ def sweep(
         curves = {str(seed): each["curves"] for seed, each in zip(seeds, passes, strict=True)}
         report.write(folder.path / "curves.json", json.dumps(curves) + "\n")
         pictures = sweep_charts.draw(result, curves, folder.path)
-        sweep_report.save(result, pictures, folder.path)
+        sweep_page.save(result, pictures, folder.path)
         sweep_charts.tensorboard(result, curves, folder.path / "logs")
-        say(f"Report: {folder.path / 'sweep.md'}")
+        say(f"Report: {folder.path / 'sweep.html'}")
         return {**result, "folder": str(folder.path)}
     finally:
         folder.close()

@@ -1,14 +1,17 @@
 """The story of a sweep on a few digits: table, pictures, TensorBoard, resume, and the command line around it."""
 
+import base64
 import dataclasses
 import json
 
+import browser
 import keras
 import numpy as np
 import pytest
+from test_page import Outline
 from typer.testing import CliRunner
 
-from kdistill import cli, side_by_side, sweep_charts
+from kdistill import cli, side_by_side, sweep_charts, sweep_report
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.loading import load_recipe
@@ -34,7 +37,7 @@ def test_the_folder_holds_table_pictures_and_logs(finished):
     folder, result = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pictures = {f"{n}.{e}" for n in ("accuracy_by_setting", "first_steps", "losses") for e in ("png", "svg")}
-    assert {"recipe.json", "sweep.json", "sweep.md", "curves.json", "teacher.keras", *pictures} <= names
+    assert {"recipe.json", "sweep.json", "sweep.md", "sweep.html", "curves.json", "teacher.keras", *pictures} <= names
     assert {f"students/{seed}/distillation_weight=1,temperature=4.keras" for seed in (0, 1)} <= names
     assert not [name for name in names if ".part" in name or "step-" in name]
     saved = json.loads((folder / "sweep.json").read_text())
@@ -43,6 +46,24 @@ def test_the_folder_holds_table_pictures_and_logs(finished):
     text = (folder / "sweep.md").read_text()
     assert result["verdict"]["sentence"] in text and "4 students in 1 pass" not in text
     assert "8 students in 2 pass(es)" in text  # control and 3 others, for each of 2 seeds
+
+
+def test_the_page_holds_verdict_table_and_pictures(finished):
+    folder, result = finished
+    page = Outline((folder / "sweep.html").read_text())
+    assert result["verdict"]["word"] in page.text and result["best"] in page.text
+    shown = [each["src"] for each in page.all("img")]
+    pictures = [(folder / f"{name}.png").read_bytes() for name in ("accuracy_by_setting", "first_steps", "losses")]
+    assert [base64.b64decode(each.partition("base64,")[2]) for each in shown] == pictures
+    assert all(len(each["alt"]) > 40 for each in page.all("img"))
+    for row in sweep_report.rows(result)[1]:
+        assert all(cell in page.text for cell in row)
+
+
+@pytest.mark.skipif(browser.MISSING is not None, reason=str(browser.MISSING))
+def test_the_page_in_chromium(finished):
+    with browser.Browser() as window:
+        assert window.faults(finished[0] / "sweep.html") == []
 
 
 def test_the_table_has_a_row_for_each_setting(finished):
