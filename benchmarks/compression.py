@@ -22,13 +22,15 @@ import numpy as np
 from kdistill import convert, data, provenance, report, verdict
 from kdistill.arms import Arms
 from kdistill.compress import compress
-from kdistill.distiller import Distiller
+from kdistill.distiller import from_recipe
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
 from kdistill.labelled import for_control, for_student
 from kdistill.litert import File
 from kdistill.loading import load_recipe
 from kdistill.measure import sizes
+from kdistill.objective import at_the_end
+from kdistill.pipeline import steps_per_epoch
 from kdistill.recipe import SCHEMES, Profile
 
 INT8 = Profile("int8", quantization="int8")
@@ -42,10 +44,10 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def trained(arms: Arms, seed: int):
     """The recipe's student of this seed, kept in the run's folder with its teacher."""
-    teacher, loss = arms.teacher(), arms.recipe.distill
-    options = {"distillation_weight": loss.distillation_weight, "temperature": loss.temperature}
+    teacher, training = arms.teacher(), arms.recipe.training
+    steps = training.epochs * steps_per_epoch(arms.splits.train, training.batch_size)
     name = "student" + (f"-{seed}" if seed else "")
-    return arms.student(name, seed, lambda network: Distiller(network, teacher, **options))
+    return arms.student(name, seed, lambda network: from_recipe(arms.recipe.distill, network, teacher, steps))
 
 
 def of_file(content: bytes, examples) -> dict:
@@ -63,8 +65,7 @@ def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) 
     goals = {"final_sparsity": given.sparsity} if "prune" in stages else {}
     goals |= {"clusters": given.clusters} if "cluster" in stages else {}
     if kept_on and stages:
-        goals |= {"distillation_weight": recipe.distill.distillation_weight}
-        goals |= {"temperature": recipe.distill.temperature}
+        goals |= at_the_end(recipe.distill)
     result = compress(
         student,
         scheme,
@@ -152,14 +153,15 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--scheme", nargs="*", default=list(SCHEMES), choices=list(SCHEMES))
     parser.add_argument("--epochs", type=int, default=1, help="of each stage")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--sparsity", type=float, default=0.8)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     given = parser.parse_args()
     recipe = load_recipe("mnist", given.variant, [*given.set, f"seeds={given.seeds}"])
     splits = data.load(recipe.data, given.data_dir)
     folder = RunFolder(given.out, resume=(given.out / "recipe.json").exists())
-    folder.settle(recipe, splits.fingerprint, False, print)
+    folder.settle(recipe, splits.fingerprint, given.force, print)
     arms = Arms(recipe, splits, folder, print)
     test, path = splits.test, given.out / "compression.json"
     held = json.loads(path.read_text()) if path.exists() else {"before": [], "rows": [], **provenance.of_run()}

@@ -17,11 +17,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kdistill import finetune, models, report, schemes, stages
 from kdistill.bridge import Handlers, copy_back, to_tf_keras
-from kdistill.compress_input import batches_of, check_names, check_numbers, checked_teacher, goals_of
+from kdistill.compress_input import batches_of, check_names, check_numbers, check_terms, checked_teacher, goals_of
 from kdistill.convert import convert, image_shape, layer_of, output_of, ready
 from kdistill.errors import InputError, unknown
 from kdistill.flatbuffer import stayed_float
 from kdistill.measure import sizes
+from kdistill.objective import Term
 from kdistill.qat_file import converted
 from kdistill.recipe import SCHEMES, Data, Profile
 
@@ -87,6 +88,7 @@ def compress(
     batch_size: int = 128,
     distillation_weight: Number = 0.9,
     temperature: Number = 4.0,
+    terms: Mapping[str, Term] | None = None,
     final_sparsity: float | None = None,
     clusters: int | None = None,
     layer_sparsity: Mapping[str, float] | None = None,
@@ -114,6 +116,7 @@ def compress(
         learning_rate: of Adam; from a number a cosine leads to zero in each stage. `learning_rate`,
             `distillation_weight` (the teacher's share of the loss, 0 to 1) and `temperature` also take Keras
             schedules, over the steps of each stage.
+        terms: more losses of logits, as for the Distiller; one named `kd` takes the place of the KL.
         final_sparsity: the share of zeros that pruning ends with (0.8). clusters: values that each kernel keeps (16).
         layer_sparsity, layer_clusters: other ones for single layers, by the names in the table of stages.
         skip: names of layers to leave alone. handlers: for layers of your own that have weights; see
@@ -132,6 +135,8 @@ def compress(
         raise unknown("scheme", scheme, SCHEMES)
     goals = goals_of(scheme, final_sparsity, clusters, layer_sparsity, layer_clusters)
     check_numbers(epochs, learning_rate, batch_size, distillation_weight, temperature)
+    terms = dict(terms or {})
+    check_terms(terms, teacher)
     prepared = ready(student)
     shape = image_shape(prepared)
     batches = batches_of(data, batch_size, seed, (None, *shape), augment)
@@ -146,10 +151,14 @@ def compress(
     model.set_weights(prepared.get_weights())
     result = Compressed(model, scheme, [], sizes={"student": _weights_size(model)})
     teach = None if teacher is None else checked_teacher(teacher, shape, classes)
-    loss_of = finetune.loss(teach, distillation_weight, temperature, output == "probabilities")
+    loss_of = finetune.loss(teach, distillation_weight, temperature, output == "probabilities", terms)
     check_names({"skip": skip, "layer_sparsity": goals.layer_sparsity, "layer_clusters": goals.layer_clusters}, network)
     numbers = [_plain(number) for number in (learning_rate, distillation_weight, temperature)]
-    settings = [epochs, batch_size, *numbers, list(skip), seed, teach is not None, batches.steps, _digest(prepared)]
+    more = [
+        [name, str(t.loss), _plain(t.weight), {k: _plain(v) for k, v in t.options.items()}] for name, t in terms.items()
+    ]
+    settings = [epochs, batch_size, *numbers, more, list(skip), seed, teach is not None, batches.steps]
+    settings.append(_digest(prepared))
     keeper = _Keeper(None if keep is None else Path(keep), settings, goals, say)
     decided, kept, kernels = {}, stages.kept(network), stages.kernels(network)
     for place, stage in enumerate(SCHEMES[scheme]):

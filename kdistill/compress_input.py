@@ -1,11 +1,14 @@
 """What `compress` is given, checked before anything is trained: goals, numbers, names, examples, teacher."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import tensorflow as tf
 
 from kdistill import finetune, pipeline, schemes
 from kdistill.data import Examples
 from kdistill.errors import InputError, unknown
+from kdistill.objective import Term, check_term
 from kdistill.recipe import SCHEMES, Data
 from kdistill.teacher import frozen
 
@@ -106,6 +109,19 @@ def checked_teacher(teacher, shape, classes: int):
             f"The student has {classes} classes, the teacher {received}. Both need the same, in one order."
         )
     return teach
+
+
+def check_terms(terms: Mapping[str, Term], teacher) -> None:
+    """Raises InputError for a term that cannot be kept on while a student is compressed."""
+    for name, term in terms.items():
+        if teacher is None:
+            raise InputError(f"The term '{name}' does nothing without a teacher. Give one, or leave it out.")
+        check_term(name, term, (finetune.Rate,))
+        if term.student_tap or term.teacher_tap:
+            raise InputError(
+                f"The term '{name}' compares layers, which are wrapped and split while a student is compressed. Leave "
+                "it out; terms of logits are kept on."
+            )
 
 
 def check_names(given: dict, network) -> None:

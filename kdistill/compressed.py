@@ -1,5 +1,6 @@
 """The compressions of a run: each stage of the recipe with the teacher kept on and, in the same budget, without it."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from kdistill.compress import Compressed, compress
 from kdistill.data import Splits
 from kdistill.evaluate import evaluate, predict
 from kdistill.export import build, converted_elsewhere
-from kdistill.objective import at_the_end
+from kdistill.objective import Schedule, Term, at_the_end
 from kdistill.recipe import SCHEMES, Profile, Stage, as_dict
 
 LABELS = "_labels"  # ends the name of what was fine-tuned on labels alone
@@ -50,10 +51,10 @@ def _one(arms: Arms, name: str, stage: Stage, student: keras.Model, kept_on: boo
     options |= {"layer_sparsity": stage.layer_sparsity, "layer_clusters": stage.layer_clusters}
     if kept_on:
         options |= at_the_end(arms.recipe.distill)
-        if arms.recipe.distill.terms:
-            terms = ", ".join(arms.recipe.distill.terms)
+        options["terms"], ended = _terms(arms.recipe.distill.terms)
+        if ended:
             arms.say(
-                f"{name} is fine-tuned on labels and the KL to the teacher; the terms ({terms}) end with the training"
+                f"{name}: the terms of layers ({', '.join(ended)}) end with the training, those of logits are kept"
             )
     # `name` says who learns: the teacher's pupils see images without a label too.
     splits = labelled.for_student(arms.splits) if kept_on else labelled.for_control(arms.splits)
@@ -99,6 +100,20 @@ def to_folder(student: keras.Model, scheme: str, teacher, splits: Splits, out: P
     found = {**told(result), "file": file, "models": rows, **provenance.of_run()}
     report.write(out / "compression.json", json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _terms(terms: dict[str, Term]) -> tuple[dict[str, Term], list[str]]:
+    """The terms of logits, with the numbers that their schedules end with; the names of the others."""
+
+    def end(value):
+        return value.end if isinstance(value, Schedule) else value
+
+    kept = {name: term for name, term in terms.items() if not (term.student_tap or term.teacher_tap)}
+    fixed = {
+        name: dataclasses.replace(term, weight=end(term.weight), options={k: end(v) for k, v in term.options.items()})
+        for name, term in kept.items()
+    }
+    return fixed, [name for name in terms if name not in kept]
 
 
 def told(result: Compressed) -> dict:

@@ -1,7 +1,7 @@
 """Fine-tunes a tf_keras network in tfmot's wrappers on labels and on a frozen Keras 3 teacher."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import tf_keras
 
 from kdistill import losses
 from kdistill.errors import CheckFailed
+from kdistill.objective import Term
+from kdistill.terms import term_loss
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
 Rate = keras.optimizers.schedules.LearningRateSchedule
@@ -58,7 +60,7 @@ class FineTuned(tf_keras.Model):
         self._after_step = lambda: [variable.assign(variable * mask) for variable, mask in masks]
         names = {variable.name for variable in still}
         self._trained = lambda: [v for v in self.trainable_variables if v.name not in names]
-        self._means = [tf_keras.metrics.Mean(name=name) for name in ("loss", "hard", "kd", "accuracy")]
+        self._means = [tf_keras.metrics.Mean(name=name) for name in loss_of.names]
 
     @property
     def metrics(self):
@@ -92,12 +94,16 @@ class FineTuned(tf_keras.Model):
         return {mean.name: mean.result() for mean in self._means}
 
 
-def loss(teach: Predict | None, weight, temperature, probabilities: bool) -> Callable:
+def loss(
+    teach: Predict | None, weight, temperature, probabilities: bool, terms: Mapping[str, Term] | None = None
+) -> Callable:
     """(images, labels, outputs, step) -> loss, hard, kd and accuracy, each a mean, and over how many examples it is.
 
-    A class below 0 is "unlabelled": such examples count in `kd` alone. `weight` and `temperature` are numbers or Keras
-    3 schedules.
+    A class below 0 is "unlabelled": such examples count in `hard` and `accuracy` not at all. `weight` and `temperature`
+    are numbers or Keras 3 schedules. `terms` of logits are added to the loss and to what is returned; one named `kd`
+    takes the place of the KL.
     """
+    terms = dict(terms or {})
 
     def parts_of(images, labels, outputs, step):
         # log p are logits of p: the softmax of a quantised model has no logits that could be asked for.
@@ -109,16 +115,22 @@ def loss(teach: Predict | None, weight, temperature, probabilities: bool) -> Cal
         def mean(values):  # over the examples that have a label
             return tf.reduce_sum(values * labelled) / tf.maximum(known, 1.0)
 
-        hard = mean(losses.hard_cross_entropy(labels, logits))
         right = tf.cast(classes, tf.int64) == tf.argmax(logits, axis=-1)
-        kd, share = tf.constant(0.0), tf.constant(0.0)
+        parts = {"hard": mean(losses.hard_cross_entropy(labels, logits)), "kd": tf.constant(0.0)}
+        total = parts["hard"]
         if teach is not None:
-            share = _now(weight, step)
-            kd = tf.reduce_mean(losses.kl_logits(logits, teach(images), _now(temperature, step)))
-        parts = {"hard": hard, "kd": kd, "accuracy": mean(tf.cast(right, tf.float32))}
-        counts = {"loss": everything, "kd": everything, "hard": known, "accuracy": known}
-        return {"loss": (1 - share) * hard + share * kd, **parts}, counts
+            shown, share = teach(images), _now(weight, step)
+            if "kd" not in terms:
+                parts["kd"] = tf.reduce_mean(losses.kl_logits(logits, shown, _now(temperature, step)))
+            for name, term in terms.items():
+                options = {o: _now(v, step) if isinstance(v, Rate) else v for o, v in term.options.items()}
+                parts[name] = tf.reduce_mean(term_loss(term, logits, shown, labels, options))
+            total = (1 - share) * parts["hard"] + share * parts["kd"]
+            total += sum(_now(term.weight, step) * parts[name] for name, term in terms.items() if name != "kd")
+        counts = dict.fromkeys(("loss", *parts), everything) | {"hard": known, "accuracy": known}
+        return {"loss": total, **parts, "accuracy": mean(tf.cast(right, tf.float32))}, counts
 
+    parts_of.names = tuple(dict.fromkeys(("loss", "hard", "kd", *terms, "accuracy")))
     return parts_of
 
 

@@ -56,7 +56,10 @@ def recipe(variant: str = "default") -> Recipe:
             grid=("distillation_weight=0,0.1,...,1",),
         )
     if variant in SCHEMES:
-        return dataclasses.replace(made, compress=(Stage(variant, epochs=2, batch_size=128, learning_rate=2e-3),))
+        # 60 % zeros were picked on the validation images: 80 % cost this small student more than a point.
+        goals = {"final_sparsity": 0.6} if "prune" in SCHEMES[variant] else {}
+        stage = Stage(variant, epochs=2, batch_size=128, learning_rate=3e-3, **goals)
+        return dataclasses.replace(made, compress=(stage,))
     if variant == "smoke":
         short = Training(epochs=2, batch_size=32, learning_rate=3e-3)
         small = dataclasses.replace(made.data, train_limit=640)

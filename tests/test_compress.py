@@ -17,6 +17,7 @@ from kdistill.data import Examples, Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.export import export
 from kdistill.litert import File
+from kdistill.objective import Term
 from kdistill.qat_file import converted, look_inside, weights_of
 from kdistill.recipe import Data
 from kdistill.teacher import frozen
@@ -293,6 +294,11 @@ def subclassed():
         ({"scheme": "qat", "layer_sparsity": {"plain": 0.5}}, "layer_sparsity of 'plain' does nothing in the scheme"),
         ({"layer_sparsity": {"plain": 5}}, "layer_sparsity of 'plain' expects a share between 0 and 1, received 5"),
         ({"layer_sparsity": {"plian": 0.5}}, "Unknown layer in layer_sparsity 'plian'. Did you mean 'plain'"),
+        ({"terms": {"near": Term("mse_logits")}}, "'near' does nothing without a teacher"),
+        (
+            {"teacher": flat(), "terms": {"hint": Term("hint", student_tap="plain", teacher_tap="plain")}},
+            "'hint' compares layers",
+        ),
         ({"temperature": "4"}, "temperature expects a number above 0 or a LearningRateSchedule, received '4'"),
         ({"data": tf.data.Dataset.from_tensors((np.zeros((4, 10, 10, 4)), np.zeros(4))), "augment": Data()}, "augment"),
         ({"skip": ("frist",)}, "Unknown layer in skip 'frist'. Available: .*plain"),
@@ -343,6 +349,22 @@ def test_weight_and_temperature_follow_keras_schedules():
         parts, _ = parts_of(images, labels, outputs, tf.constant(step, tf.int64))
         kd = np.mean(losses.kl_logits(outputs, teach(images), temperature))
         assert float(parts["loss"]) == pytest.approx((1 - share) * hard + share * kd, rel=1e-5)
+
+
+def test_terms_of_logits_are_kept_on():
+    heat = keras.optimizers.schedules.PiecewiseConstantDecay([1], [2.0, 6.0])
+    terms = {"kd": Term("soft_cross_entropy", options={"temperature": heat}), "near": Term("mse_logits", 0.5)}
+    images, labels, outputs = tf.zeros((2, 3)), tf.constant([0, -1]), tf.constant([[1.0, 0, 0], [0, 2, 0]])
+    shown = tf.constant([[0.0, 1, 0], [3, 0, 0]])
+    parts, counts = finetune.loss(lambda x: shown, 0.7, 4.0, False, terms)(images, labels, outputs, tf.constant(5))
+    kd = np.mean(losses.soft_cross_entropy(outputs, shown, 6.0))
+    near, hard = np.mean([(1 + 1) / 3, (9 + 4) / 3]), np.log(np.e + 2) - 1
+    assert float(parts["kd"]) == pytest.approx(kd) and float(parts["near"]) == pytest.approx(near)
+    assert float(parts["loss"]) == pytest.approx(0.3 * hard + 0.7 * kd + 0.5 * near)
+    assert float(counts["near"]) == 2 and float(counts["hard"]) == 1
+    student = flat()
+    result = compress(student, "prune", student, examples(24), terms={"near": terms["near"]}, **QUIET)
+    assert set(result.history["prune"]) == {"loss", "hard", "kd", "near", "accuracy"}
 
 
 class Watching(keras.callbacks.Callback):
