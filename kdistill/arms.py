@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import convert, diagnostics, disagreement, labelled, models, pipeline, train, verdict
+from kdistill import convert, diagnostics, disagreement, labelled, models, pipeline, teachers, train, verdict
 from kdistill.data import Examples, Splits
+from kdistill.distiller import from_recipe
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
@@ -35,6 +36,7 @@ class Arms:
         self.devices, self.profile = devices, profile
         self.models: dict[str, keras.Model] = {}
         self.fits: dict[str, dict] = {}
+        self.warnings: list[str] = []  # about the teacher
 
     def network(self, spec: Network, seed: int) -> keras.Model:
         """The network with the start that belongs to this seed."""
@@ -43,15 +45,45 @@ class Arms:
             return models.build(spec, self.splits.train.images.shape[1:], len(self.splits.class_names))
 
     def teacher(self) -> keras.Model:
-        """The recipe's teacher, loaded from its file or trained."""
-        spec, seed = self.recipe.teacher, self.recipe.seed
+        """What teaches the student: the recipe's teacher, loaded or trained, several blended, or the last assistant.
+
+        `models["teacher"]` is that of the recipe; of several, each is a row of its own.
+        """
+        specs, seed = (self.recipe.teacher, *self.recipe.more_teachers), self.recipe.seed
+        if len(specs) == 1:
+            taught_by = self._trained_or_loaded("teacher", specs[0])
+        else:
+            each = [self._trained_or_loaded(f"teacher_{place}", spec) for place, spec in enumerate(specs)]
+            with self.devices.scope():
+                taught_by = teachers.blended(each, self.recipe.distill.teacher_weights)
+            self.models["teacher"] = taught_by
+        images, labels = self.splits.validation.images, self.splits.validation.labels
+        if self.devices.chief:
+            warning = teachers.warning(taught_by, images, labels, len(self.splits.class_names))
+            if warning:
+                self.say(f"Warning: {warning}")
+                self.warnings.append(warning)
+        for place, spec in enumerate(self.recipe.assistants):
+            name = f"assistant_{place}"
+            splits, training = labelled.for_student(self.splits), self.recipe.teacher_training
+            steps = pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
+
+            # Of its own start: with the seed of the student a student of the same network would begin where it did.
+            def assistant(spec=spec, above=taught_by, start=seed + 1000 * (place + 1), steps=steps) -> Supervised:
+                return from_recipe(self.recipe.distill, self.network(spec, start), above, steps)
+
+            taught_by = self.fit(name, assistant, training, splits, seed)
+        return taught_by
+
+    def _trained_or_loaded(self, name: str, spec: Network) -> keras.Model:
+        seed = self.recipe.seed
         if not spec.file:
             training, splits = self.recipe.teacher_training, labelled.for_teacher(self.splits, self.recipe.data)
-            return self.fit("teacher", lambda: Supervised(self.network(spec, seed)), training, splits, seed)
+            return self.fit(name, lambda: Supervised(self.network(spec, seed)), training, splits, seed)
         shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
         with self.devices.scope():
-            self.models["teacher"] = models.load(spec.file, shape, classes)
-        return self.models["teacher"]
+            self.models[name] = models.load(spec.file, shape, classes)
+        return self.models[name]
 
     def control(self, name: str, seed: int) -> keras.Model:
         """The student trained on labels alone: the same budget, start and order as the student of this seed."""

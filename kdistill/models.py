@@ -139,9 +139,19 @@ def resnet(shape, classes: int, depth: int = 56, width: int = 16) -> keras.Model
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name=f"resnet{depth}")
 
 
+def lstm_rows(shape, classes: int, units: int = 64) -> keras.Model:
+    """A recurrent network that reads an image row by row: the other kind of teacher in Geras et al. 2016."""
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    x = layers.Reshape((shape[0], shape[1] * shape[2]), name="rows")(x)
+    x = layers.LSTM(units, name="lstm")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="lstm_rows")
+
+
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "lenet": lenet,
     "small_cnn": small_cnn,
+    "lstm_rows": lstm_rows,
     "mlp": mlp,
     "cifar_quick": cifar_quick,
     "cifar_mini": cifar_mini,

@@ -114,6 +114,8 @@ class Recipe:
     teacher_training: Training = Training()
     training: Training = Training()
     distill: Distill = field(default_factory=Distill)
+    more_teachers: tuple[Network, ...] = ()  # blended with `teacher`, by distill.teacher_weights
+    assistants: tuple[Network, ...] = ()  # each learns from the one before, the student from the last
     cache: Cache = Cache()
     compress: tuple[Stage, ...] = ()  # compressions of the student, one behind the other
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
@@ -290,7 +292,11 @@ def checked(recipe: Recipe) -> Recipe:
     _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
-    check_distill(recipe.distill)
+    check_distill(recipe.distill, 1 + len(recipe.more_teachers))
+    tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]
+    for part in ("more_teachers", "assistants"):
+        expected = f"none, as the terms {', '.join(tapping)} look into the one teacher" if tapping else ""
+        _check(not (tapping and getattr(recipe, part)), part, expected, getattr(recipe, part))
     for name, least in (("views", 1), ("seed", 0), ("top_k", 1)):
         value = getattr(recipe.cache, name)
         _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)

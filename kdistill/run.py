@@ -109,6 +109,7 @@ def run(
             "strategy": devices.as_dict(),
             "training": arms.fits,
             "compressions": compressions,
+            "warnings": arms.warnings,
             "verdict": arms.verdict(rows),
             "models": rows,
             "diagnostics": diagnostics.of_run(arms.models, splits, softness(recipe.distill), predict),
