@@ -67,7 +67,9 @@ class RunFolder:
         path = self.path / "recipe.json"
         values = {**recipe.as_dict(chosen), "data_fingerprint": data, "strategy": strategy}
         if path.exists():
-            before = json.loads(path.read_text())
+            before = report.read(path)
+            if not isinstance(before, dict):
+                raise InputError(f"'{path}' holds no recipe. Start the run anew in another folder.")
             changes = _differences(before, values)
             if changes and not force:
                 raise InputError(
@@ -96,7 +98,7 @@ class RunFolder:
         if not record.exists():
             return None
         model = convert.load_model(self.path / f"{stage}.keras")
-        return model, json.loads(record.read_text())
+        return model, report.read(record)
 
     def finish(self, stage: str, model: keras.Model, record: dict) -> None:
         """Keeps a stage's model and record; its checkpoints are of no more use."""
@@ -113,7 +115,7 @@ class RunFolder:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             report.write(path, json.dumps(value()) + "\n")
-        return json.loads(path.read_text())
+        return report.read(path)
 
     def checkpoints(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints."""

@@ -23,23 +23,40 @@ def load_recipe(name_or_path: str, variant: str = "default", overrides: list[str
         recipe = module.recipe(variant)
     except KeyError as error:
         if error.args != (variant,):
-            raise
+            raise _failed("recipe", name_or_path, error) from error
         raise InputError(
             f"Unknown variant '{variant}' of recipe '{name_or_path}'. {' '.join((module.recipe.__doc__ or '').split())}"
         ) from None
+    except Exception as error:  # whatever a user's own function may raise
+        raise _failed("recipe", name_or_path, error) from error
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe('{variant}') of '{name_or_path}' must return a kdistill.Recipe, returned {recipe!r}.")
-    return override(recipe, overrides or []) if overrides else checked(recipe)
+    return _checked(recipe, overrides, name_or_path)
 
 
 def load_profile(profile: str | Profile) -> Profile:
     """The export profile of this name, or of a `.py` file that defines `profile()`; a `Profile` is returned as is."""
     if isinstance(profile, Profile):
         return profile
-    made = _module(profile, "exports", "profile").profile()
+    module = _module(profile, "exports", "profile")
+    try:
+        made = module.profile()
+    except Exception as error:  # whatever a user's own function may raise
+        raise _failed("profile", profile, error) from error
     if not isinstance(made, Profile):
         raise InputError(f"profile() of '{profile}' must return a kdistill.Profile, returned {made!r}.")
     return made
+
+
+def _checked(recipe: Recipe, overrides: list[str] | None, name_or_path: str) -> Recipe:
+    try:
+        return override(recipe, overrides) if overrides else checked(recipe)
+    except TypeError as error:  # a text where a number belongs, say
+        raise _failed("recipe", name_or_path, error) from error
+
+
+def _failed(function: str, name_or_path: str, error: Exception) -> InputError:
+    return InputError(f"{function}() of '{name_or_path}' cannot be run: {type(error).__name__}: {error}")
 
 
 def _module(name_or_path: str, package: str, function: str) -> ModuleType:

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from kdistill.errors import InputError
+
 COLUMNS = (
     ("model", "name", "{}"),
     ("accuracy %", "accuracy", "{:.2%}"),
@@ -23,6 +25,14 @@ def write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def read(path: Path):
+    """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise InputError(f"'{path}' is damaged ({error}). Start the run anew in another folder.") from None
 
 
 def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

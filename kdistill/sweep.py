@@ -145,7 +145,7 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
     checkpoints = arms.folder.checkpoints(stage)
     if (checkpoints / "finished.json").exists():
         say(f"{stage}: finished before")
-        made = json.loads((checkpoints / "finished.json").read_text())
+        made = report.read(checkpoints / "finished.json")
         if set(made["students"]) == set(chosen):
             return made
     splits, training = labelled.for_student(arms.splits), arms.recipe.training

@@ -1,0 +1,102 @@
+"""Every export profile on MobileNetV3-Small, through the command, twice: agreement with Keras, and the same bytes.
+
+    python benchmarks/export_profiles.py --size 224
+
+The weights are random, but for two things without which such a network gives every image the same answer: the batch
+normalisations get the statistics of the images, and the last layer is fitted to them by least squares. The images are
+digits of the sample of MNIST that ships with kdistill, enlarged, in three channels. int4 is left out, and that is said,
+where litert-quantizer is not installed. The exit status is 1 if a profile fails or two files differ.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+PROFILES = ("reference", "phone_gpu", "phone_cpu", "npu", "microcontroller", "mediapipe", "int4")
+
+
+def images(size: int, train: int = 300, test: int = 200) -> dict[str, np.ndarray]:
+    """`size` x `size` x 3 digits as an `.npz` holds them."""
+    from kdistill import data
+    from kdistill.recipe import Data
+
+    splits = data.load(Data("mnist"), say=lambda _: None)
+    places = np.arange(size) * 28 // size
+    arrays = {}
+    for name, examples, count in (("train", splits.train, train), ("test", splits.test, test)):
+        small = examples.images[:count][:, places][:, :, places]
+        arrays[f"x_{name}"], arrays[f"y_{name}"] = np.repeat(small, 3, axis=-1), examples.labels[:count]
+    return arrays
+
+
+def network(arrays: dict[str, np.ndarray], size: int, seed: int = 0):
+    """MobileNetV3-Small with random weights, its classes apart."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    model = keras.applications.MobileNetV3Small(
+        input_shape=(size, size, 3), weights=None, classes=10, classifier_activation=None
+    )
+    pixels, labels = arrays["x_train"].astype(np.float32), arrays["y_train"]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # takes the statistics of the last batch
+    model(pixels[:100], training=True)
+    last = next(layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.Conv2D))
+    features = keras.Model(model.input, last.input).predict(pixels, batch_size=50, verbose=0).reshape(len(pixels), -1)
+    inputs = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+    targets = 10.0 * np.eye(10)[labels] - 1
+    ridge = 1e-2 * np.trace(inputs.T @ inputs) / inputs.shape[1] * np.eye(inputs.shape[1])
+    fitted = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
+    last.set_weights([fitted[:-1].reshape(last.kernel.shape), fitted[-1]])
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--profile", action="append", choices=PROFILES)
+    options = parser.parse_args()
+    chosen = list(options.profile or PROFILES)
+    if "int4" in chosen and not find_spec("litert_quantizer"):
+        chosen.remove("int4")
+        print("int4 is left out: litert-quantizer is not installed (pip install 'kdistill[int4]')")
+    wrong = False
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        arrays = images(options.size)
+        np.savez(place / "digits.npz", **arrays)
+        network(arrays, options.size).save(place / "mobilenet.keras")
+        print("| profile | bytes | agreement with Keras % | seconds | the same bytes twice |\n|---|---:|---:|---:|---|")
+        for profile in chosen:
+            made = []
+            for part in ("one", "two"):
+                start = time.perf_counter()
+                command = [sys.executable, "-m", "kdistill.cli", "export", str(place / "mobilenet.keras"), "--json"]
+                command += ["--profile", profile, "--out", str(place / part), "--max-drop", "100"]
+                command += ["--data", "npz", "--data-dir", str(place / "digits.npz")]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    wrong = True
+                    print(f"| {profile} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
+                    break
+                made.append((json.loads(done.stdout)[0], time.perf_counter() - start))
+            if len(made) == 2:
+                (first, seconds), (second, _) = made
+                same = Path(first["path"]).read_bytes() == Path(second["path"]).read_bytes()
+                wrong |= not same
+                agreement = f"{first['check']['agreement']:.2%}".removesuffix("%")
+                text = f"| {profile} | {first['bytes']:,} | {agreement} | {seconds:.0f} | {'yes' if same else 'NO'} |"
+                print(text, flush=True)
+    sys.exit(wrong)
+
+
+if __name__ == "__main__":
+    main()
