@@ -9,7 +9,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_MODULES = ("losses", "methods", "features")  # public as modules; the others are names in them
+_MODULES = ("losses", "methods", "features", "weights")  # public as modules; the others are names in them
 _HOMES = {
     "Distiller": "distiller",
     "Supervised": "supervised",

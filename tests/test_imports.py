@@ -52,7 +52,7 @@ GROUPS = [
         "bridge",
     ],
     ["metadata", "layerwise", "deploy", "microcontroller", "inspection", "benchmark"],  # of files
-    ["supervised", "distiller", "convert", "applications", "models", "evaluate", "export", "verify"],
+    ["supervised", "distiller", "convert", "weights", "applications", "models", "evaluate", "export", "verify"],
     [
         "strategy",
         "callbacks",
