@@ -24,6 +24,7 @@ FIRST = 1000  # steps that are watched closely, as in He's study (2017)
 WINDOW = 50  # steps between two looks in these
 LONGEST = 500  # steps without a look or a checkpoint
 LOOKED_AT = 1000  # validation images at a look
+TELL_SECONDS = 20.0  # without a word about the progress
 
 
 class Once:
@@ -147,6 +148,7 @@ def fit(
     restored = checkpoint.restore(group, checkpoints, say) if checkpoints else None
     curves = restored["history"] if restored else {name: {"step": [], "validation": []} for name in group.members}
     before, saved = restored["seconds"] if restored else 0.0, time.perf_counter()
+    told = saved
     done = int(group.global_step.numpy())
     if done:
         say(f"Going on at step {done:,} of {total:,}")
@@ -176,7 +178,11 @@ def fit(
             if name not in known_broken:
                 known_broken.add(name)
                 say(f"{name}: the loss is not finite from step {step} on. It trains on, but its weights are useless.")
+        if done % per_epoch and time.perf_counter() - told >= TELL_SECONDS:
+            say(f"Step {done:,} of {total:,}")
+            told = time.perf_counter()
         if done % per_epoch == 0:
+            told = time.perf_counter()
             say(f"Epoch {done // per_epoch} of {training.epochs}: " + _line(accuracy))
         seconds = before + time.perf_counter() - started
         if checkpoints and (done == total or time.perf_counter() - saved >= train.CHECKPOINT_SECONDS):
