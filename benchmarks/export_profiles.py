@@ -22,7 +22,7 @@ import numpy as np
 PROFILES = ("reference", "phone_gpu", "phone_cpu", "npu", "microcontroller", "mediapipe", "int4")
 
 
-def images(size: int, train: int = 300, test: int = 200) -> dict[str, np.ndarray]:
+def images(size: int, train: int = 150, test: int = 100) -> dict[str, np.ndarray]:
     """`size` x `size` x 3 digits as an `.npz` holds them."""
     from kdistill import data
     from kdistill.recipe import Data

@@ -1,5 +1,8 @@
 """The C++ source of a file: compiled, its bytes compared; the operators of TensorFlow Lite Micro; the arena."""
 
+import json
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,9 +17,10 @@ from small_models import CLASSES, corners, network
 from kdistill import flatbuffer, metadata, microcontroller
 from kdistill.errors import InputError
 from kdistill.export import export
-from kdistill.litert import File
+from kdistill.litert import File, quantised
 from kdistill.loading import load_profile
 
+TFLM = os.environ.get("KDISTILL_TFLM_PYTHON")
 LABELS = (*CLASSES[:3], 'Süd "Ost"?')
 IMAGES = corners(60).images
 PROGRAM = """
@@ -90,3 +94,20 @@ def test_an_operator_that_micro_lacks_is_refused(tmp_path):
         export(model, tmp_path, "microcontroller", IMAGES)
     assert list(tmp_path.iterdir()) == []
     assert load_profile("microcontroller").batch == 1
+
+
+@pytest.mark.skipif(not TFLM, reason="KDISTILL_TFLM_PYTHON names no Python that has tflite-micro")
+def test_tensorflow_lite_micro_runs_it_in_the_arena(made, tmp_path):
+    found, _ = made
+    file = File(found["path"])
+    np.save(tmp_path / "numbers.npy", quantised(IMAGES[:8], file.input))
+    script = Path(__file__).parent.parent / "benchmarks" / "tflite_micro_check.py"
+    done = subprocess.run(
+        [TFLM, script, found["path"], tmp_path / "numbers.npy"], capture_output=True, text=True, check=True
+    )
+    end = file.output
+    outputs = (np.array(json.loads(done.stdout.splitlines()[0])) - end["zero_point"]) * end["scale"]
+    np.testing.assert_allclose(outputs, file.predict(IMAGES[:8]), atol=1.01 * end["scale"])  # a step of rounding
+    used = {kind: int(size) for kind, size in re.findall(r"allocation (total|head) (\d+)", done.stdout + done.stderr)}
+    assert found["arena"]["activations"] == used["head"]
+    assert used["total"] <= found["arena"]["total"] <= 1.3 * used["total"]
