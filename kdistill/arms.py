@@ -4,7 +4,18 @@ from collections.abc import Callable
 
 import keras
 
-from kdistill import convert, diagnostics, disagreement, labelled, models, pipeline, teachers, train, verdict
+from kdistill import (
+    applications,
+    convert,
+    diagnostics,
+    disagreement,
+    labelled,
+    models,
+    pipeline,
+    teachers,
+    train,
+    verdict,
+)
 from kdistill.data import Examples, Splits
 from kdistill.distiller import from_recipe
 from kdistill.errors import InputError
@@ -31,9 +42,10 @@ class Arms:
         say: Callable[[str], None],
         devices: Devices = ONE,
         profile: bool = False,
+        download: bool = False,
     ):
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
-        self.devices, self.profile = devices, profile
+        self.devices, self.profile, self.download = devices, profile, download
         self.models: dict[str, keras.Model] = {}
         self.fits: dict[str, dict] = {}
         self.warnings: list[str] = []  # about the teacher
@@ -42,7 +54,8 @@ class Arms:
         """The network with the start that belongs to this seed."""
         keras.utils.set_random_seed(seed)
         with self.devices.scope():
-            return models.build(spec, self.splits.train.images.shape[1:], len(self.splits.class_names))
+            shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
+            return models.build(spec, shape, classes, self.download)
 
     def teacher(self) -> keras.Model:
         """What teaches the student: the recipe's teacher, loaded or trained, several blended, or the last assistant.
@@ -77,6 +90,9 @@ class Arms:
 
     def _trained_or_loaded(self, name: str, spec: Network) -> keras.Model:
         seed = self.recipe.seed
+        if not spec.file and applications.trained(spec.options, len(self.splits.class_names)):
+            self.models[name] = self.network(spec, seed)
+            return self.models[name]
         if not spec.file:
             training, splits = self.recipe.teacher_training, labelled.for_teacher(self.splits, self.recipe.data)
             return self.fit(name, lambda: Supervised(self.network(spec, seed)), training, splits, seed)

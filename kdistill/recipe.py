@@ -57,7 +57,9 @@ class Training:
     learning_rate: float = 1e-3
     momentum: float = 0.0  # sgd only
     weight_decay: float = 0.0  # decoupled, as in AdamW
-    schedule: str = "cosine"  # cosine (to zero), constant
+    schedule: str = "cosine"  # cosine (to zero), constant, step
+    drop_at: float = 0.8  # step only: the share of the steps after which the rate falls
+    drop_factor: float = 0.1  # step only: to so much of what it was
     warmup: float = 0.0  # share of the steps in which the rate climbs from zero
 
 
@@ -327,7 +329,7 @@ def _check_stage(stage: Stage, part: str) -> None:
 
 
 def _check_training(training: Training, part: str) -> None:
-    optimizers, schedules = ("adam", "sgd"), ("cosine", "constant")
+    optimizers, schedules = ("adam", "sgd"), ("cosine", "constant", "step")
     _check(training.epochs >= 1, f"{part}.epochs", "1 or more", training.epochs)
     _check(training.batch_size >= 1, f"{part}.batch_size", "1 or more", training.batch_size)
     rate = training.learning_rate
@@ -335,6 +337,14 @@ def _check_training(training: Training, part: str) -> None:
     _check(training.optimizer in optimizers, f"{part}.optimizer", " or ".join(optimizers), training.optimizer)
     _check(training.schedule in schedules, f"{part}.schedule", " or ".join(schedules), training.schedule)
     _check(0 <= training.warmup < 1, f"{part}.warmup", "a share from 0 to below 1", training.warmup)
+    if training.schedule == "step":
+        _check(training.warmup == 0, f"{part}.warmup", "0 with the schedule 'step'", training.warmup)
+        _check(0 < training.drop_at < 1, f"{part}.drop_at", "a share between 0 and 1", training.drop_at)
+        _check(0 < training.drop_factor < 1, f"{part}.drop_factor", "a share between 0 and 1", training.drop_factor)
+    else:
+        for name in ("drop_at", "drop_factor"):
+            value, usual = getattr(training, name), getattr(Training(), name)
+            _check(value == usual, f"{part}.{name}", f"{usual}, but with the schedule 'step'", value)
     _check(training.weight_decay >= 0, f"{part}.weight_decay", "0 or more", training.weight_decay)
     momentum = training.momentum
     _check(0 <= momentum < 1, f"{part}.momentum", "a number from 0 to below 1", momentum)

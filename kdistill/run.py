@@ -43,7 +43,9 @@ def run(
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
     devices = choose(strategy, worker_timeout, say)
-    splits = data.load(recipe.data, data_dir, download, say=say)
+    weights = "imagenet" in (recipe.teacher.options.get("weights"), recipe.student.options.get("weights"))
+    # With images of one's own and weights of Keras, --download is for the weights.
+    splits = data.load(recipe.data, data_dir, download and not (data_dir and weights), say=say)
     for part in ("teacher_training", "training"):
         devices.check_batch(min(getattr(recipe, part).batch_size, len(splits.train)), f"{part}.batch_size")
     policy = keras.config.dtype_policy()
@@ -53,7 +55,7 @@ def run(
         folder.settle(recipe, splits.fingerprint, force, say, str(devices))
         devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms = Arms(recipe, splits, folder, say, devices, profile)
+        arms = Arms(recipe, splits, folder, say, devices, profile, download)
         teacher = arms.teacher()
 
         def distiller(network: keras.Model, steps: int) -> Distiller:

@@ -31,8 +31,12 @@ def optimizer(training: Training, steps: int) -> keras.Optimizer:
 
 
 def learning_rate(training: Training, steps: int):
-    """A number, or a Keras schedule: linear warm-up over a share of the steps, then a cosine to zero or no change."""
+    """A number, or a Keras schedule: linear warm-up over a share of the steps, then a cosine to zero, no change, or one
+    drop (`step`)."""
     rate, warmup = training.learning_rate, round(training.warmup * steps)
+    if training.schedule == "step":
+        last = max(0, round(training.drop_at * steps) - 1)  # the last step at the first rate
+        return keras.optimizers.schedules.PiecewiseConstantDecay([last], [rate, rate * training.drop_factor])
     constant = training.schedule == "constant"
     if constant and not warmup:
         return rate
