@@ -30,6 +30,11 @@ def draw(result: dict, curves: dict, folder: Path) -> list[str]:
     return [name for name, figure in made.items() if figure is not None]
 
 
+def _legend(axis, size: int) -> None:
+    if axis.get_legend_handles_labels()[0]:  # none where no student's loss stayed finite
+        axis.legend(fontsize=size)
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -68,7 +73,7 @@ def _by_setting(result: dict):
     elif min(numbers) > 0 and max(numbers) / min(numbers) >= 30:
         axis.set_xscale("log")
     axis.set(xlabel=key.split(".")[-1], ylabel="test accuracy %")
-    axis.legend(fontsize=8)
+    _legend(axis, 8)
     axis.grid(alpha=0.3)
     return figure
 
@@ -101,7 +106,7 @@ def _first_steps(names: dict[str, str], curves: dict):
         ]
         axis.plot(*zip(*points, strict=True), color=colours(place / max(1, len(names) - 1)), linewidth=1.2, label=label)
     axis.set(xlabel="step", ylabel="validation accuracy %")
-    axis.legend(fontsize=8)
+    _legend(axis, 8)
     axis.grid(alpha=0.3)
     return figure
 
@@ -122,7 +127,7 @@ def _losses(names: dict[str, str], curves: dict):
                 )
         axis.set(xlabel="step", ylabel="share of its own maximum", title=f"{key} loss", ylim=(0, 1.05))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    _legend(axes[0][0], 7)
     return figure
 
 
