@@ -47,6 +47,7 @@ GROUPS = [
         "taps",
         "teacher",
         "terms",
+        "inference",
         "pipeline",
         "bridge_layers",
         "bridge",
