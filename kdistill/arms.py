@@ -9,6 +9,7 @@ from kdistill import (
     convert,
     diagnostics,
     disagreement,
+    inference,
     labelled,
     models,
     pipeline,
@@ -21,6 +22,7 @@ from kdistill.distiller import from_recipe
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
+from kdistill.objective import teacher_taps
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.replay import Replay, pays
 from kdistill.strategy import ONE, Devices
@@ -100,6 +102,18 @@ class Arms:
         with self.devices.scope():
             self.models[name] = models.load(spec.file, shape, classes)
         return self.models[name]
+
+    def asked(self, teacher: keras.Model) -> keras.Model:
+        """The teacher as students ask it: a copy for inference, where no term needs its layers."""
+        precision, tapping = self.recipe.teacher_precision, teacher_taps(self.recipe.distill.terms)
+        if not isinstance(teacher, keras.Model) or tapping or self.devices.strategy:
+            if precision:
+                raise InputError(
+                    f"teacher_precision={precision} is for one teacher, on one device, of whose layers no term takes "
+                    "anything. Leave it out (--set teacher_precision=none)."
+                )
+            return teacher
+        return inference.checked(teacher, self.splits.validation.images[:LOOKED_AT], precision, self.say)
 
     def control(self, name: str, seed: int) -> keras.Model:
         """The student trained on labels alone: the same budget, start and order as the student of this seed."""

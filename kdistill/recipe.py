@@ -124,6 +124,7 @@ class Recipe:
     seed: int = 0
     seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
+    teacher_precision: str | None = None  # in which students ask the teacher; None: as it was trained
     variant: str = "default"
     grid: tuple[str, ...] = ()  # what `kdistill sweep` tries without --grid: ("training.learning_rate=0.01,0.1",)
     published: tuple[tuple[str, float], ...] = ()  # accuracies from a paper by a sweep's row, shown beside ours
@@ -293,6 +294,8 @@ def checked(recipe: Recipe) -> Recipe:
     _check(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
     _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    asked = recipe.teacher_precision
+    _check(asked in (None, *precisions), "teacher_precision", f"none or one of {', '.join(precisions)}", asked)
     _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
     check_distill(recipe.distill, 1 + len(recipe.more_teachers))
     tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdistill import models, pipeline
+from kdistill import inference, models, pipeline
 from kdistill.cache import PART_BYTES, Cache, bytes_per_row, default_root, packed, unpacked
 from kdistill.data import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
@@ -305,6 +305,7 @@ def of_recipe(
     try:
         splits = load(recipe.data, data_dir, download, say=say)
         teacher = models.load(recipe.teacher.file, splits.train.images.shape[1:], len(splits.class_names))
+        teacher = inference.checked(teacher, splits.validation.images[:256], recipe.teacher_precision, say)
     finally:
         keras.config.set_dtype_policy(policy)
     cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed

@@ -57,14 +57,15 @@ def run(
         say(f"Data: {splits.source}. Run folder: {folder.path}")
         arms = Arms(recipe, splits, folder, say, devices, profile, download)
         teacher = arms.teacher()
+        asked = arms.asked(teacher)
 
         def distiller(network: keras.Model, steps: int) -> Distiller:
-            return from_recipe(recipe.distill, network, teacher, steps)
+            return from_recipe(recipe.distill, network, asked, steps)
 
         for place in range(recipe.seeds):
             seed, end = recipe.seed + place, f"-{place}" if place else ""
             arms.control("control" + end, seed)
-            stored = arms.stored("student" + end, seed, teacher, str(cache))
+            stored = arms.stored("student" + end, seed, asked, str(cache))
             arms.student("student" + end, seed, distiller, stored)
         if not devices.chief:
             say("All is trained; the chief measures, exports and reports.")

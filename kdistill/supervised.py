@@ -183,10 +183,13 @@ class Supervised(keras.Model):
         for tracker in self._trackers:
             if tracker.name in values:
                 examples = batch.labelled if tracker.name == "hard" else count
-                tracker.update_state(values[tracker.name], sample_weight=examples)
+                total = values[tracker.name] * examples
             else:
                 mask = _labelled(labels, weights) if tracker.name == "accuracy" else _real(labels, weights)
-                tracker.update_state(rates[tracker.name], sample_weight=mask)
+                total, examples = tf.reduce_sum(rates[tracker.name] * mask), tf.reduce_sum(mask)
+            # What update_state does, in a fifth of the operations: for a small student these are felt.
+            tracker.total.assign(tracker.total + total)
+            tracker.count.assign(tracker.count + examples)
         for metric in super().metrics:
             if metric is not self._loss_tracker and all(metric is not tracker for tracker in self._trackers):
                 metric.update_state(labels, outputs, sample_weight=weights)

@@ -151,7 +151,8 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
     splits, training = labelled.for_student(arms.splits), arms.recipe.training
     steps = side_by_side.pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
     taps = {tap: path for recipe in chosen.values() for tap, path in teacher_taps(recipe.distill.terms).items()}
-    shown = Once(frozen(teacher, taps=taps))
+    asked = teacher if taps else arms.asked(teacher)
+    shown = Once(frozen(asked, taps=taps))
     members, warnings = {}, {}
     for name, recipe in chosen.items():
         seed = int(name.partition("/")[0])
@@ -169,7 +170,7 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
         f"{need['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
     group, views = SideBySide(members), arms.views(seed)
-    views["stored"] = arms.stored(stage, seed, teacher, *cache)
+    views["stored"] = arms.stored(stage, seed, asked, *cache)
     fitted = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=say, **views)
     validation, test = (group.predict(part.images) for part in (arms.splits.validation, arms.splits.test))
     teacher_logits, broken = predict(teacher, arms.splits.test.images), group.broken()

@@ -1,13 +1,20 @@
 """The copy of a teacher for inference: the same logits, fewer operations, and no link to the model's weights."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from small_models import corners, network
+from small_models import CLASSES, corners, network
 
 from kdistill import inference
-from kdistill.errors import CheckFailed
+from kdistill.arms import Arms
+from kdistill.data import Splits
+from kdistill.errors import CheckFailed, InputError
+from kdistill.folder import RunFolder
+from kdistill.objective import Distill, Term
+from kdistill.recipe import Network, Recipe
 
 
 def shaken(model: keras.Model) -> keras.Model:
@@ -93,3 +100,22 @@ def test_a_wrong_copy_is_refused(monkeypatch):
     monkeypatch.setattr(inference, "_with_norm", lambda layer, norm: [layer.kernel.numpy(), norm.beta.numpy()])
     with pytest.raises(CheckFailed, match="a mistake in kdistill"):
         inference.checked(model, corners(8).images.astype("float32"))
+
+
+def test_runs_ask_the_copy_unless_something_needs_the_teachers_layers(tmp_path):
+    splits = Splits(corners(40), corners(20, seed=1), corners(20, seed=2), CLASSES, "corners", "0123456789abcdef")
+    teacher, said = shaken(network()), []
+    recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"))
+
+    def arms(**changes):
+        folder = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        folder.close()
+        return Arms(dataclasses.replace(recipe, **changes), splits, folder, said.append)
+
+    assert kinds(arms().asked(teacher)) == [] and kinds(teacher) == ["norm"] and not said
+    narrow = arms(teacher_precision="mixed_bfloat16").asked(teacher)
+    assert narrow.get_layer("first").compute_dtype == "bfloat16" and "in mixed_bfloat16" in said[0]
+    hint = Distill(terms={"hint": Term("hint", student_tap="relu1", teacher_tap="relu")})
+    assert arms(distill=hint).asked(teacher) is teacher
+    with pytest.raises(InputError, match="of whose layers no term takes anything"):
+        arms(distill=hint, teacher_precision="mixed_bfloat16").asked(teacher)
