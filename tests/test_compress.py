@@ -10,16 +10,17 @@ import tf_keras
 from keras import layers as L
 from tensorboard.compat.proto.event_pb2 import Event
 
-from kdistill import finetune, losses, schemes, stages
+from kdistill import finetune, losses, models, schemes, stages
 from kdistill.bridge import to_tf_keras
 from kdistill.compress import SCHEMES, compress
 from kdistill.data import Examples, Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.export import export
+from kdistill.flatbuffer import parsed, stayed_float
 from kdistill.litert import File
 from kdistill.objective import Term
 from kdistill.qat_file import converted, look_inside, weights_of
-from kdistill.recipe import Data
+from kdistill.recipe import Data, Network
 from kdistill.teacher import frozen
 
 CLASSES = 4
@@ -209,6 +210,15 @@ def test_nothing_is_lost_quietly():
     assert row(result, "prelu")["quantised"] == "tfmot has no 8-bit scheme for PReLU layers"
     assert "computes in float" in row(result, "lonely")["quantised"]
     assert np.mean(np.asarray(result.model.get_layer("sep").pointwise_kernel) == 0) == 0.5
+
+
+def test_a_residual_network_is_all_int8():
+    """Other architectures, which take minutes: benchmarks/architectures.py."""
+    model = models.build(Network("resnet", {"depth": 8}), (32, 32, 3), CLASSES)
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype("uint8")
+    result = compress(model, "qat", model, (images, np.arange(16) % CLASSES), batch_size=8, say=lambda text: None)
+    assert {row["quantised"] for row in result.stages} == {"yes"} and len(result.stages) == 19
+    assert stayed_float(parsed(result.tflite()), "int8") == []
 
 
 def test_layers_left_alone():
