@@ -110,7 +110,9 @@ def int4(content: bytes) -> bytes:
         ) from None
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = quantizer.Quantizer(content, recipe.dynamic_wi4_afp32()).quantize()
+        made = quantizer.Quantizer(content, recipe.dynamic_wi4_afp32()).quantize(
+            enable_progress_bar=False, enable_progress_report=False
+        )
     return bytes(made.quantized_model)
 
 
