@@ -3,9 +3,14 @@
     python benchmarks/export_profiles.py --size 224
 
 The weights are random, but for two things without which such a network gives every image the same answer: the batch
-normalisations get the statistics of the images, and the last layer is fitted to them by least squares. The images are
-digits of the sample of MNIST that ships with kdistill, enlarged, in three channels. int4 is left out, and that is said,
-where litert-quantizer is not installed. The exit status is 1 if a profile fails or two files differ.
+normalisations get the statistics of the images, and the last layer is fitted by least squares to the four strongest
+directions of its input. The images are digits of the sample of MNIST that ships with kdistill, enlarged, in three
+channels. int4 is left out, and that is said, where litert-quantizer is not installed. The exit status is 1 if a profile
+fails or two files differ.
+
+Known to fail: full int8 (npu, microcontroller). A random network of this depth does not carry its signal through int8
+activations (at 64 pixels 88 % of the images get the same answer, the limit is 98 %), and the files are refused, with the
+layers named. That is the gate at work, not a result for trained networks.
 """
 
 import argparse
@@ -51,11 +56,12 @@ def network(arrays: dict[str, np.ndarray], size: int, seed: int = 0):
     model(pixels[:100], training=True)
     last = next(layer for layer in reversed(model.layers) if isinstance(layer, keras.layers.Conv2D))
     features = keras.Model(model.input, last.input).predict(pixels, batch_size=50, verbose=0).reshape(len(pixels), -1)
-    inputs = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+    mean = features.mean(axis=0)
+    scores, strength, directions = np.linalg.svd((features - mean).astype(np.float64), full_matrices=False)
+    scores, strength, directions = scores[:, :4], strength[:4], directions[:4]
     targets = 10.0 * np.eye(10)[labels] - 1
-    ridge = 1e-2 * np.trace(inputs.T @ inputs) / inputs.shape[1] * np.eye(inputs.shape[1])
-    fitted = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
-    last.set_weights([fitted[:-1].reshape(last.kernel.shape), fitted[-1]])
+    weights = directions.T @ ((scores.T @ (targets - targets.mean(axis=0))) / strength[:, None])
+    last.set_weights([weights.reshape(last.kernel.shape), targets.mean(axis=0) - mean @ weights])
     return model
 
 
