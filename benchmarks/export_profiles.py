@@ -9,8 +9,8 @@ channels. int4 is left out, and that is said, where litert-quantizer is not inst
 fails or two files differ.
 
 Known to fail: full int8 (npu, microcontroller). A random network of this depth does not carry its signal through int8
-activations (at 64 pixels 88 % of the images get the same answer, the limit is 98 %), and the files are refused, with the
-layers named. That is the gate at work, not a result for trained networks.
+activations (at 64 pixels 88 % of the images get the same answer, the limit is 98 %), and the files are refused, with
+the layers named. That is the gate at work, not a result for trained networks.
 """
 
 import argparse
