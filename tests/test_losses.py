@@ -101,6 +101,15 @@ def test_mse_by_hand_and_gradient():
     np.testing.assert_allclose(losses.mse_logits(*EXTREME)[:1], [2 * 200**2 / 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0, "extreme"])
+def test_mse_against_float64(scale):
+    student, teacher = EXTREME if scale == "extreme" else pairs(scale)
+    wide = student.astype(np.float64) - teacher.astype(np.float64)
+    np.testing.assert_allclose(losses.mse_logits(student, teacher), (wide**2).mean(-1), rtol=1e-6, atol=1e-6)
+    slope = gradient(lambda s: losses.mse_logits(s, teacher), student)
+    np.testing.assert_allclose(slope, 2 * wide / wide.shape[1], rtol=1e-5, atol=1e-5)
+
+
 def test_hard_cross_entropy_by_hand_and_gradient():
     logits = np.log([[1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
     np.testing.assert_allclose(losses.hard_cross_entropy([1, 0], logits), np.log([2.0, 4.0]), rtol=1e-6)
