@@ -1,7 +1,8 @@
 """Int4 weights, float input and output, made by `litert-quantizer`: `pip install "kdistill[int4]"`.
 
-Target: phone CPUs whose room is scarce; a third smaller than `phone_cpu` and, on the machines we know, slower. Needs a
-recent runtime (see `kdistill inspect`). Any batch size. What stays float is told, layer by layer.
+Target: phone CPUs whose room is scarce; smaller than `phone_cpu` and, on the machines we know, slower. Any batch size.
+Needs a runtime with int4 kernels: litert-quantizer leaves the version of the float file in `min_runtime`, which is too
+low. What stays float is told, layer by layer.
 Consumed by: LiteRT's interpreter and `CompiledModel`.
 Limits: at most 1 points below the Keras model, 95 % agreement with it.
 """
