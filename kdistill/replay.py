@@ -74,6 +74,7 @@ class Replay:
         about = {
             "teacher": fingerprint(models, teacher_weights),
             "data": splits.fingerprint,
+            "image": list(splits.train.images.shape[1:]),
         }
         words = {"teacher_name": ", ".join(model.name for model in models), "source": splits.source}
 
