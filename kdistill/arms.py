@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from kdistill import (
     applications,
@@ -178,18 +179,16 @@ class Arms:
         replay.build(replay.views(epochs, cache.views), self.say)
         return replay
 
-    def verdict(self, rows: list[dict]) -> dict:
-        """Student against control on the test images, over the seeds that were trained."""
-        accuracy = {row["name"]: row["accuracy"] for row in rows}
-        ends = [f"-{place}" if place else "" for place in range(self.recipe.seeds)]
-        pairs = [("student" + end, "control" + end) for end in ends]
-        student, control = ([accuracy[pair[i]] for pair in pairs] for i in (0, 1))
-        test = self.splits.test
-        if len(pairs) > 1:
-            return verdict.judge(student, control, len(test))
-        right = [predict(self.models[name], test.images).argmax(axis=1) == test.labels for name in pairs[0]]
-        only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        return verdict.judge(student, control, len(test), only)
+    def verdict(self, logits: dict[str, np.ndarray]) -> dict:
+        """Student against control over the seeds that were trained; `logits` by name, on the test images."""
+        labels, ends = self.splits.test.labels, [f"-{place}" if place else "" for place in range(self.recipe.seeds)]
+        right = {name: logits[name].argmax(axis=1) == labels for name in logits}
+        student, control = ([right[arm + end] for end in ends] for arm in ("student", "control"))
+        accuracy = [[float(each.mean()) for each in arm] for arm in (student, control)]
+        only = None
+        if self.recipe.seeds == 1:
+            only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
+        return verdict.judge(*accuracy, len(labels), only)
 
     def fit(
         self,

@@ -188,13 +188,12 @@ def unscaled(model: "keras.Model", images: np.ndarray) -> str | None:
     )
 
 
-def of_run(models: dict, splits, temperature: float, predict) -> dict[str, dict]:
-    """The diagnostics of a run's models, by name, on its test images; `predict(model, images)` gives logits.
+def of_run(models: dict, splits, temperature: float, logits: dict, validation_logits: np.ndarray) -> dict[str, dict]:
+    """The diagnostics of a run's models on its test images: their `logits` by name; on validation the teacher's only.
 
     The teacher's also hold the entropy at the recipe's temperature and `scaling`, fitted on validation.
     """
     test, validation = splits.test, splits.validation
-    logits = {name: predict(model, test.images) for name, model in models.items()}
     found = {}
     for name, model in models.items():
         is_teacher = name == "teacher"
@@ -202,6 +201,5 @@ def of_run(models: dict, splits, temperature: float, predict) -> dict[str, dict]
         found[name] = diagnose(logits[name], test.labels, known, temperature if is_teacher else 1.0)
         found[name]["dead_units"] = dead_units(model, test.images[:LOOKED_AT])
         if is_teacher:
-            fit_on = (predict(model, validation.images), validation.labels)
-            found[name]["scaling"] = scaling(fit_on, (logits[name], test.labels))
+            found[name]["scaling"] = scaling((validation_logits, validation.labels), (logits[name], test.labels))
     return found

@@ -18,10 +18,15 @@ ModelOrPath = Union["keras.Model", str, Path]
 
 
 def evaluate(
-    model_or_path: ModelOrPath, examples: Examples, teacher_logits: np.ndarray | None = None, batch_size: int = 256
+    model_or_path: ModelOrPath,
+    examples: Examples,
+    teacher_logits: np.ndarray | None = None,
+    batch_size: int = 256,
+    logits: np.ndarray | None = None,
 ) -> dict:
     """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labelled images.
 
+    `logits` are what `predict` gave for these images, where that is known: the model is not run over them again.
     Returns accuracy, top5, ece, with `teacher_logits` (`[n, classes]`) also agreement and kl (see `measure`), and
     parameters (None for a .tflite), bytes and deflated (of the file, else None) and microseconds: the median time of
     one image. For a .tflite that is a call of the interpreter on one CPU thread; for a Keras model a call of its
@@ -30,7 +35,7 @@ def evaluate(
     are not finite.
     """
     runner = _opened(model_or_path)
-    logits = _logits(runner, examples.images, batch_size)
+    logits = _logits(runner, examples.images, batch_size) if logits is None else logits
     found = measure(logits, examples.labels, teacher_logits)
     is_file = isinstance(model_or_path, (str, Path))
     found["parameters"] = None if isinstance(runner, File) else runner.count_params()

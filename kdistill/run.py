@@ -6,13 +6,11 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kdistill import data, diagnostics, labelled, page, pictures, provenance, verify
+from kdistill import data, page, provenance, results
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller, from_recipe
-from kdistill.evaluate import evaluate, predict
 from kdistill.folder import open_folder
 from kdistill.loading import load_profile
-from kdistill.objective import softness
 from kdistill.recipe import Recipe, as_dict
 from kdistill.strategy import check_precision, choose, explained
 
@@ -56,8 +54,7 @@ def run(
         devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
         arms = Arms(recipe, splits, folder, say, devices, profile, download)
-        teacher = arms.teacher()
-        asked = arms.asked(teacher)
+        asked = arms.asked(arms.teacher())
 
         def distiller(network: keras.Model, steps: int) -> Distiller:
             return from_recipe(recipe.distill, network, asked, steps)
@@ -72,55 +69,12 @@ def run(
             devices.wait()
             return {}
         arms.on_one_device()
-        teacher = arms.models["teacher"]
-        student = arms.models["student"]  # of the first seed: what is exported is not picked by its test accuracy
-
         compressions = {}
         if recipe.compress:
             from kdistill.compressed import run_stages  # which imports tf_keras, for those who compress
 
             compressions = run_stages(arms)
-        teacher_logits = predict(teacher, splits.test.images)
-        rows = [
-            {"name": name, **evaluate(model, splits.test, teacher_logits=teacher_logits)}
-            for name, model in arms.models.items()
-        ]
-        files, about = [], {"recipe": as_dict(recipe), "data": splits.fingerprint}
-        for profile in profiles:
-            say(f"Exporting {profile.name}")
-            place, names = folder.path / profile.name, splits.class_names
-            checked = verify.export_checked(
-                student, place, profile, splits.train.images, splits.test, class_names=names, about=about
-            )
-            rows.append({"name": profile.name, **evaluate(checked["path"], splits.test, teacher_logits=teacher_logits)})
-            path = str(Path(checked["path"]).relative_to(folder.path))
-            files.append({**checked, "path": path, "deflated": rows[-1]["deflated"]})
-        for name, made in compressions.items():
-            files.append(made["file"])
-            file = folder.path / made["file"]["path"]
-            rows.append({"name": f"{name}.tflite", **evaluate(file, splits.test, teacher_logits=teacher_logits)})
-        result = {
-            "recipe": as_dict(recipe),
-            **provenance.of_run(),
-            "data": {
-                "source": splits.source,
-                "fingerprint": splits.fingerprint,
-                "class_names": list(splits.class_names),
-                **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-                **labelled.counts(splits),
-            },
-            "strategy": devices.as_dict(),
-            "training": arms.fits,
-            "compressions": compressions,
-            "warnings": arms.warnings,
-            "verdict": arms.verdict(rows),
-            "models": rows,
-            "diagnostics": diagnostics.of_run(arms.models, splits, softness(recipe.distill), predict),
-            "differences": pictures.differing(
-                predict(student, splits.test.images), teacher_logits, splits.test, folder.path
-            ),
-            "files": files,
-        }
+        result = results.measured(arms, profiles, compressions)
         page.save(result, folder.path)
         devices.wait()
         say(f"Report: {folder.path / 'report.html'}")

@@ -122,7 +122,9 @@ def test_diagnostics_of_a_run(digits: data.Splits):
         name: keras.Model(image, layers.Dense(10)(layers.Flatten()(layers.Rescaling(1 / 255)(image))))
         for name in ("teacher", "student")
     }
-    found = diagnostics.of_run(models, digits, 4.0, predict)
+    logits = {name: predict(model, digits.test.images) for name, model in models.items()}
+    validation = predict(models["teacher"], digits.validation.images)
+    found = diagnostics.of_run(models, digits, 4.0, logits, validation)
     assert found.keys() == {"teacher", "student"}
     assert found["teacher"]["entropy_at"]["temperature"] == 4.0 and "scaling" in found["teacher"]
     assert "scaling" not in found["student"] and len(found["student"]["agreement_per_class"]) == 10

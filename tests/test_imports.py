@@ -67,7 +67,7 @@ GROUPS = [
         "arms",
     ],
     ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],
-    ["run", "side_by_side", "sweep_charts", "sweep_report", "sweep_page", "sweep"],
+    ["results", "run", "side_by_side", "sweep_charts", "sweep_report", "sweep_page", "sweep"],
     ["cli_base", "cli_cache", "cli_files", "cli_report", "cli"],
 ]
 ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}

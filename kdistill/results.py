@@ -1,0 +1,61 @@
+"""What a run's models and files are worth: each model is asked once for its outputs on the test images."""
+
+from pathlib import Path
+
+from kdistill import diagnostics, labelled, pictures, provenance, verify
+from kdistill.arms import Arms
+from kdistill.evaluate import evaluate, predict
+from kdistill.objective import softness
+from kdistill.recipe import Profile, as_dict
+
+
+def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
+    """Exports the first seed's student for every profile and measures all models and files: the run's report.
+
+    The first seed's, because a file that is picked by its test accuracy would be reported better than it is.
+    `compressions` are those of `compressed.run_stages`. Raises `CheckFailed` for a file that is not good enough.
+    """
+    recipe, splits, models = arms.recipe, arms.splits, arms.models
+    logits = {name: predict(model, splits.test.images) for name, model in models.items()}
+    teacher = logits["teacher"]
+    rows = [
+        {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
+        for name, model in models.items()
+    ]
+    files = _exported(arms, profiles)
+    files |= {f"{name}.tflite": made["file"] for name, made in compressions.items()}
+    for name, file in files.items():
+        rows.append({"name": name, **evaluate(arms.folder.path / file["path"], splits.test, teacher_logits=teacher)})
+        file["deflated"] = rows[-1]["deflated"]
+    temperature, validation = softness(recipe.distill), predict(models["teacher"], splits.validation.images)
+    return {
+        "recipe": as_dict(recipe),
+        **provenance.of_run(),
+        "data": {
+            "source": splits.source,
+            "fingerprint": splits.fingerprint,
+            "class_names": list(splits.class_names),
+            **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+            **labelled.counts(splits),
+        },
+        "strategy": arms.devices.as_dict(),
+        "training": arms.fits,
+        "compressions": compressions,
+        "warnings": arms.warnings,
+        "verdict": arms.verdict(logits),
+        "models": rows,
+        "diagnostics": diagnostics.of_run(models, splits, temperature, logits, validation),
+        "differences": pictures.differing(logits["student"], teacher, splits.test, arms.folder.path),
+        "files": list(files.values()),
+    }
+
+
+def _exported(arms: Arms, profiles: list[Profile]) -> dict[str, dict]:
+    student, splits, folder = arms.models["student"], arms.splits, arms.folder.path
+    about, found = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}, {}
+    for profile in profiles:
+        arms.say(f"Exporting {profile.name}")
+        place, names, images = folder / profile.name, splits.class_names, splits.train.images
+        file = verify.export_checked(student, place, profile, images, splits.test, class_names=names, about=about)
+        found[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}
+    return found
