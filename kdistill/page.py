@@ -51,7 +51,8 @@ def html(found: dict, pictures: Mapping[str, bytes] | None = None) -> str:
     ]
     recipe = found["recipe"]
     head = f"<h1>{escape(recipe['name'])} <small>{escape(recipe['variant'])}</small></h1>"
-    return document(f"{recipe['name']} ({recipe['variant']})", head, verdict_card(found) + _tiles(found), sections)
+    top = verdict_card(found) + _warnings(found) + _tiles(found)
+    return document(f"{recipe['name']} ({recipe['variant']})", head, top, sections)
 
 
 def kind_of(name: str) -> str:
@@ -78,6 +79,11 @@ def verdict_card(found: dict) -> str:
         f"<p>{escape(rest[:1].upper() + rest[1:])}</p></div>"
         f"<figure><h3>Student minus control, in points</h3>{chart}</figure></section>"
     )
+
+
+def _warnings(found: dict) -> str:
+    """What makes the verdict doubtful, right below it."""
+    return "".join(f'<p class="caveat">Warning: {escape(each)}</p>\n' for each in report.warnings(found))
 
 
 def _tiles(found: dict) -> str:

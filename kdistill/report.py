@@ -53,6 +53,7 @@ def markdown(report: dict) -> str:
         "",
         report["verdict"]["sentence"],
         "",
+        *(line for warning in warnings(report) for line in (f"**Warning**: {warning}", "")),
         "| " + " | ".join(titles) + " |",
         "|---" + "|---:" * (len(titles) - 1) + "|",
         *("| " + " | ".join(row) + " |" for row in cells),
@@ -61,12 +62,6 @@ def markdown(report: dict) -> str:
         f"{report['data']['test']:,} test images. Agreement and KL are with the teacher, ECE is the expected "
         "calibration error (15 bins), µs/image the median of single images on one CPU thread.",
         "",
-        *[
-            line
-            for name, fit in report["training"].items()
-            if fit.get("warning")
-            for line in (f"**Warning**, {name}: {fit['warning']}", "")
-        ],
         *_seeds(report),
         *_compressions(report),
         *_calibration(report),
@@ -82,6 +77,12 @@ def markdown(report: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def warnings(report: dict) -> list[str]:
+    """What makes the numbers doubtful: a teacher near chance, inputs that look unscaled. Sentences, each once."""
+    fits = [f"{name}: {fit['warning']}" for name, fit in report.get("training", {}).items() if fit.get("warning")]
+    return list(dict.fromkeys([*(report.get("warnings") or ()), *fits]))
 
 
 def layers(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -125,6 +125,14 @@ def test_hard_cross_entropy_against_float64(scale):
     labels = np.arange(len(logits)) % logits.shape[1]
     expected = -log_softmax(logits)[np.arange(len(labels)), labels]
     np.testing.assert_allclose(losses.hard_cross_entropy(labels, logits), expected, rtol=1e-6, atol=1e-6)
+    slope = gradient(lambda s: losses.hard_cross_entropy(labels, s), logits)
+    onehot = np.eye(logits.shape[1])[labels]
+    np.testing.assert_allclose(slope, softmax(logits) - onehot, rtol=1e-5, atol=1e-7)
+    soft = softmax(pairs(2.0)[1][: len(logits), : logits.shape[1]])
+    expected = -(soft * log_softmax(logits)).sum(-1)
+    np.testing.assert_allclose(losses.hard_cross_entropy(soft, logits), expected, rtol=1e-6, atol=1e-6)
+    slope = gradient(lambda s: losses.hard_cross_entropy(soft, s), logits)
+    np.testing.assert_allclose(slope, softmax(logits) - soft, rtol=1e-5, atol=1e-7)
 
 
 def test_an_unlabelled_example_costs_nothing_and_pulls_nowhere():

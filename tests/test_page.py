@@ -12,6 +12,7 @@ import pytest
 from reports import HOSTILE, NAMES, images, report
 
 from kdistill import page
+from kdistill.report import markdown
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -141,6 +142,23 @@ def test_compressions_are_told_layer_by_layer():
     assert "<td>Conv2D</td><td>1,600</td><td>75</td><td>16</td><td>yes</td>" in text
     assert "A <b>note</b>." in shown.text and HOSTILE not in text
     assert any(a["href"] == "#compression" for a in shown.all("a"))
+
+
+def test_warnings_stand_right_below_the_verdict_and_are_escaped():
+    found = report()
+    assert "Warning" not in page.html(found) and "**Warning**" not in markdown(found)
+    near_chance, unscaled = f"The teacher is near chance on {HOSTILE}.", "The layer 'fc1' sees inputs from 0 to 255."
+    found["warnings"] = [near_chance]
+    found["training"]["student"]["warning"] = unscaled
+    text = page.html(found)
+    shown = Outline(text)
+    assert HOSTILE not in text and len([a for a in shown.all("p") if a.get("class") == "caveat"]) == 2
+    parts = ("NO DIFFERENCE", f"Warning: {near_chance}", f"Warning: student: {unscaled}", "Accuracy of the student")
+    places = [shown.text.index(part) for part in parts]
+    assert places == sorted(places)
+    lines = markdown(found).splitlines()
+    places = [lines.index(f"**Warning**: {said}") for said in (near_chance, f"student: {unscaled}")]
+    assert lines.index(found["verdict"]["sentence"]) < places[0] < places[1] < lines.index("|---" + "|---:" * 9 + "|")
 
 
 def test_the_same_report_gives_the_same_page_and_the_report_is_not_changed():
