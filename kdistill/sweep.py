@@ -29,6 +29,7 @@ from kdistill.measure import measure
 from kdistill.objective import teacher_taps
 from kdistill.recipe import Recipe, as_dict
 from kdistill.side_by_side import Once, SideBySide
+from kdistill.strategy import check_precision
 from kdistill.supervised import Supervised
 from kdistill.teacher import frozen
 
@@ -55,6 +56,7 @@ def sweep(
     """
     recipe = dataclasses.replace(recipe, grid=tuple(grids or recipe.grid))
     found = grid.axes(recipe, list(recipe.grid))
+    check_precision(recipe.precision)
     groups = grid.students(settings := grid.settings(recipe, found))
     splits = data.load(recipe.data, data_dir, download, say=say)
     policy = keras.config.dtype_policy()

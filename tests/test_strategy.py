@@ -17,6 +17,7 @@ from kdistill import strategy
 from kdistill.errors import CheckFailed, InputError
 from kdistill.loading import load_recipe
 from kdistill.run import run
+from kdistill.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -174,8 +175,9 @@ def test_a_batch_smaller_than_the_replicas(key, tmp_path):
 
 def test_float16_without_a_gpu_names_bfloat16(tmp_path):
     recipe = load_recipe("mnist", "smoke", ["precision=mixed_float16"])
-    with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
-        run(recipe, tmp_path / "out", say=lambda text: None)
+    for story in (run, sweep):
+        with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
+            story(recipe, out=tmp_path / "out", say=lambda text: None)
     assert not (tmp_path / "out").exists()
 
 
