@@ -134,6 +134,21 @@ def test_an_overflow_on_either_replica_skips_the_step_on_all(mirrored_strategy, 
     assert int(model.global_step.numpy()) == 1 and int(model.optimizer.iterations.numpy()) == 0
 
 
+def test_loss_scaled_float16_reaches_the_same_weights_on_two_replicas(mirrored_strategy):
+    """Three steps; rounded to 11 bits, each replica's sums differ by some 1e-3 of a gradient, times a rate of 0.1."""
+    plain = distiller("mixed_float16")
+    before = weights(plain)
+    plain.fit(batches(16, 48), epochs=1, shuffle=False, verbose=0)
+    with mirrored_strategy.scope():
+        mirrored = distiller("mixed_float16")
+    mirrored.fit(batches(16, 48), epochs=1, shuffle=False, verbose=0)
+    for model in (plain, mirrored):
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert int(model.optimizer.iterations.numpy()) == int(model.global_step.numpy()) == 3  # none was skipped
+    close(weights(plain), weights(mirrored), 2e-4)
+    assert max(np.abs(a - b).max() for a, b in zip(before, weights(plain), strict=True)) > 0.05
+
+
 def test_what_crashes_on_replicas_is_refused_by_name(mirrored_strategy):
     with mirrored_strategy.scope():
         first, second = distiller(steps_per_execution=2), distiller(jit_compile=True)
