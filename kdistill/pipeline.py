@@ -15,6 +15,8 @@ from kdistill.encoded import EncodedImages, cut, decoded, middle
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
+WHOLE = (0, 1)  # part 0 of 1
+
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of `count` examples in this epoch, int64 `[count]`: every example once."""
@@ -33,33 +35,45 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
 
 
 def training_batches(
-    examples: Examples, data: Data, batch_size: int, seed: int, epoch: int, first_step: int = 0
+    examples: Examples,
+    data: Data,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    share: tuple[int, int] = WHOLE,
 ) -> tf.data.Dataset:
     """One epoch from its step `first_step` on: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
 
     With `data.mixup` or `data.cutmix` the labels are float32 distributions `[batch, classes]`. An epoch is a data set
     of its own: Keras lets `steps_per_execution` run over the end of an epoch into the next one where a single data set
-    holds them all.
+    holds them all. `share`, (i, n): of each batch only part i of n, the same bits as in the whole one; the other images
+    are neither read nor decoded (but for one, where images are mixed in pairs).
     """
     batch_size = min(batch_size, len(examples))
+    kept = positions(batch_size, share)
+    # Of a part that is mixed the first image needs its neighbour, the last one of the part before.
+    blend = mixes(data)
+    apart = blend and len(kept) < batch_size
+    used = np.concatenate([kept[:1] - 1, kept]) % batch_size if apart else kept
     steps = range(first_step, steps_per_epoch(examples, batch_size))
     images, shape = examples.images, examples.images.shape[1:]
     encoded = isinstance(images, EncodedImages)
-    blend = mixes(data)
     if blend and examples.classes is None:
         raise InputError("Mixed labels need to know how many classes there are: give Examples(..., classes=N).")
 
     def chosen(step: int) -> np.ndarray:
-        return indexes[step * batch_size : (step + 1) * batch_size]
+        return indexes[step * batch_size + used]
 
     indexes = order(seed, epoch, len(examples))
 
     def plan():
         """For each step: indexes, the key of shift and flip, parts to cut out, and what is mixed in."""
         for step in steps:
-            cuts = _windows(shape, batch_size, data, seed, epoch, step) if data.crop_area < 1 and not encoded else NONE
-            share, box = mixture(data, shape, seed, epoch, step) if blend else (0.0, NOTHING)
-            yield chosen(step), key(seed, epoch, step), cuts, share, box
+            crops = data.crop_area < 1 and not encoded
+            cuts = _windows(shape, batch_size, data, seed, epoch, step)[used] if crops else NONE
+            amount, box = mixture(data, shape, seed, epoch, step) if blend else (0.0, NOTHING)
+            yield chosen(step), key(seed, epoch, step), cuts, amount, box
 
     def looks():
         """For each step: which images are read, and the part of each that is looked at."""
@@ -67,13 +81,13 @@ def training_batches(
             places = images.places[chosen(step)]
             headers = images.store.headers[places]
             if data.crop_area < 1:
-                draws = _random(seed, epoch, step, "crop").random((batch_size, 4))
+                draws = _random(seed, epoch, step, "crop").random((batch_size, 4))[used]
                 yield images.store.elements(places), cut(headers, images.side, draws, data.crop_area)
             else:
                 yield images.store.elements(places), middle(headers, images.side)
 
     signature = (
-        tf.TensorSpec([batch_size], tf.int64),
+        tf.TensorSpec([len(used)], tf.int64),
         tf.TensorSpec([2], tf.int32),
         tf.TensorSpec([None, 4], tf.float32),
         tf.TensorSpec([], tf.float32),
@@ -82,23 +96,31 @@ def training_batches(
     batches = tf.data.Dataset.from_generator(plan, output_signature=signature)
     labels = tf.constant(examples.labels)
     if encoded:
-        batches = tf.data.Dataset.zip(batches, _pictures(images, looks).batch(batch_size, drop_remainder=True))
+        batches = tf.data.Dataset.zip(batches, _pictures(images, looks).batch(len(used), drop_remainder=True))
     else:
         pixels = tf.constant(images)
 
     def finished(plan, pictures=None):
-        places, draw, cuts, share, box = plan
+        places, draw, cuts, amount, box = plan
         # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images. uint8 until
         # the end: a quarter of the memory.
         found = tf.gather(pixels, places) if pictures is None else pictures
         if data.crop_area < 1 and not encoded:
-            found = tf.image.crop_and_resize(found, cuts, tf.range(batch_size), shape[:2])
-        found, answers = augment(found, data, draw), tf.gather(labels, places)
-        return mixed(found, answers, share, box, examples.classes) if blend else (found, answers)
+            found = tf.image.crop_and_resize(found, cuts, tf.range(len(used)), shape[:2])
+        found, answers = augment(found, data, draw, batch_size, used), tf.gather(labels, places)
+        if blend:
+            found, answers = mixed(found, answers, amount, box, examples.classes)
+        return (found[1:], answers[1:]) if apart else (found, answers)
 
     batches = batches.apply(tf.data.experimental.assert_cardinality(len(steps)))
     ending = finished if encoded else lambda *plan: finished(plan)
     return batches.map(ending, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
+    """The positions in a batch that part i of n holds, int64, in their order; sizes differ by one at most."""
+    number, count = share
+    return np.arange(batch_size * number // count, batch_size * (number + 1) // count)
 
 
 def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
@@ -163,10 +185,15 @@ def _windows(shape, count: int, data: Data, seed: int, epoch: int, step: int) ->
     return np.stack(edges, 1).astype(np.float32)
 
 
-def augment(images: tf.Tensor, data: Data, draw: tf.Tensor) -> tf.Tensor:
-    """Shifted and flipped images `[batch, h, w, c]` as float32 pixels 0..255; `draw` is the key, int32 `[2]`."""
-    batch, height, width = images.shape[0], images.shape[1], images.shape[2]
-    draws = tf.random.stateless_uniform([3, batch], draw)
+def augment(images: tf.Tensor, data: Data, draw: tf.Tensor, batch_size: int | None = None, used=None) -> tf.Tensor:
+    """Shifted and flipped images `[n, h, w, c]` as float32 pixels 0..255; `draw` is the key, int32 `[2]`.
+
+    With `used`, their positions in a batch of `batch_size`, they become what they are in the whole batch.
+    """
+    count, height, width = images.shape[0], images.shape[1], images.shape[2]
+    draws = tf.random.stateless_uniform([3, batch_size or count], draw)
+    if used is not None and len(used) != batch_size:
+        draws = tf.gather(draws, used, axis=1)
     if data.shift:
         reach = 2 * data.shift + 1
         down, right = (tf.cast(draws[i] * reach, tf.int32) for i in (0, 1))

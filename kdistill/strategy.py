@@ -60,6 +60,25 @@ class Devices:
                 "all replicas together."
             )
 
+    def part(self, batch_size: int) -> tuple[int, int]:
+        """Which part of each batch this worker makes: (its place, workers); (0, 1), the whole, where it is alone.
+
+        Also where its replicas would have parts of unequal size: TensorFlow then splits whole batches.
+        """
+        alone = self.workers == 1 or (self.replicas > self.workers and batch_size % self.replicas)
+        return (0, 1) if alone else (self.worker, self.workers)
+
+    def parts(self, batches: tf.data.Dataset):
+        """For `fit`: batches that hold this worker's own part, split among its replicas."""
+        each = self.replicas // self.workers
+        if each > 1:  # an element for each replica
+            batches = batches.flat_map(
+                lambda *batch: tf.data.Dataset.from_tensor_slices(
+                    tuple(tf.reshape(x, [each, x.shape[0] // each, *x.shape[1:]]) for x in batch)
+                )
+            )
+        return self.strategy.distribute_datasets_from_function(lambda context: batches)
+
     def share(self, content: bytes) -> bytes:
         """What the chief calls this with, on every worker. All workers have to call it, at the same point."""
         if self.workers == 1:

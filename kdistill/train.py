@@ -75,6 +75,7 @@ def fit(
     """
     devices.check_batch(min(training.batch_size, len(splits.train)), "batch_size")
     steps = pipeline.steps_per_epoch(splits.train, training.batch_size)
+    part = devices.part(min(training.batch_size, len(splits.train)))
     checking = max(devices.replicas, min(training.batch_size, len(splits.validation)))  # padded: no replica has none
     checks = stored.evaluation_batches(checking) if stored else pipeline.evaluation_batches(splits.validation, checking)
     with devices.scope():
@@ -95,13 +96,13 @@ def fit(
     watchers.append(keeper)  # last: what it saves, the others have seen
     for epoch in range(done // steps, training.epochs):
         first, view = done % steps if epoch == done // steps else 0, epoch % repeat if repeat else epoch
-        batches = (
-            stored.training_batches(view, first)
-            if stored
-            else pipeline.training_batches(splits.train, data, training.batch_size, seed, view, first)
-        )
+        if stored:
+            batches = stored.training_batches(view, first)
+        else:
+            batches = pipeline.training_batches(splits.train, data, training.batch_size, seed, view, first, part)
         model.fit(
-            _sharded(batches),
+            _sharded(batches) if part == pipeline.WHOLE else devices.parts(batches),
+            steps_per_epoch=steps - first if part != pipeline.WHOLE else None,  # of replicas, TensorFlow counts each
             initial_epoch=epoch,
             epochs=training.epochs,
             validation_data=_sharded(checks),
@@ -114,7 +115,7 @@ def fit(
 
 
 def _sharded(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Global batches, of which each of several workers takes its part: there are no files to share out."""
+    """Global batches, of which each of several replicas takes its part: there are no files to share out."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options)

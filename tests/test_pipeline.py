@@ -143,6 +143,34 @@ def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
             np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("changes", [{"crop_area": 0.3, "shift": 2}, {"mixup": 0.4}, ALL], ids=str)
+def test_the_parts_of_workers_are_the_whole_batch_bit_by_bit(splits, kind, changes):
+    """Parts of 2 and 3 of 5 images, and five of one; with mixing, whose partner is in another worker's part too."""
+    examples, data = both(splits)[kind], dataclasses.replace(ENCODED, **changes)
+    whole = epoch_of(examples, data, first=1)
+    for count in (2, 5):
+        parts = [
+            list(pipeline.training_batches(examples, data, 5, 4, 0, 1, (i, count)).as_numpy_iterator())
+            for i in range(count)
+        ]
+        assert {len(batch[0]) for part in parts for batch in part} == ({2, 3} if count == 2 else {1})
+        joined = [tuple(map(np.concatenate, zip(*step, strict=True))) for step in zip(*parts, strict=True)]
+        assert same(whole, joined)
+
+
+def test_a_worker_reads_its_own_part_only(splits, monkeypatch):
+    """And with mixing one image more."""
+    encoded, read = splits.train, []
+    elements = type(encoded.images.store).elements
+    counted = lambda store, places: read.append(len(places)) or elements(store, places)  # noqa: E731
+    monkeypatch.setattr(type(encoded.images.store), "elements", counted)
+    for data, expected in ((ENCODED, 2), (dataclasses.replace(ENCODED, mixup=0.4), 3)):
+        found = pipeline.training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
+        read.clear()
+        assert len(list(found)) == 3 and read == [expected] * 3
+
+
 def test_encoded_images_give_what_arrays_give(splits):
     """Without random parts: the same pixels, labels, order, shifts and mixtures; and the same for evaluation."""
     array, encoded = both(splits)

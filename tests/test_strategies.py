@@ -78,6 +78,30 @@ def test_mirrored_equals_one_device_also_with_an_uneven_last_batch(mirrored_stra
     assert first == pytest.approx(second, abs=1e-5)
 
 
+def test_a_worker_s_own_part_is_split_among_its_replicas(mirrored_strategy):
+    """An element for each replica: 20 SGD steps on them are those on whole batches."""
+    plain = distiller()
+    plain.fit(batches(20, 100), epochs=4, shuffle=False, verbose=0)
+    with mirrored_strategy.scope():
+        mirrored = distiller()
+    devices = strategy.Devices("mirrored", mirrored_strategy)
+    for _ in range(4):
+        mine = devices.parts(batches(20, 100).unbatch().batch(20, drop_remainder=True))
+        mirrored.fit(mine, steps_per_epoch=5, shuffle=False, verbose=0)
+    assert int(mirrored.global_step.numpy()) == 20
+    close(weights(plain), weights(mirrored))
+
+
+def test_who_makes_which_part_of_a_batch():
+    class Four:
+        num_replicas_in_sync = 4
+
+    two = strategy.Devices("multiworker", Four(), worker=1, workers=2)
+    assert two.part(12) == (1, 2) and two.part(14) == (0, 1)  # replicas of unequal parts get them from TensorFlow
+    assert strategy.Devices("multiworker", Four(), worker=3, workers=4).part(15) == (3, 4)
+    assert strategy.Devices("mirrored", Four()).part(12) == strategy.ONE.part(12) == (0, 1)
+
+
 def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(mirrored_strategy):
     def partly_labelled():
         few = np.where(np.arange(100) % 20 < 10, Y[:100], np.where(np.arange(100) % 5 == 0, Y[:100], -1))
