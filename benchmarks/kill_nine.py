@@ -1,11 +1,12 @@
 """Kills a run of `kdistill` with SIGKILL at random moments and compares its end with an uninterrupted run, bit by bit.
 
-    python benchmarks/kill_nine.py --kills 10 --seed 0 -- mnist --variant smoke --set training.epochs=6
+    python benchmarks/kill_nine.py --kills 10 --seed 0 --checkpoint-seconds 0.2 -- mnist --variant smoke
 
 First the run goes through once, and the time is taken at which it comes to each stage, epoch and export. Then the same
 run is started again and killed, at one random moment in each tenth of that time: when it has come to the same stage,
 epoch or export, and as many seconds later, or when it comes to the next one, if that is sooner (the machine may be less
-busy now). After each kill it goes on with `--resume`.
+busy now). After each kill it goes on with `--resume`. A short run comes to the end of every epoch before a checkpoint
+inside of it is due: `--checkpoint-seconds` makes them due sooner, in both runs; nothing else is changed.
 
 At the end are compared: the weights of teacher, control and student, every metric of the last epoch, the TensorBoard
 steps, and the bytes of the exported files. Exit status 0: all equal. 1: something differs.
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,11 +25,18 @@ import time
 from pathlib import Path
 
 STAGES = ("teacher", "control", "student")
+RUN = "import sys; from kdistill import cli, train; train.CHECKPOINT_SECONDS = float(sys.argv.pop(1)); cli.main()"
 
 
-def command(words: list[str], out: Path, *more: str) -> list[str]:
-    """The command line of the run."""
-    return [sys.executable, "-m", "kdistill.cli", "run", *words, "--out", str(out), *more]
+def resumed(log: Path) -> tuple[str, bool]:
+    """Where a run has gone on, by what it has said, and whether that is inside of an epoch."""
+    text = log.read_text(errors="replace")
+    found = re.search(r"Going on at step (\d+) of (\d+)\n(?:.*\n)*?Epoch \d+/(\d+)", text)
+    if not found:  # before the first checkpoint of a stage, after the last one, or killed before it has said it
+        return "-", False
+    step, steps, epochs = map(int, found.groups())
+    inside = bool(step % (steps // epochs))
+    return f"step {step} of {steps}{', inside of an epoch' if inside else ''}", inside
 
 
 def events(log: Path) -> list[str]:
@@ -53,12 +62,13 @@ def wait_for(wanted: set[str], process: subprocess.Popen, log: Path, end: float)
     return found
 
 
-def begin(words: list[str], out: Path, log: Path) -> subprocess.Popen:
-    """Starts the run, or goes on with it."""
+def begin(words: list[str], out: Path, log: Path, seconds: float) -> subprocess.Popen:
+    """Starts the run, or goes on with it; `seconds` from one checkpoint to the next."""
     more = ["--resume"] if (out / "recipe.json").exists() else []
+    command = [sys.executable, "-c", RUN, str(seconds), "run", *words, "--out", str(out), *more]
     own = {**os.environ, "KDISTILL_CACHE": f"{out}-cache"}  # neither run gets from the other what it has stored
     with open(log, "w") as file:
-        return subprocess.Popen(command(words, out, *more), stdout=file, stderr=subprocess.STDOUT, env=own)
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=own)
 
 
 def differences(first: Path, second: Path) -> list[str]:
@@ -106,12 +116,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--checkpoint-seconds", type=float, default=20.0, help="inside of an epoch; kdistill's own: 20")
     parser.add_argument("words", nargs="+", help="after --: what follows `kdistill run`")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as place:
         straight, killed, log = Path(place, "straight"), Path(place, "killed"), Path(place, "log")
-        process, start, timed = begin(options.words, straight, log), time.monotonic(), {}
+        process, start, timed = begin(options.words, straight, log, options.checkpoint_seconds), time.monotonic(), {}
         while process.poll() is None:
             for event in events(log):
                 timed.setdefault(event, time.monotonic() - start)
@@ -121,11 +132,12 @@ def main() -> int:
             return 2
         first, end = timed["data read"], timed["report written"]
         print(f"The uninterrupted run: {end:.1f} s, of which {first:.1f} s start-up", flush=True)
-        print("| kill | at s | what it was doing |\n|---:|---:|---|", flush=True)
+        print("| kill | at s | what it was doing | the next one went on at |\n|---:|---:|---|---|", flush=True)
+        row, inside = "", 0
         for number in range(options.kills):
             moment = first + (number + draw.random()) * (end - first) / options.kills
             event = max((e for e in timed if timed[e] <= moment), key=timed.get)
-            process = begin(options.words, killed, log)
+            process = begin(options.words, killed, log, options.checkpoint_seconds)
             reached = wait_for({e for e in timed if timed[e] >= timed[event]}, process, log, time.monotonic() + 3600)
             later = {e for e in timed if timed[e] > max(timed[e] for e in reached)} if reached else set()
             start = time.monotonic()
@@ -134,14 +146,20 @@ def main() -> int:
             process.send_signal(signal.SIGKILL)
             ended = process.wait()
             after = f"{max(reached, key=timed.get, default=event)}, {waited:.2f} s later"
-            print(f"| {number + 1} | {moment:.1f} | {after if ended < 0 else f'ended with {ended}'} |", flush=True)
+            if row:
+                place, within = resumed(log)
+                print(f"{row} {place} |", flush=True)
+                inside += within
+            row = f"| {number + 1} | {moment:.1f} | {after if ended < 0 else f'ended with {ended}'} |"
             if ended > 0:
                 print(log.read_text())
                 return 1
-        process = begin(options.words, killed, log)
+        process = begin(options.words, killed, log, options.checkpoint_seconds)
         if process.wait():
             print(log.read_text())
             return 1
+        place, within = resumed(log)
+        print(f"{row} {place} |\nWent on inside of an epoch: {inside + within} times", flush=True)
         found = differences(straight, killed)
     print("\n".join(found) or "Equal bit by bit: weights, metrics, TensorBoard steps, exported files")
     return 1 if found else 0
