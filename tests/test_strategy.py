@@ -30,7 +30,7 @@ SETTINGS = [
     "teacher_training.optimizer=sgd",
     "teacher.name=small_cnn",
     "train_limit=128",
-    "exports=reference",
+    "exports=",
 ]
 
 
@@ -85,7 +85,7 @@ def two_runs(out, *words):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together") / "run"
-    return folder, two_runs(folder)
+    return folder, two_runs(folder, "--set", "exports=reference")
 
 
 def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, together):
@@ -175,9 +175,10 @@ def test_a_batch_smaller_than_the_replicas(key, tmp_path):
 
 def test_float16_without_a_gpu_names_bfloat16(tmp_path):
     recipe = load_recipe("mnist", "smoke", ["precision=mixed_float16"])
-    for story in (run, sweep):
-        with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
-            story(recipe, out=tmp_path / "out", say=lambda text: None)
+    with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
+        run(recipe, tmp_path / "out", say=lambda text: None)
+    with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
+        sweep(recipe, ["temperature=1,2"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
