@@ -1,6 +1,7 @@
 """The models of a run, each fitted once: what an earlier session finished is loaded, what it began is gone on with."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from kdistill import (
     teachers,
     train,
     verdict,
+    weights,
 )
 from kdistill.data import Examples, Splits
 from kdistill.distiller import from_recipe
@@ -54,11 +56,31 @@ class Arms:
         self.warnings: list[str] = []  # about the teacher
 
     def network(self, spec: Network, seed: int) -> keras.Model:
-        """The network with the start that belongs to this seed."""
+        """The network with the start that belongs to this seed, or the weights of the files that it names."""
+        return self._started(spec, seed)[0]
+
+    def _started(self, spec: Network, seed: int) -> tuple[keras.Model, list[str]]:
+        """The network, and its layers that no file has filled, where there are files."""
         keras.utils.set_random_seed(seed)
+        shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
         with self.devices.scope():
-            shape, classes = self.splits.train.images.shape[1:], len(self.splits.class_names)
-            return models.build(spec, shape, classes, self.download)
+            network = models.build(spec, shape, classes, self.download)
+            if not spec.weights:
+                return network, []
+            mappings = spec.mapping if len(spec.weights) > 1 else {spec.weights[0]: spec.mapping}
+            found = weights.load(network, [(file, mappings.get(file) or None) for file in spec.weights])
+        self.say(f"Weights of '{spec.name}': {weights.told(found)}.")
+        if not found["loaded"]:
+            raise InputError(
+                f"No layer of '{spec.name}' has the name of a layer of {', '.join(spec.weights)}. Give the network a "
+                "mapping, {layer of the file: layer of the network}."
+            )
+        return network, found["not_loaded"]
+
+    def warn(self, warning: str) -> None:
+        """Says it, and puts it into the report."""
+        self.say(f"Warning: {warning}")
+        self.warnings.append(warning)
 
     def teacher(self) -> keras.Model:
         """What teaches the student: the recipe's teacher, loaded or trained, several blended, or the last assistant.
@@ -77,8 +99,7 @@ class Arms:
         if self.devices.chief:
             warning = teachers.warning(taught_by, images, labels, len(self.splits.class_names))
             if warning:
-                self.say(f"Warning: {warning}")
-                self.warnings.append(warning)
+                self.warn(warning)
         for place, spec in enumerate(self.recipe.assistants):
             name = f"assistant_{place}"
             splits, training = labelled.for_student(self.splits), self.recipe.teacher_training
@@ -93,8 +114,13 @@ class Arms:
 
     def _trained_or_loaded(self, name: str, spec: Network) -> keras.Model:
         seed = self.recipe.seed
-        if not spec.file and applications.trained(spec.options, len(self.splits.class_names)):
-            self.models[name] = self.network(spec, seed)
+        if not spec.file and (spec.weights or applications.trained(spec.options, len(self.splits.class_names))):
+            self.models[name], lacking = self._started(spec, seed)
+            if lacking:
+                self.warn(
+                    f"The layers {', '.join(lacking)} of {name} ('{spec.name}') got no weights from "
+                    f"{', '.join(spec.weights)}: they are random, and it is not trained. Give a mapping."
+                )
             return self.models[name]
         if not spec.file:
             training, splits = self.recipe.teacher_training, labelled.for_teacher(self.splits, self.recipe.data)
@@ -242,5 +268,13 @@ class Arms:
         if self.devices.strategy:
             files = {name: self.folder.path / f"{name}.keras" for name in self.models}
             files |= {"teacher": self.recipe.teacher.file} if self.recipe.teacher.file else {}
-            self.models = {name: convert.load_model(path) for name, path in files.items()}
+            self.models = {name: self._plain(name, path) for name, path in files.items()}
         return self.models
+
+    def _plain(self, name: str, path: str | Path) -> keras.Model:
+        """A model without a strategy: from its file or, as a teacher that came with its weights has none, a copy."""
+        if Path(path).is_file():
+            return convert.load_model(path)
+        copy = keras.models.clone_model(self.models[name])
+        copy.set_weights(self.models[name].get_weights())
+        return copy

@@ -40,11 +40,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of `kdistill.models` by name with its options, or a trained one from a `.keras` file."""
+    """A network of `kdistill.models` by name with its options, or a trained one from a `.keras` file.
+
+    With `weights` it starts with those of files, into layers of other names by `mapping`; a teacher of `weights` is not
+    trained. Without a mapping, layers of equal names are filled; see `kdistill.weights`.
+    """
 
     name: str
     options: dict = field(default_factory=dict)
     file: str | None = None  # a .keras file: loaded (in safe mode) instead of trained
+    weights: tuple[str, ...] = ()  # .keras, .weights.h5 or .npz files
+    mapping: dict = field(default_factory=dict)  # {file's layer: network's layer}; of several files {file: {...}}
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,9 @@ def checked(recipe: Recipe) -> Recipe:
     for part in ("more_teachers", "assistants"):
         expected = f"none, as the terms {', '.join(tapping)} look into the one teacher" if tapping else ""
         _check(not (tapping and getattr(recipe, part)), part, expected, getattr(recipe, part))
+    for part in ("teacher", "student", "more_teachers", "assistants"):
+        for network in (found,) if isinstance(found := getattr(recipe, part), Network) else found:
+            _check_weights(network, part)
     for name, least in (("views", 1), ("seed", 0), ("top_k", 1)):
         value = getattr(recipe.cache, name)
         _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)
@@ -310,6 +319,18 @@ def checked(recipe: Recipe) -> Recipe:
     for place, stage in enumerate(recipe.compress):
         _check_stage(stage, f"compress.{place}")
     return recipe
+
+
+def _check_weights(network: Network, part: str) -> None:
+    files, mapping = network.weights, network.mapping
+    _check(not isinstance(files, str), f"{part}.weights", "several files, (file,) for one", files)
+    _check(not (files and network.file), f"{part}.weights", f"none with {part}.file, which has its own", files)
+    _check(files or not mapping, f"{part}.mapping", f"none without {part}.weights, the files to map", mapping)
+    kind, form = (str, "{layer of the file: layer of the network}")
+    if len(files) > 1:
+        kind, form = dict, "{file: {its layer: layer of the network}} with several files"
+    fits = all(isinstance(each, kind) and (kind is str or name in files) for name, each in mapping.items())
+    _check(fits, f"{part}.mapping", form, mapping)
 
 
 def _check_stage(stage: Stage, part: str) -> None:

@@ -62,6 +62,17 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     return report
 
 
+def told(report: dict[str, list]) -> str:
+    """What `load` reports, in words: how much each file gave, what it held besides, which layers got nothing."""
+    parts = []
+    for file in dict.fromkeys(each[0] for each in [*report["loaded"], *report["left"]]):
+        pairs = [each[1:3] for each in report["loaded"] if each[0] == file]
+        names = ", ".join(source if source == target else f"{source} -> {target}" for source, target in pairs)
+        left = ", ".join(name for path, name in report["left"] if path == file)
+        parts.append(f"from '{file}' {names or 'nothing'}" + (f" (not taken: {left})" if left else ""))
+    return "; ".join([*parts, f"layers that got none: {', '.join(report['not_loaded']) or 'none'}"])
+
+
 def read(path: str | Path) -> dict[str, list[np.ndarray]]:
     """The arrays of a file by the name of their layer."""
     name = os.fspath(path)

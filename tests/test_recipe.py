@@ -6,7 +6,7 @@ import pytest
 
 from kdistill.errors import InputError
 from kdistill.loading import load_profile, load_recipe, names
-from kdistill.recipe import Distill, Profile, Recipe, Schedule, Term, as_dict, checked, from_dict, override
+from kdistill.recipe import Distill, Network, Profile, Recipe, Schedule, Term, as_dict, checked, from_dict, override
 
 MNIST = load_recipe("mnist")
 
@@ -117,6 +117,38 @@ def test_a_wrong_term_is_refused_before_anything_runs(distill, message):
 def test_every_recipe_that_ships_loads_in_its_variants(name):
     assert load_recipe(name).variant == "default"
     assert load_recipe(name, "smoke").variant == "smoke"
+
+
+def test_weights_and_their_mapping_survive_json_and_take_settings():
+    assert override(MNIST, ["teacher.weights=a.npz, b.keras"]).teacher.weights == ("a.npz", "b.keras")
+    by_file = {"a.npz": {"conv": "conv1"}, "b.keras": {"block/dense": "fc1"}}
+    for given in (
+        Network("lenet", weights=("a.npz",), mapping={"block/conv": "conv1"}),
+        Network("lenet", weights=("a.npz", "b.keras"), mapping=by_file),
+    ):
+        recipe = checked(dataclasses.replace(MNIST, teacher=given, student=Network("small_cnn")))
+        assert from_dict(Recipe, as_dict(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ({"mapping": {"a": "b"}}, "'teacher.mapping' expects none without teacher.weights"),
+        ({"weights": ("a.npz",), "file": "t.keras"}, "'teacher.weights' expects none with teacher.file"),
+        ({"weights": "a.npz"}, "'teacher.weights' expects several files"),
+        (
+            {"weights": ("a.npz",), "mapping": {"a.npz": {"a": "b"}}},
+            "expects {layer of the file: layer of the network}",
+        ),
+        ({"weights": ("a.npz", "b.npz"), "mapping": {"a": "b"}}, "expects {file: .*} with several files"),
+        ({"weights": ("a.npz", "b.npz"), "mapping": {"c.npz": {"a": "b"}}}, "expects {file: .*} with several files"),
+    ],
+)
+def test_a_wrong_mapping_is_refused_before_anything_runs(given, message):
+    with pytest.raises(InputError, match=message):
+        checked(dataclasses.replace(MNIST, teacher=Network("lenet", **given)))
+    with pytest.raises(InputError, match=message.replace("teacher", "assistants")):
+        checked(dataclasses.replace(MNIST, assistants=(Network("lenet", **given),)))
 
 
 @pytest.mark.parametrize("name", names("exports"))

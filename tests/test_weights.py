@@ -1,11 +1,16 @@
 """Weights under other names: every kind of file, several into one model, and what is told of mistakes."""
 
+import dataclasses
+import types
+
 import keras
 import numpy as np
 import pytest
 
-from kdistill import weights
+from kdistill import arms, models, weights
 from kdistill.errors import InputError
+from kdistill.loading import load_recipe
+from kdistill.recipe import Network
 
 X = np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype("float32")
 
@@ -23,6 +28,44 @@ def net(names=("conv", "norm", "last"), seed=0, filters=4):
         if "moving" in weight.path:
             weight.assign(np.random.default_rng(seed).uniform(1, 2, weight.shape))
     return model
+
+
+def test_a_recipes_teacher_has_the_weights_of_files_and_is_not_trained(tmp_path, digits):
+    """Two files, of which each holds some layers under other names; what is random of it is told."""
+    recipe = load_recipe("mnist", "smoke")
+    small = {"filters": (2, 3), "units": 4}
+    source = models.build(Network("lenet", small), (28, 28, 1), 10)
+    layers = {name: [w.numpy() + 0.1 for w in source.get_layer(name).weights] for name in ("conv1", "conv2", "fc1")}
+    first, second = str(tmp_path / "first.npz"), str(tmp_path / "second.npz")
+    np.savez(first, **{f"{name}_of_theirs/{i}": a for name in ("conv1", "conv2") for i, a in enumerate(layers[name])})
+    np.savez(second, **{f"fc1/{i}": array for i, array in enumerate(layers["fc1"])})
+    mapping = {first: {"conv1_of_theirs": "conv1", "conv2_of_theirs": "conv2"}}
+    given = Network("lenet", small, weights=(first, second), mapping=mapping)
+    said = []
+    arm = arms.Arms(dataclasses.replace(recipe, teacher=given), digits, None, said.append)
+    teacher = arm.teacher()
+    for name, arrays in layers.items():
+        for weight, array in zip(teacher.get_layer(name).weights, arrays, strict=True):
+            np.testing.assert_array_equal(weight, array)
+    assert arm.fits == {} and arm.models["teacher"] is teacher
+    assert f"from '{first}' conv1_of_theirs -> conv1, conv2_of_theirs -> conv2; from '{second}' fc1" in said[0]
+    assert said[0].endswith("layers that got none: logits.")
+    assert "The layers logits of teacher ('lenet') got no weights" in arm.warnings[0]
+    assert f"Warning: {arm.warnings[0]}" in said
+
+    # Out of a strategy it is a copy, as it is in no file.
+    arm.devices = types.SimpleNamespace(strategy="some")
+    arm.folder = types.SimpleNamespace(path=tmp_path)
+    plain = arm.on_one_device()["teacher"]
+    x = digits.test.images[:2].astype("float32")
+    assert plain is not teacher and np.array_equal(plain(x), teacher(x))
+
+    nothing = Network("lenet", small, weights=(first,))
+    with pytest.raises(InputError, match="No layer of 'lenet' has the name of a layer of .*first.npz. Give .* mapping"):
+        arms.Arms(dataclasses.replace(recipe, teacher=nothing), digits, None, said.append).teacher()
+    start = Network("lenet", small, weights=(second,))  # a student's: where its training begins
+    network = arms.Arms(recipe, digits, None, said.append).network(start, 0)
+    np.testing.assert_array_equal(network.get_layer("fc1").kernel, layers["fc1"][0])
 
 
 MAPPING = {"block/conv": "block/c", "block/norm": "block/n", "rows": "rows", "last": "out"}
