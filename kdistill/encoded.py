@@ -233,11 +233,17 @@ def _boxes(top, left, height, width, png, side: int) -> np.ndarray:
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 
-def decoded(content, box, side: int):
-    """uint8 `[side, side, 3]` of an encoded image: greyscale becomes grey, CMYK is converted, transparency dropped."""
+def decoded(content, box, side: int, kind: int | None = None):
+    """uint8 `[side, side, 3]` of an encoded image: greyscale becomes grey, CMYK is converted, transparency dropped.
+
+    `kind`: the way of decoding, where it is the same for all; None: it is the last number of `box`.
+    """
     import tensorflow as tf
 
     window = box[:4]
+
+    def whole():
+        return tf.io.decode_and_crop_jpeg(content, window, channels=3)
 
     def shrunk(ratio: int):
         image = tf.io.decode_jpeg(content, channels=3, ratio=ratio)
@@ -248,24 +254,28 @@ def decoded(content, box, side: int):
         top, left, height, width = tf.unstack(window)
         return tf.io.decode_png(content, channels=3)[top : top + height, left : left + width]
 
-    whole = functools.partial(tf.io.decode_and_crop_jpeg, content, window, channels=3)
-    image = tf.switch_case(box[4], [whole, *(functools.partial(shrunk, ratio) for ratio in (2, 4, 8)), png])
-    image = tf.cast(tf.round(tf.cast(tf.image.resize(image, (side, side)), tf.float32)), tf.uint8)
-    return tf.ensure_shape(image, (side, side, 3))
+    ways = [whole, *(functools.partial(shrunk, ratio) for ratio in (2, 4, 8)), png]
+    image = tf.switch_case(box[4], ways) if kind is None else ways[kind]()
+    # As tf.image.resize does it, without its questions about the shape: they take time for every image.
+    image = tf.raw_ops.ResizeBilinear(images=image[None], size=(side, side), half_pixel_centers=True)[0]
+    return tf.cast(tf.round(image), tf.uint8)
 
 
-@functools.lru_cache(maxsize=8)
-def _decoder(side: int):
+@functools.lru_cache(maxsize=32)
+def decoder(side: int, kind: int | None = None):
+    """`decoded` as a graph that is traced once, not once an epoch: (content, box) -> uint8 `[side, side, 3]`."""
     import tensorflow as tf
 
     with tf.device("CPU"):
-        traced = tf.function(lambda content, box: decoded(content, box, side), autograph=False)
-        call = traced.get_concrete_function(tf.TensorSpec([], tf.string), tf.TensorSpec([5], tf.int32))
+        traced = tf.function(lambda content, box: decoded(content, box, side, kind), autograph=False)
+        return traced.get_concrete_function(tf.TensorSpec([], tf.string), tf.TensorSpec([5], tf.int32))
 
-    def decode(content: bytes, box: np.ndarray) -> np.ndarray:
-        return call(tf.constant(content), tf.constant(box)).numpy()
 
-    return decode
+def _decoder(side: int):
+    import tensorflow as tf
+
+    call = decoder(side)
+    return lambda content, box: call(tf.constant(content), tf.constant(box)).numpy()
 
 
 def _read(kept: Path | None) -> dict[str, str] | None:

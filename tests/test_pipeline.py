@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from image_files import COLOURS, folders
+from image_files import COLOURS, content, folders
+from image_files import image as picture_of
 
 from kdistill import data as data_module
 from kdistill import pipeline
 from kdistill.data import Examples
+from kdistill.encoded import middle
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -166,9 +168,9 @@ def test_a_worker_reads_its_own_part_only(splits, monkeypatch):
     counted = lambda store, places: read.append(len(places)) or elements(store, places)  # noqa: E731
     monkeypatch.setattr(type(encoded.images.store), "elements", counted)
     for data, expected in ((ENCODED, 2), (dataclasses.replace(ENCODED, mixup=0.4), 3)):
-        found = pipeline.training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
         read.clear()
-        assert len(list(found)) == 3 and read == [expected] * 3
+        found = pipeline.training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
+        assert len(list(found)) == 3 and [count for count in read if count] == [expected] * 3
 
 
 def test_encoded_images_give_what_arrays_give(splits):
@@ -183,6 +185,26 @@ def test_encoded_images_give_what_arrays_give(splits):
             np.testing.assert_array_equal(a, b)
     assert pipeline.evaluation_batches(encoded, 6).cardinality() == 3
     assert pipeline.training_batches(encoded, data, 5, 0, 0).cardinality() == 3
+
+
+def test_every_way_of_decoding_in_one_folder(tmp_path):
+    """PNG, JPEG, and JPEG shrunk by 2 and by 8 while it is decoded, which the graph chooses between."""
+    for part in ("train", "val"):
+        for name, sizes in (("red", (20, 40, 200, 24)), ("blue", (44, 24, 190, 30))):
+            (tmp_path / part / name).mkdir(parents=True)
+            for size in sizes:
+                kind = "PNG" if size == 24 else "JPEG"
+                picture = content(picture_of(COLOURS[name], size, size + 5), kind)
+                (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
+    encoded = data_module.load(ENCODED, tmp_path, say=lambda text: None).test
+    array = dataclasses.replace(encoded, images=encoded.images[:])
+    assert set(middle(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
+    assert same(epoch_of(array, ENCODED, batch=4), epoch_of(encoded, ENCODED, batch=4))
+
+
+def test_an_epoch_that_is_over_has_no_batches(splits):
+    for examples in both(splits):
+        assert epoch_of(examples, ENCODED, first=3) == []
 
 
 def test_the_number_of_threads_changes_nothing(splits, monkeypatch):

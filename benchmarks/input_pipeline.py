@@ -1,0 +1,103 @@
+"""Images per second from a folder of JPEGs at 224 pixels: kdistill's pipeline against plain `tf.data`.
+
+    python benchmarks/input_pipeline.py [--images 608] [--repeats 7]
+
+Makes its own JPEGs, 320x256 to 500x375. "plain" lists the files, reads, decodes and resizes the whole images, batched
+and prefetched with AUTOTUNE; "evaluation" does what a run does (the middle square, padding, weights), "training" too (a
+new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet. All read the same files. They
+take turns in one process, building the data set is part of the time, and every ratio is of neighbours in time; the
+median counts. The processor's time says the same on a machine that has other work. Exit status 1 if evaluation or
+training has less than 0.9 of plain's images per second.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIDE, BATCH, LEAST = 224, 32, 0.9
+SIZES = ((256, 320), (375, 500), (333, 500), (360, 480))  # height, width
+
+
+def make(root: Path, count: int) -> None:
+    """`count` JPEGs of smooth noise in two folders of classes, for training and for testing."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    for i in range(count):
+        size = SIZES[i % len(SIZES)]
+        small = random.integers(0, 256, (12, 16, 3)).astype(np.float32)
+        large = tf.image.resize(small, size, method="bicubic") + random.normal(0, 12, (*size, 3))
+        content = tf.io.encode_jpeg(tf.cast(tf.clip_by_value(large, 0, 255), tf.uint8), quality=90).numpy()
+        for part in ("train", "val"):
+            folder = root / part / f"class{i // len(SIZES) % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i:05}.jpg").write_bytes(content)
+
+
+def plain(paths: list[str]):
+    """Decode and resize, as in TensorFlow's guides."""
+    import tensorflow as tf
+
+    def decode(path):
+        return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (SIDE, SIDE))
+
+    files = tf.data.Dataset.from_tensor_slices(paths)
+    return files.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+
+
+def measured(made) -> tuple[float, float]:
+    """Images per second of wall time, and of the processor's time, of the batches that `made` gives."""
+    images, wall, work = 0, time.perf_counter(), time.process_time()
+    for batch in made():
+        images += int((batch[2] > 0).numpy().sum()) if isinstance(batch, tuple) and len(batch) == 3 else BATCH
+    return images / (time.perf_counter() - wall), images / (time.process_time() - work)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=608)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    from kdistill.cli_base import import_tensorflow
+
+    import_tensorflow()
+    from kdistill import data, pipeline
+    from kdistill.recipe import Data
+
+    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        make(Path(folder), options.images // BATCH * BATCH)
+        settings = Data("image_folder", image_size=SIDE)
+        test = data.load(settings, Path(folder), say=lambda text: None).test  # the same images for all four
+        augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
+        paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
+        found = {name: [] for name in ("plain", "evaluation", "training", "augmented")}
+        for turn in range(options.repeats + 1):
+            kinds = {
+                "plain": lambda: plain(paths),
+                "evaluation": lambda: pipeline.evaluation_batches(test, BATCH),
+                "training": lambda turn=turn: pipeline.training_batches(test, settings, BATCH, 0, turn),
+                "augmented": lambda turn=turn: pipeline.training_batches(test, augmented, BATCH, 0, turn),
+            }
+            for name in list(kinds) if turn % 2 else reversed(kinds):
+                value = measured(kinds[name])
+                if turn:  # the first turn warms up
+                    found[name].append(value)
+    wall_ratios = {}
+    for name, values in found.items():
+        wall, work = np.array(values).T
+        walls, works = (np.divide(values, found["plain"])).T
+        wall_ratios[name] = np.median(walls)
+        print(
+            f"{name:<10} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to plain "
+            f"{np.median(walls):.2f} ({walls.min():.2f} to {walls.max():.2f}); for each second of the processor "
+            f"{np.median(work):.0f}, to plain {np.median(works):.2f} ({works.min():.2f} to {works.max():.2f})"
+        )
+    return int(min(wall_ratios["evaluation"], wall_ratios["training"]) < LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
