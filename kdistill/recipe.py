@@ -318,6 +318,8 @@ def checked(recipe: Recipe) -> Recipe:
         _check_training(getattr(recipe, part), part)
     for place, stage in enumerate(recipe.compress):
         _check_stage(stage, f"compress.{place}")
+    for part, network in (("student", recipe.student), *(("assistants", each) for each in recipe.assistants)):
+        _check(network.file is None, f"{part}.file", "none: it is trained. weights gives it a start", network.file)
     return recipe
 
 

@@ -22,6 +22,7 @@ def test_overrides_by_path_and_by_a_unique_last_part():
 @pytest.mark.parametrize(
     "setting,message",
     [
+        ("student.file=s.keras", "student.file.*none: it is trained"),
         ("temprature=3", "Did you mean 'temperature'|Did you mean 'distill.temperature'"),
         ("epochs=3", "ambiguous.*teacher_training.epochs, training.epochs"),
         ("training.epochs=many", "expects int, received 'many'"),
