@@ -12,8 +12,8 @@
     kdistill run mnist --variant smoke                  the same, tiny: for tests
 
 Cost: about 2 minutes on the sample, 6 to 8 minutes on all of MNIST (2 CPU cores, busy with other work).
-Measured on all of MNIST, three seeds: see the README, with command, machine and date. With all
-labels at hand distillation does not raise the accuracy of this student. With 1,000 labels (few_labels, 5 seeds) it is
+Measured on all of MNIST, one seed: see the README, with command, machine and date. With all labels
+at hand distillation does not raise the accuracy of this student. With 1,000 labels (few_labels, 5 seeds) it is
 BETTER: 99.24 % against 95.03 %, +4.20 points, 95 % interval +3.80 to +4.61; with the augmentation of the default
 (--set data.shift=2) +1.81 points. See docs/experiments.md.
 """
