@@ -181,8 +181,11 @@ def test_rates():
 
 def test_optimizers():
     assert type(train.optimizer(Training(), 10)).__name__ == "Adam"
-    decayed = train.optimizer(Training(weight_decay=0.1), 10)
-    assert type(decayed).__name__ == "AdamW" and decayed.weight_decay == 0.1
+    decayed = train.optimizer(Training(weight_decay=0.1, learning_rate=0.5, schedule="constant"), 10)
+    weight, bias = (keras.Variable([2.0], name=name) for name in ("kernel", "bias"))
+    decayed.apply([tf.zeros(1), tf.zeros(1)], [weight, bias])
+    # As AdamW: 2 - 0.5 * 0.1 * 2, beside the gradient and not through it; a bias does not decay.
+    assert float(weight[0]) == pytest.approx(1.9) and float(bias[0]) == 2.0
     sgd = train.optimizer(TRAINING, 10)
     assert type(sgd).__name__ == "SGD" and sgd.momentum == 0.9
 
