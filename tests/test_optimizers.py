@@ -68,17 +68,3 @@ def test_recipes_train_with_them_and_they_are_saved(tmp_path):
     assert isinstance(sgd, optimizers.SGD) and sgd.momentum == 0.9
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(adam))
     assert type(again) is optimizers.Adam and again.get_config() == adam.get_config()
-
-
-def test_replicas_go_the_way_of_keras():
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(2)])
-    with strategy.scope():
-        made, variables = optimizers.SGD(0.5), [keras.Variable(np.ones(3), dtype="float32")]
-        made.build(variables)
-
-    @tf.function
-    def step():
-        strategy.run(lambda: made.apply([tf.ones(3)], variables))
-
-    step()
-    np.testing.assert_allclose(variables[0].numpy(), np.zeros(3))  # both replicas' gradients are summed

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdistill import strategy
+from kdistill import optimizers, strategy
 from kdistill.distiller import Distiller
 from kdistill.errors import InputError
 from kdistill.recipe import Term
@@ -180,6 +180,19 @@ def test_what_crashes_on_replicas_is_refused_by_name(mirrored_strategy):
     for model, message in ((first, "steps_per_execution=2"), (second, "jit_compile=True"), (third, "metrics=")):
         with pytest.raises(InputError, match=message):
             model.fit(batches(), verbose=0)
+
+
+def test_fused_optimizers_on_replicas_go_the_way_of_keras(mirrored_strategy):
+    with mirrored_strategy.scope():
+        made, variables = optimizers.SGD(0.5), [keras.Variable(np.ones(3), dtype="float32")]
+        made.build(variables)
+
+    @tf.function
+    def step():
+        mirrored_strategy.run(lambda: made.apply([tf.ones(3)], variables))
+
+    step()
+    np.testing.assert_allclose(variables[0].numpy(), np.zeros(3))  # both replicas' gradients are summed
 
 
 WORKER = """
