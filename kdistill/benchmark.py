@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import time
-import zlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kdistill import flatbuffer
 from kdistill.errors import InputError
-from kdistill.litert import REFUSED, File, quantised, quiet, run_apart
+from kdistill.litert import REFUSED, File, call_times, quantised, quiet, run_apart
+from kdistill.measure import sizes
 
 SECONDS = 1800
 WARMUP, RUNS, REPEATS = 20, 200, 3
@@ -72,7 +72,7 @@ def lines(found: dict) -> list[str]:
 def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
     from ai_edge_litert.interpreter import Interpreter  # before the clock and the memory are looked at
 
-    _ready(File(path, tried=True), 1)  # libraries are loaded, pools made: what remains is the file's
+    File(path, tried=True).filled()  # libraries are loaded, pools made: what remains is the file's
     content = path.read_bytes()
     _reset_peak()
     before = _memory("VmRSS")
@@ -82,13 +82,13 @@ def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
         interpreter.allocate_tensors()
     load = time.perf_counter() - start
     file = File(path, tried=True)
-    interpreter, _ = _ready(file, 1)
+    interpreter = file.filled()
     interpreter.invoke()
     peak = max(_memory("VmHWM") - before, 0)
     found = {
         "file": str(path),
         "bytes": len(content),
-        "bytes_deflated": len(zlib.compress(content, 9)),
+        "bytes_deflated": sizes(content)["deflated"],
         "load_ms": 1000 * load,
         "peak_memory": peak,
         "latency": [{"threads": n, **file.latency(n, WARMUP, RUNS, REPEATS)} for n in threads],
@@ -104,20 +104,8 @@ def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
     return found
 
 
-def _ready(file: File, threads: int):
-    """An interpreter with one batch of noise set, and that noise."""
-    with quiet():
-        interpreter = file._open(threads)
-        shape = [file.batch or 1, *(size or 224 for size in file.input["shape"][1:])]
-        interpreter.resize_tensor_input(file._in, shape)
-        interpreter.allocate_tensors()
-    pixels = np.random.default_rng(0).integers(0, 256, shape)
-    interpreter.set_tensor(file._in, quantised(pixels, file.input))
-    return interpreter, pixels
-
-
 def _side_by_side(this: File, other: File) -> dict:
-    pair = [_ready(each, 1)[0] for each in (this, other)]
+    pair = [each.filled() for each in (this, other)]
     images = [each.batch or 1 for each in (this, other)]
     for interpreter in pair:
         for _ in range(WARMUP):
@@ -125,21 +113,11 @@ def _side_by_side(this: File, other: File) -> dict:
     rounds = np.empty((ROUNDS, 2))
     for i in range(ROUNDS):
         for j in (0, 1) if i % 2 else (1, 0):
-            rounds[i, j] = np.median(_times(pair[j], BLOCK)) / images[j]
+            rounds[i, j] = np.median(call_times(pair[j], BLOCK)) / images[j]
     ratio = rounds[:, 1] / rounds[:, 0]
     low, middle, high = np.percentile(ratio, [10, 50, 90])
     this_us, other_us = np.median(rounds, axis=0)
     return {"median": middle, "low": low, "high": high, "this_us": this_us, "baseline_us": other_us}
-
-
-def _times(interpreter, runs: int) -> list[float]:
-    """Microseconds of each of so many calls."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        interpreter.invoke()
-        times.append((time.perf_counter_ns() - start) / 1000)
-    return times
 
 
 def _accelerated(path: Path) -> bool | None:
@@ -193,8 +171,8 @@ def _by_operator(path: Path) -> tuple[list[dict], list[str]]:
                 alone.allocate_tensors()
             for place, i in zip(alone.get_input_details(), dict.fromkeys(inputs), strict=True):
                 alone.set_tensor(place["index"], whole.get_tensor(i))
-            _times(alone, 5)
-            times[name] += float(np.median(_times(alone, OPERATOR_RUNS)))
+            call_times(alone, 5)
+            times[name] += float(np.median(call_times(alone, OPERATOR_RUNS)))
             counts[name] += 1
         except (ValueError, RuntimeError):
             failed[name] = None

@@ -6,7 +6,6 @@ The file is opened in a process of its own (`python -m kdistill.inspection FILE`
 import hashlib
 import json
 import sys
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from kdistill import flatbuffer, layerwise, metadata, microcontroller
 from kdistill.errors import InputError
 from kdistill.litert import REFUSED, checked_head, details, quiet, run_apart
+from kdistill.measure import sizes
 
 SECONDS = 300
 
@@ -141,7 +141,7 @@ def _inspected(path: Path) -> dict:
     return {
         "file": str(path),
         "bytes": len(content),
-        "bytes_deflated": len(zlib.compress(content, 9)),
+        "bytes_deflated": sizes(content)["deflated"],
         "sha256": hashlib.sha256(content).hexdigest(),
         "min_runtime": flatbuffer.min_runtime(model),
         "signatures": sorted(signatures),

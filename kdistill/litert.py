@@ -80,6 +80,18 @@ class File:
         Microseconds on this machine's CPU, after `warmup` calls; of `repeats` series of `runs` calls the fastest,
         because everything that disturbs a measurement makes it slower.
         """
+        interpreter = self.filled(threads)
+        for _ in range(warmup):
+            interpreter.invoke()
+        series = []
+        for _ in range(repeats):
+            times = call_times(interpreter, runs)
+            series.append((float(np.median(times)), float(np.percentile(times, 90))))
+        median, p90 = min(series)
+        return {"median_us": median, "p90_us": p90}
+
+    def filled(self, threads: int = 1):
+        """An interpreter of its own whose input is one batch of noise: 1 image where any batch goes."""
         with quiet():
             interpreter = self._open(threads)
             shape = [self.batch or 1, *(size or 224 for size in self.input["shape"][1:])]
@@ -87,18 +99,7 @@ class File:
             interpreter.allocate_tensors()
         pixels = np.random.default_rng(0).integers(0, 256, shape)
         interpreter.set_tensor(self._in, quantised(pixels, self.input))
-        for _ in range(warmup):
-            interpreter.invoke()
-        series = []
-        for _ in range(repeats):
-            times = np.empty(runs)
-            for i in range(runs):
-                start = time.perf_counter_ns()
-                interpreter.invoke()
-                times[i] = (time.perf_counter_ns() - start) / 1000
-            series.append((float(np.median(times)), float(np.percentile(times, 90))))
-        median, p90 = min(series)
-        return {"median_us": median, "p90_us": p90}
+        return interpreter
 
     def operators(self) -> list[str]:
         """The names of the file's operators, in the order in which they run."""
@@ -215,6 +216,16 @@ def details(end: dict, names: dict[int, str]) -> dict:
         "scale": float(scale) or None,
         "zero_point": int(zero_point) if scale else None,
     }
+
+
+def call_times(interpreter, runs: int) -> np.ndarray:
+    """Microseconds of each of so many calls, `[runs]`."""
+    times = np.empty(runs)
+    for i in range(runs):
+        start = time.perf_counter_ns()
+        interpreter.invoke()
+        times[i] = (time.perf_counter_ns() - start) / 1000
+    return times
 
 
 def quantised(images: np.ndarray, end: dict) -> np.ndarray:

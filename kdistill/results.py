@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from kdistill import diagnostics, labelled, pictures, provenance, verify
+import numpy as np
+
+from kdistill import convert, deploy, diagnostics, labelled, pictures, provenance, verify
 from kdistill.arms import Arms
 from kdistill.evaluate import evaluate, predict
 from kdistill.objective import softness
@@ -22,7 +24,7 @@ def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
         {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
         for name, model in models.items()
     ]
-    files = _exported(arms, profiles)
+    files = _exported(arms, profiles, logits["student"])
     files |= {f"{name}.tflite": made["file"] for name, made in compressions.items()}
     for name, file in files.items():
         rows.append({"name": name, **evaluate(arms.folder.path / file["path"], splits.test, teacher_logits=teacher)})
@@ -50,12 +52,15 @@ def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
     }
 
 
-def _exported(arms: Arms, profiles: list[Profile]) -> dict[str, dict]:
+def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[str, dict]:
     student, splits, folder = arms.models["student"], arms.splits, arms.folder.path
     about, found = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}, {}
     for profile in profiles:
         arms.say(f"Exporting {profile.name}")
         place, names, images = folder / profile.name, splits.class_names, splits.train.images
-        file = verify.export_checked(student, place, profile, images, splits.test, class_names=names, about=about)
+        # What is compared with the file is the student itself, but for mixed precision and a normalisation before it.
+        known = logits if deploy.normalised(convert.ready(student), profile) is student else None
+        options = {"class_names": names, "about": about}
+        file = verify.export_checked(student, place, profile, images, splits.test, known, **options)
         found[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}
     return found

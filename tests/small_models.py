@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from kdistill.data import Examples
@@ -41,3 +42,17 @@ def network(*, filters: int = 8, softmax: bool = False, dtype=None, middle=(), n
     fitted = np.linalg.solve(inputs.T @ inputs + 0.1 * np.eye(inputs.shape[1]), inputs.T @ targets)
     dense.set_weights([fitted[:-1], fitted[-1]])
     return model
+
+
+class Counted(layers.Layer):
+    """Gives its input, and counts in `counts[who]` how often it runs: in the graph, not when it is traced."""
+
+    def __init__(self, who: str, counts: dict[str, int], **kwargs):
+        super().__init__(**kwargs)
+        self._count = lambda x: counts.update({who: counts[who] + 1}) or x
+
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(self._count, [x], tf.float32), x.shape)
+
+    def compute_output_shape(self, shape):
+        return shape

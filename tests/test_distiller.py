@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import Counted
 
 from kdistill.distiller import Distiller
 from kdistill.errors import InputError
@@ -233,24 +234,8 @@ def test_schedules_follow_the_global_step():
 def test_one_forward_of_each_model_per_step():
     counts = {"student": 0, "teacher": 0}
 
-    @keras.saving.register_keras_serializable(package="tests")
-    class Counted(keras.layers.Layer):
-        def __init__(self, who, **kwargs):
-            super().__init__(**kwargs)
-            self.who = who
-
-        def call(self, x):
-            return tf.ensure_shape(tf.numpy_function(self.count, [x], tf.float32), x.shape)
-
-        def count(self, x):
-            counts[self.who] += 1
-            return x
-
-        def compute_output_shape(self, shape):
-            return shape
-
     def net(who):
-        layers = [keras.Input((6,)), Counted(who), keras.layers.Reshape((6,)), keras.layers.Dense(4)]
+        layers = [keras.Input((6,)), Counted(who, counts), keras.layers.Reshape((6,)), keras.layers.Dense(4)]
         return keras.Sequential(layers)
 
     distiller = compiled(net("student"), net("teacher"))

@@ -100,10 +100,12 @@ def test_two_files_are_measured_by_turns(monkeypatch):
         def __init__(self, batch):
             self.batch = batch
 
+        def filled(self):
+            return self
+
         def invoke(self):
             pass
 
-    monkeypatch.setattr(costs, "_ready", lambda file, threads: (file, None))
-    monkeypatch.setattr(costs, "_times", lambda file, runs: [10.0 if file.batch is None else 60.0] * runs)
+    monkeypatch.setattr(costs, "call_times", lambda file, runs: [10.0 if file.batch is None else 60.0] * runs)
     found = costs._side_by_side(Fake(None), Fake(2))
     assert found == {"median": 3.0, "low": 3.0, "high": 3.0, "this_us": 10.0, "baseline_us": 30.0}

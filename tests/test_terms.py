@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import Counted
 
 from kdistill import checkpoint, features, losses, methods
 from kdistill.distiller import Distiller, from_recipe
@@ -127,24 +128,9 @@ def test_a_term_named_kd_takes_the_place_of_the_kl():
 def test_one_forward_of_each_layer_per_step_whatever_the_number_of_terms():
     counts = {"student": 0, "teacher": 0}
 
-    @keras.saving.register_keras_serializable(package="tests")
-    class Counting(keras.layers.Layer):
-        def __init__(self, who, **kwargs):
-            super().__init__(**kwargs)
-            self.who = who
-
-        def call(self, x):
-            return tf.ensure_shape(tf.numpy_function(self.count, [x], tf.float32), x.shape)
-
-        def count(self, x):
-            counts[self.who] += 1
-            return x
-
-        def compute_output_shape(self, shape):
-            return shape
-
     def net(who):
-        layers = [Counting(who, name="count"), keras.layers.Reshape((8, 8, 2)), keras.layers.Conv2D(5, 3, name="conv")]
+        counted, conv = Counted(who, counts, name="count"), keras.layers.Conv2D(5, 3, name="conv")
+        layers = [counted, keras.layers.Reshape((8, 8, 2)), conv]
         inner = keras.Sequential([keras.Input((8, 8, 2)), *layers], name="block")
         return keras.Sequential([keras.Input((8, 8, 2)), inner, keras.layers.Flatten(), keras.layers.Dense(4)])
 
