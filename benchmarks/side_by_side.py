@@ -12,7 +12,6 @@ Each in wall seconds and in CPU seconds of this process per step, medians over t
 ratios within a repeat. `--grid`: also the 51 students of 11 weights by 5 temperatures. Writes json and a picture.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import keras
 import tensorflow as tf
+from common import arguments
 
 from kdistill import data, models, pipeline, provenance, side_by_side
 from kdistill.distiller import Distiller
@@ -63,12 +63,10 @@ def timed(call: Callable[[], None], steps: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measures, prints the table, writes json and a picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=5)
     parser.add_argument("--students", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("side_by_side.json"))
     given = parser.parse_args()
     splits = data.load(RECIPE.data)
     keras.utils.set_random_seed(1)
@@ -126,8 +124,9 @@ def main() -> None:
     }
     about = {"machine": provenance.machine(), "versions": provenance.versions(), "steps": steps, "batch": batch}
     result = {**about, "repeats": given.repeats, **base, "peak_growth_of_the_last": grown, "rows": rows}
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, given.out.with_suffix(".png"))
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "side_by_side.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(rows, given.out / "side_by_side.png")
     print(", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in base.items()))
     titles = ("wall ms", 10), ("k runs / k together", 22), ("together / limit", 18), ("cpu: runs", 11), ("limit", 8)
     print(f"{'k':>4}" + "".join(f"{title:>{width}}" for title, width in (*titles, ("first s", 9))))

@@ -1,6 +1,6 @@
 """The models of a run, each fitted once: what an earlier session finished is loaded, what it began is gone on with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import keras
@@ -25,7 +25,6 @@ from kdistill.distiller import from_recipe
 from kdistill.errors import InputError
 from kdistill.evaluate import predict
 from kdistill.folder import RunFolder
-from kdistill.objective import teacher_taps
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.replay import Replay, pays
 from kdistill.strategy import ONE, Devices
@@ -130,17 +129,18 @@ class Arms:
             self.models[name] = models.load(spec.file, shape, classes)
         return self.models[name]
 
-    def asked(self, teacher: keras.Model) -> keras.Model:
-        """The teacher as students ask it: a copy for inference, where no term needs its layers."""
-        precision, tapping = self.recipe.teacher_precision, teacher_taps(self.recipe.distill.terms)
-        if not isinstance(teacher, keras.Model) or tapping or self.devices.strategy:
-            if precision:
-                raise InputError(
-                    f"teacher_precision={precision} is for one teacher, on one device, of whose layers no term takes "
-                    "anything. Leave it out (--set teacher_precision=none)."
-                )
+    def asked(self, teacher: keras.Model, taps: Collection[str]) -> keras.Model:
+        """The teacher as students ask it: a copy for inference, in which the layers `taps` give what they gave."""
+        precision = self.recipe.teacher_precision
+        own = not isinstance(teacher, keras.Model) or bool(self.devices.strategy)
+        if precision and (own or taps):
+            raise InputError(
+                f"teacher_precision={precision} is for one teacher, on one device, of whose layers no term takes "
+                "anything. Leave it out (--set teacher_precision=none)."
+            )
+        if own:
             return teacher
-        return inference.checked(teacher, self.splits.validation.images[:LOOKED_AT], precision, self.say)
+        return inference.checked(teacher, self.splits.validation.images[:LOOKED_AT], precision, self.say, taps)
 
     def control(self, name: str, seed: int) -> keras.Model:
         """The student trained on labels alone: the same budget, start and order as the student of this seed."""

@@ -96,7 +96,7 @@ def batches_of(data, batch_size: int, seed: int, input_shape, augment: Data | No
 
     if validation is not None:
         images = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(256)
-        validation = images.map(lambda images, labels: (tf.cast(images, tf.float32), labels))
+        validation = pipeline.prompt(images.map(lambda images, labels: (tf.cast(images, tf.float32), labels)))
     return finetune.Batches(of_epoch, steps, validation)
 
 

@@ -12,6 +12,7 @@ import tf_keras
 from kdistill import losses
 from kdistill.errors import CheckFailed
 from kdistill.objective import Term
+from kdistill.pipeline import AHEAD, prompt
 from kdistill.terms import term_loss
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
@@ -32,7 +33,7 @@ class Batches:
         joined = self.of_epoch(0)
         for epoch in range(1, epochs):
             joined = joined.concatenate(self.of_epoch(epoch))
-        return joined.prefetch(tf.data.AUTOTUNE)
+        return prompt(joined.prefetch(AHEAD))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Batch normalisation behind a convolution or a dense layer becomes part of its we
 computes in bfloat16. The copy is a snapshot: it does not follow later changes of the model's weights.
 """
 
+from collections.abc import Collection
+
 import keras
 import numpy as np
 
@@ -14,8 +16,10 @@ FOLDED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 SAME = 1e-3  # largest difference of logits that folding may make, as a share of their spread, in float32
 
 
-def compiled(model: keras.Model, precision: str | None = None) -> keras.Model:
+def compiled(model: keras.Model, precision: str | None = None, taps: Collection[str] = ()) -> keras.Model:
     """The model for inference; `precision` is a dtype policy such as `mixed_bfloat16`, None keeps the model's own.
+
+    Layers named in `taps` give what they give in the model: a normalisation is not folded into one of them.
 
     What cannot be copied so (subclassed and nested models) is returned as it is, and so is a model in which there is
     nothing to fold if no precision is asked for.
@@ -25,7 +29,7 @@ def compiled(model: keras.Model, precision: str | None = None) -> keras.Model:
     layers = list(model._flatten_layers(include_self=False))
     if any(isinstance(layer, keras.Model) for layer in layers):
         return model
-    before = {layer: norm for layer in layers if (norm := _norm_behind(layer))}
+    before = {layer: norm for layer in layers if layer.name not in taps and (norm := _norm_behind(layer))}
     if not before and precision is None:
         return model
     norms, last = set(before.values()), {tensor._keras_history.operation for tensor in model.outputs}
@@ -94,12 +98,18 @@ def difference(model: keras.Model, twin: keras.Model, images: np.ndarray) -> tup
     return float(np.abs(one - two).mean() / (one.std() + 1e-12)), float(np.mean(one.argmax(-1) == two.argmax(-1)))
 
 
-def checked(model: keras.Model, images: np.ndarray, precision: str | None = None, say=print) -> keras.Model:
+def checked(
+    model: keras.Model,
+    images: np.ndarray,
+    precision: str | None = None,
+    say=print,
+    taps: Collection[str] = (),
+) -> keras.Model:
     """The compiled model, compared with the model itself on images; says what another precision does to the logits.
 
     Raises `CheckFailed` where folding alone changes them.
     """
-    folded = compiled(model)
+    folded = compiled(model, taps=taps)
     off, _ = difference(model, folded, images) if folded is not model else (0.0, 1.0)
     if off > SAME and any(layer.compute_dtype != "float32" for layer in model.layers):
         folded = model  # it rounds in other places; no mistake, but no longer the same teacher
@@ -107,7 +117,7 @@ def checked(model: keras.Model, images: np.ndarray, precision: str | None = None
         raise CheckFailed(f"The teacher with its batch normalisation folded is {off:.2g} off: a mistake in kdistill.")
     if precision is None:
         return folded
-    twin = compiled(model, precision)
+    twin = compiled(model, precision, taps)
     if twin is model:
         raise InputError(
             f"The teacher '{model.name}' cannot be copied in {precision}: it is a class of its own, or holds another "

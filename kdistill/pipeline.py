@@ -5,6 +5,7 @@ it would have seen, and every replica or worker computes its share of the same g
 """
 
 import hashlib
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,6 +17,20 @@ from kdistill.errors import InputError
 from kdistill.recipe import Data
 
 WHOLE = (0, 1)  # part 0 of 1
+CORES = os.cpu_count() or 1
+AT_ONCE, AHEAD = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
+
+
+def prompt(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The data set without autotuning, so that an epoch ends when its last batch is there.
+
+    The thread that tunes sleeps for 10, 20, 40, ... ms, and the end of an iterator often waits for it to wake: an
+    epoch of 0.7 s then takes 1.27 s (TensorFlow 2.21; `benchmarks/input_pipeline.py` measures it). A run opens a data
+    set for each epoch. The option holds for what is done with the data set afterwards too.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -113,7 +128,7 @@ def training_batches(
         return (found[1:], answers[1:]) if apart else (found, answers)
 
     ending = finished if encoded else lambda *plan: finished(plan)
-    return batches.map(ending, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    return prompt(batches.map(ending, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(AHEAD))
 
 
 def positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
@@ -145,7 +160,7 @@ def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
         pixels = tf.data.Dataset.from_tensor_slices(padded)
     batches = tf.data.Dataset.zip(pixels, *map(tf.data.Dataset.from_tensor_slices, (labels, weights)))
     batches = batches.batch(batch_size, drop_remainder=True)
-    return batches.map(lambda x, y, w: (tf.cast(x, tf.float32), y, w)).prefetch(2)
+    return prompt(batches.map(lambda x, y, w: (tf.cast(x, tf.float32), y, w)).prefetch(AHEAD))
 
 
 def _columns(rows: Iterable[tuple], signature: tuple[tf.TensorSpec, ...]) -> tuple[np.ndarray, ...]:
@@ -173,7 +188,7 @@ def _pictures(images: EncodedImages, looks: Iterable[tuple]) -> tf.data.Dataset:
     decode = decoder(images.side, kinds.pop() if len(kinds) == 1 else None)
     return tf.data.Dataset.from_tensor_slices((elements, boxes)).map(
         lambda element, box: decode(images.store.content(element), box),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=CORES,
         deterministic=True,
     )
 

@@ -11,6 +11,7 @@ from kdistill.arms import Arms
 from kdistill.distiller import Distiller, from_recipe
 from kdistill.folder import open_folder
 from kdistill.loading import load_profile
+from kdistill.objective import teacher_taps
 from kdistill.recipe import Recipe, as_dict
 from kdistill.strategy import check_precision, choose, explained
 
@@ -54,7 +55,7 @@ def run(
         devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
         say(f"Data: {splits.source}. Run folder: {folder.path}")
         arms = Arms(recipe, splits, folder, say, devices, profile, download)
-        asked = arms.asked(arms.teacher())
+        asked = arms.asked(arms.teacher(), teacher_taps(recipe.distill.terms))
 
         def distiller(network: keras.Model, steps: int) -> Distiller:
             return from_recipe(recipe.distill, network, asked, steps)

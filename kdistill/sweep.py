@@ -153,7 +153,7 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
     splits, training = labelled.for_student(arms.splits), arms.recipe.training
     steps = side_by_side.pipeline.steps_per_epoch(splits.train, training.batch_size) * training.epochs
     taps = {tap: path for recipe in chosen.values() for tap, path in teacher_taps(recipe.distill.terms).items()}
-    asked = teacher if taps else arms.asked(teacher)
+    asked = arms.asked(teacher, taps)
     shown = Once(frozen(asked, taps=taps))
     members, warnings = {}, {}
     for name, recipe in chosen.items():

@@ -13,8 +13,8 @@ from kdistill.arms import Arms
 from kdistill.data import Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.folder import RunFolder
-from kdistill.objective import Distill, Term
 from kdistill.recipe import Network, Recipe
+from kdistill.taps import tapped
 
 
 def shaken(model: keras.Model) -> keras.Model:
@@ -67,6 +67,16 @@ def test_the_logits_are_the_same_and_the_right_normalisations_are_gone():
     np.testing.assert_allclose(twin(x, training=False), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["first", "folded_1", "depthwise", "folded_2", "hidden"])
+def test_a_tapped_layer_gives_what_it_gave(name):
+    model, x = odd(), images((12, 12, 2))
+    folded = inference.compiled(model, taps=[name])
+    one, two = (tapped(each, {name: "here"}, "teacher")(x, training=False) for each in (model, folded))
+    for key in (name, "logits"):
+        np.testing.assert_allclose(two[key], one[key], rtol=1e-4, atol=1e-5)
+    assert len(kinds(folded)) < len(kinds(model))
+
+
 def test_bfloat16_keeps_the_last_layer_and_says_what_it_does_to_the_logits():
     model, x, said = shaken(network()), images((12, 12, 1)) * 255, []
     twin = inference.checked(model, x, "mixed_bfloat16", said.append)
@@ -102,7 +112,7 @@ def test_a_wrong_copy_is_refused(monkeypatch):
         inference.checked(model, corners(8).images.astype("float32"))
 
 
-def test_runs_ask_the_copy_unless_something_needs_the_teachers_layers(tmp_path):
+def test_runs_ask_the_copy_which_keeps_the_layers_that_are_tapped(tmp_path):
     splits = Splits(corners(40), corners(20, seed=1), corners(20, seed=2), CLASSES, "corners", "0123456789abcdef")
     teacher, said = shaken(network()), []
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"))
@@ -112,10 +122,9 @@ def test_runs_ask_the_copy_unless_something_needs_the_teachers_layers(tmp_path):
         folder.close()
         return Arms(dataclasses.replace(recipe, **changes), splits, folder, said.append)
 
-    assert kinds(arms().asked(teacher)) == [] and kinds(teacher) == ["norm"] and not said
-    narrow = arms(teacher_precision="mixed_bfloat16").asked(teacher)
+    assert kinds(arms().asked(teacher, {})) == [] and kinds(teacher) == ["norm"] and not said
+    narrow = arms(teacher_precision="mixed_bfloat16").asked(teacher, {})
     assert narrow.get_layer("first").compute_dtype == "bfloat16" and "in mixed_bfloat16" in said[0]
-    hint = Distill(terms={"hint": Term("hint", student_tap="relu1", teacher_tap="relu")})
-    assert arms(distill=hint).asked(teacher) is teacher
+    assert kinds(arms().asked(teacher, ["relu"])) == [] and kinds(arms().asked(teacher, ["first"])) == ["norm"]
     with pytest.raises(InputError, match="of whose layers no term takes anything"):
-        arms(distill=hint, teacher_precision="mixed_bfloat16").asked(teacher)
+        arms(teacher_precision="mixed_bfloat16").asked(teacher, ["relu"])

@@ -271,3 +271,9 @@ def test_mixtures_are_as_the_papers_say():
 def test_mixed_labels_need_the_number_of_classes():
     with pytest.raises(InputError, match="how many classes"):
         pipeline.training_batches(EXAMPLES, Data(mixup=0.2), 5, 0, 0)
+
+
+def test_no_epoch_waits_for_the_thread_that_tunes():
+    for made in (pipeline.training_batches(EXAMPLES, Data(), 4, 0, 0), pipeline.evaluation_batches(EXAMPLES, 4)):
+        for each in (made, made.map(lambda *batch: batch).prefetch(1)):
+            assert each.options().autotune.enabled is False
