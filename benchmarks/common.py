@@ -43,6 +43,13 @@ def resnet(depth: int) -> keras.Model:
     return models.build(Network("resnet", {"depth": depth}), (32, 32, 3), 10)
 
 
+def modest(teacher: keras.Model) -> keras.Model:
+    """The teacher with small logits: those of random weights are beyond float16, in which a cache holds them."""
+    last = teacher.layers[-1]
+    last.kernel.assign(last.kernel / 1000)
+    return teacher
+
+
 def lenet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     """The teacher and the student of `recipes/mnist.py`."""
     shape = (28, 28, 1)
@@ -51,15 +58,13 @@ def lenet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
 
 def resnet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     """ResNet-56 and ResNet-8 for 32x32 images."""
-    return resnet(56), lambda: resnet(8)
+    return modest(resnet(56)), lambda: resnet(8)
 
 
 def resnet50_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     """ResNet-50 and MobileNetV3-Small of keras.applications at 224x224, random weights: time alone is measured."""
     options = {"weights": None, "classes": 1000, "classifier_activation": None, "input_shape": (224, 224, 3)}
-    teacher = keras.applications.ResNet50(**options)
-    last = teacher.layers[-1]
-    last.kernel.assign(last.kernel / 1000)  # logits of random weights are beyond float16, in which a cache holds them
+    teacher = modest(keras.applications.ResNet50(**options))
     return teacher, lambda: keras.applications.MobileNetV3Small(**options)
 
 
