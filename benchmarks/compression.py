@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import convert, data, provenance, report, verdict
+from kdistill import convert, data, files, provenance, verdict
 from kdistill.arms import Arms
 from kdistill.compress import compress
 from kdistill.distiller import from_recipe
@@ -177,7 +177,7 @@ def main() -> None:
                 if any(row["key"] == key for row in held["rows"]):
                     continue
                 held["rows"].append({"key": key, **measured(arms, student, scheme, seed, kept_on, given)})
-                report.write(path, json.dumps(held) + "\n")
+                files.write(path, json.dumps(held) + "\n")
     rows = [row for row in held["rows"] if row["key"][3:] == settings and row["scheme"] in given.scheme]
     rows.sort(key=lambda row: (given.scheme.index(row["scheme"]), row["seed"]))
     teacher = accuracy(predict(arms.models["teacher"], test.images), test.labels)

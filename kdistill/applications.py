@@ -75,8 +75,9 @@ def application(
     known, size = APPLICATIONS[name], size or APPLICATIONS[name].size
     if shape[-1] != 3:
         raise InputError(f"The network '{name}' expects colour images (3 channels), received {shape}.")
-    headless = weights == "imagenet" and classes != IMAGENET_CLASSES
-    if weights == "imagenet":
+    fetch = fetched({"weights": weights})
+    headless = fetch and classes != IMAGENET_CLASSES
+    if fetch:
         _check_at_hand(name, known.no_top if headless else known.top, download, options)
     elif weights is not None and not Path(weights).is_file():
         raise InputError(f"The network '{name}': no file of weights at '{weights}'.")
@@ -99,10 +100,14 @@ def application(
     return _synchronised(model, momentum)
 
 
+def fetched(options: dict) -> bool:
+    """Whether a network with these options takes weights that Keras fetches."""
+    return options.get("weights") == "imagenet"
+
+
 def trained(options: dict, classes: int) -> bool:
     """Whether a network with these options comes with all its weights trained, the head too."""
-    weights = options.get("weights")
-    return weights is not None and (weights != "imagenet" or classes == IMAGENET_CLASSES)
+    return options.get("weights") is not None and (not fetched(options) or classes == IMAGENET_CLASSES)
 
 
 def _check_at_hand(name: str, file: str, download: bool, options: dict) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
-from kdistill.report import write
+from kdistill.files import write
 
 FORMAT = 1
 PART_BYTES = 32 << 20  # about: large enough for a disk to stream, small enough to lose little when killed

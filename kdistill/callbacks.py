@@ -1,6 +1,5 @@
 """Callbacks of a run: TensorBoard by the global step, and a stop at the first loss that is not finite."""
 
-import os
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
 from kdistill.errors import CheckFailed
+from kdistill.files import whole
 from kdistill.supervised import Supervised
 
 
@@ -123,8 +123,6 @@ def forget_after(folder: Path, step: int) -> None:
                     kept.append(record)
         except tf.errors.DataLossError:
             pass  # the record that was being written when the run was killed
-        part = path.with_name(f".{path.name}.part")
-        with tf.io.TFRecordWriter(str(part)) as writer:
+        with whole(path) as part, tf.io.TFRecordWriter(str(part)) as writer:
             for record in kept:
                 writer.write(record)
-        os.replace(part, path)

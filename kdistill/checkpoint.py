@@ -7,7 +7,6 @@ history; never the teacher. Order and augmentation need no state: they are a fun
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import keras
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.files import whole
 from kdistill.strategy import ONE, Devices
 from kdistill.supervised import Supervised
 
@@ -54,15 +54,10 @@ def save(model: Supervised, folder: Path | None, history: dict, seconds: float) 
 
 def write(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, and onto the disk."""
-    part = path.with_name(".part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with whole(path, synced=True) as part:
+            part.write_bytes(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(
             f"Cannot write '{path}' ({len(data):,} bytes): {error.strerror or error}. Nothing is lost: make room, then "
             "go on with --resume, from the checkpoint before."

@@ -22,7 +22,7 @@ def report(
     Example: kdistill report runs/mnist-default-1 runs/mnist-default-2 --out comparison.html
     """
     from kdistill import compare, page
-    from kdistill.report import write
+    from kdistill.files import write
 
     named = compare.named(runs)
     if len(runs) == 1:

@@ -15,7 +15,7 @@ import numpy as np
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
-from kdistill import finetune, models, report, schemes, stages
+from kdistill import files, finetune, models, schemes, stages
 from kdistill.bridge import Handlers, copy_back, to_tf_keras
 from kdistill.compress_input import batches_of, check_names, check_numbers, check_terms, checked_teacher, goals_of
 from kdistill.convert import convert, image_shape, layer_of, output_of, ready
@@ -237,7 +237,7 @@ class _Keeper:
             record, settings = self._record(so_far)
             record.unlink(missing_ok=True)
             models.save(model, record.with_suffix(".keras"))
-            report.write(record, json.dumps({**made, "settings": settings}) + "\n")
+            files.write(record, json.dumps({**made, "settings": settings}) + "\n")
 
 
 def _plain(number: Number):

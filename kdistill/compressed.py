@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 
-from kdistill import labelled, measure, models, provenance, report, verify
+from kdistill import files, labelled, measure, models, provenance, verify
 from kdistill.arms import Arms
 from kdistill.compress import Compressed, compress
 from kdistill.data import Splits
@@ -98,7 +98,7 @@ def to_folder(student: keras.Model, scheme: str, teacher, splits: Splits, out: P
     measured = {"before": student, scheme: result.model, f"{scheme}.tflite": file["path"]}
     rows = [{"name": name, **evaluate(each, splits.test, teacher_logits=logits)} for name, each in measured.items()]
     found = {**told(result), "file": file, "models": rows, **provenance.of_run()}
-    report.write(out / "compression.json", json.dumps(found, indent=1) + "\n")
+    files.write(out / "compression.json", json.dumps(found, indent=1) + "\n")
     return found
 
 

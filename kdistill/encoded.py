@@ -19,7 +19,7 @@ import numpy as np
 
 from kdistill.cache import default_root
 from kdistill.errors import InputError
-from kdistill.report import write
+from kdistill.files import write
 
 CENTRE = 0.875  # evaluation sees the middle square, 224 of 256 of the shorter side: the custom of ImageNet
 MEGAPIXELS = 50  # what claims to be larger is not decoded

@@ -16,6 +16,7 @@ Gram matrix is a small difference of large numbers.
 import tensorflow as tf
 
 from kdistill.errors import InputError
+from kdistill.losses import narrow, wide
 from kdistill.methods import unit
 
 # Examples whose squared distance is below this part of their squared lengths are the same: what is left is rounding.
@@ -36,7 +37,7 @@ def hint(student_features, teacher_features) -> tf.Tensor:
             "Project the student's with a 1x1 convolution or a Dense layer, or take attention_transfer, rkd_distance, "
             "rkd_angle or similarity_preserving, which do not need equal channels."
         )
-    return _narrow(tf.reduce_mean((_flat(student) - _flat(teacher)) ** 2, axis=-1))
+    return narrow(tf.reduce_mean((_flat(student) - _flat(teacher)) ** 2, axis=-1))
 
 
 def attention_transfer(student_features, teacher_features) -> tf.Tensor:
@@ -57,7 +58,7 @@ def attention_transfer(student_features, teacher_features) -> tf.Tensor:
     if not (student.shape[1:].is_fully_defined() and student.shape[1:] == teacher.shape[1:]):
         height, width = tf.unstack(tf.minimum(tf.shape(student)[1:], tf.shape(teacher)[1:]))
         student, teacher = _averaged(student, height, width), _averaged(teacher, height, width)
-    return _narrow(tf.reduce_sum((unit(_flat(student), -1) - unit(_flat(teacher), -1)) ** 2, axis=-1))
+    return narrow(tf.reduce_sum((unit(_flat(student), -1) - unit(_flat(teacher), -1)) ** 2, axis=-1))
 
 
 def rkd_distance(student_features, teacher_features) -> tf.Tensor:
@@ -70,7 +71,7 @@ def rkd_distance(student_features, teacher_features) -> tf.Tensor:
     student, teacher = _pair(student_features, teacher_features)
     student, teacher = _over_mean(_distances(_gram(student))), _over_mean(_distances(_gram(teacher)))
     others = tf.maximum(_count(student) - 1, 1)
-    return _narrow(tf.reduce_sum(_huber(student - teacher), axis=-1) / others)
+    return narrow(tf.reduce_sum(_huber(student - teacher), axis=-1) / others)
 
 
 def rkd_angle(student_features, teacher_features) -> tf.Tensor:
@@ -86,7 +87,7 @@ def rkd_angle(student_features, teacher_features) -> tf.Tensor:
     teacher_cosines, defined = _cosines(_gram(teacher))
     terms = tf.where(defined, _huber(student_cosines - teacher_cosines), tf.zeros_like(student_cosines))
     others = _count(student) - 1
-    return _narrow(tf.reduce_sum(terms, axis=[1, 2]) / tf.maximum(others * (others - 1), 1))
+    return narrow(tf.reduce_sum(terms, axis=[1, 2]) / tf.maximum(others * (others - 1), 1))
 
 
 def similarity_preserving(student_features, teacher_features) -> tf.Tensor:
@@ -97,7 +98,7 @@ def similarity_preserving(student_features, teacher_features) -> tf.Tensor:
     """
     student, teacher = (_flat(features) for features in _pair(student_features, teacher_features))
     student, teacher = (unit(tf.matmul(f, f, transpose_b=True), -1) for f in (student, teacher))
-    return _narrow(tf.reduce_mean((student - teacher) ** 2, axis=-1))
+    return narrow(tf.reduce_mean((student - teacher) ** 2, axis=-1))
 
 
 def _averaged(maps: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
@@ -167,7 +168,7 @@ def _flat(features: tf.Tensor) -> tf.Tensor:
 
 
 def _pair(student_features, teacher_features) -> tuple[tf.Tensor, tf.Tensor]:
-    student, teacher = tf.cast(student_features, tf.float64), tf.cast(teacher_features, tf.float64)
+    student, teacher = wide(student_features), wide(teacher_features)
     ranks = student.shape.rank, teacher.shape.rank
     if None in ranks or min(ranks) < 2 or not student.shape[:1].is_compatible_with(teacher.shape[:1]):
         raise InputError(
@@ -175,7 +176,3 @@ def _pair(student_features, teacher_features) -> tuple[tf.Tensor, tf.Tensor]:
             f"{teacher.shape} from the teacher."
         )
     return student, teacher
-
-
-def _narrow(loss: tf.Tensor) -> tf.Tensor:
-    return tf.cast(loss, tf.float32)

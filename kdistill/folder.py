@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from kdistill import convert, models, recipe, report
+from kdistill import convert, files, models, recipe
 from kdistill.errors import InputError
 from kdistill.strategy import Devices
 
@@ -26,7 +26,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
         known = path / "recipe.json"
-        begun = {".lock", ".recipe.json.part"}  # all that there is of a run which was killed at its very start
+        begun = {".lock", ".part-recipe.json"}  # all that there is of a run which was killed at its very start
         if path.is_dir() and {each.name for each in path.iterdir()} - begun and not resume:
             held = "another run" if known.exists() else "other files"
             raise InputError(
@@ -51,7 +51,7 @@ class RunFolder:
                 f"The folder '{path}' is in use by another run. Wait for it, or give --out another."
             ) from None
 
-        for left in path.glob(".part-*"):  # a file that was being made when an earlier session was killed
+        for left in path.glob(f"{files.PART}*"):  # a file that was being made when an earlier session was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class RunFolder:
         path = self.path / "recipe.json"
         values = {**recipe.as_dict(chosen), "data_fingerprint": data, "strategy": strategy}
         if path.exists():
-            before = report.read(path)
+            before = files.read(path)
             if not isinstance(before, dict):
                 raise InputError(f"'{path}' holds no recipe. Start the run anew in another folder.")
             changes = _differences(before, values)
@@ -78,7 +78,7 @@ class RunFolder:
                 )
             for change in changes:
                 say(f"Changed since the run was started: {change}")
-        report.write(path, json.dumps(values, indent=1) + "\n")
+        files.write(path, json.dumps(values, indent=1) + "\n")
 
     def fetch(self, stage: str, devices: Devices) -> None:
         """Gets what the chief's folder has of a finished stage into the folders of the other workers."""
@@ -98,14 +98,14 @@ class RunFolder:
         if not record.exists():
             return None
         model = convert.load_model(self.path / f"{stage}.keras")
-        return model, report.read(record)
+        return model, files.read(record)
 
     def finish(self, stage: str, model: keras.Model, record: dict) -> None:
         """Keeps a stage's model and record; its checkpoints are of no more use."""
         models.save(model, self.path / f"{stage}.keras")
         folder = self.checkpoints(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        report.write(folder / "finished.json", json.dumps(record) + "\n")
+        files.write(folder / "finished.json", json.dumps(record) + "\n")
         for old in folder.glob("step-*.npz"):
             os.unlink(old)
 
@@ -114,8 +114,8 @@ class RunFolder:
         path = self.checkpoints(stage) / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            report.write(path, json.dumps(value()) + "\n")
-        return report.read(path)
+            files.write(path, json.dumps(value()) + "\n")
+        return files.read(path)
 
     def checkpoints(self, stage: str) -> Path:
         """Where a stage keeps its checkpoints."""

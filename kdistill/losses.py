@@ -8,11 +8,13 @@ are small (batch x classes), so it costs nothing measurable.
 import tensorflow as tf
 
 
-def _wide(logits) -> tf.Tensor:
-    return tf.cast(logits, tf.float64)
+def wide(values) -> tf.Tensor:
+    """float64, in which losses are computed."""
+    return tf.cast(values, tf.float64)
 
 
-def _narrow(loss: tf.Tensor) -> tf.Tensor:
+def narrow(loss: tf.Tensor) -> tf.Tensor:
+    """float32, in which they are returned."""
     return tf.cast(loss, tf.float32)
 
 
@@ -21,10 +23,10 @@ def kl_logits(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
 
     The factor T^2 keeps the gradient, `T * (softmax(s/T) - softmax(t/T))`, of one size whatever the temperature.
     """
-    temperature = _wide(temperature)
-    teacher = tf.nn.log_softmax(_wide(teacher_logits) / temperature)
-    student = tf.nn.log_softmax(_wide(student_logits) / temperature)
-    return _narrow(temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1))
+    temperature = wide(temperature)
+    teacher = tf.nn.log_softmax(wide(teacher_logits) / temperature)
+    student = tf.nn.log_softmax(wide(student_logits) / temperature)
+    return narrow(temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1))
 
 
 def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
@@ -32,10 +34,10 @@ def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) -> tf.Te
 
     Its gradient is that of `kl_logits`; its value does not fall to zero (at T = 1 the loss of He's study, 2017).
     """
-    temperature = _wide(temperature)
-    teacher = tf.nn.softmax(_wide(teacher_logits) / temperature)
-    student = tf.nn.log_softmax(_wide(student_logits) / temperature)
-    return _narrow(-(temperature**2) * tf.reduce_sum(teacher * student, axis=-1))
+    temperature = wide(temperature)
+    teacher = tf.nn.softmax(wide(teacher_logits) / temperature)
+    student = tf.nn.log_softmax(wide(student_logits) / temperature)
+    return narrow(-(temperature**2) * tf.reduce_sum(teacher * student, axis=-1))
 
 
 def mse_logits(student_logits, teacher_logits) -> tf.Tensor:
@@ -43,7 +45,7 @@ def mse_logits(student_logits, teacher_logits) -> tf.Tensor:
 
     +5 on the logits of both models changes nothing; on one model's alone it does: the level is matched too.
     """
-    return _narrow(tf.reduce_mean((_wide(student_logits) - _wide(teacher_logits)) ** 2, axis=-1))
+    return narrow(tf.reduce_mean((wide(student_logits) - wide(teacher_logits)) ** 2, axis=-1))
 
 
 def hard_cross_entropy(labels, student_logits) -> tf.Tensor:
@@ -52,10 +54,10 @@ def hard_cross_entropy(labels, student_logits) -> tf.Tensor:
     Labels are classes `[batch]` or distributions `[batch, classes]`. A class below 0 means
     "unlabelled": its loss is 0.
     """
-    logits = _wide(student_logits)
+    logits = wide(student_logits)
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == logits.shape.rank and logits.shape.rank == 2 and labels.shape[-1] != 1:
-        return _narrow(tf.nn.softmax_cross_entropy_with_logits(_wide(labels), logits))
+        return narrow(tf.nn.softmax_cross_entropy_with_logits(wide(labels), logits))
     labels = tf.cast(tf.reshape(labels, [-1]), tf.int64)
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
-    return _narrow(tf.where(labels < 0, tf.zeros_like(loss), loss))
+    return narrow(tf.where(labels < 0, tf.zeros_like(loss), loss))

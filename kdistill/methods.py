@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kdistill import losses
 from kdistill.errors import InputError
+from kdistill.losses import narrow, wide
 
 # A vector that varies by less than this, relative to its largest value, is constant: what is left is rounding.
 ROUNDING = 1e-12
@@ -26,7 +27,7 @@ def cosine(student_logits, teacher_logits) -> tf.Tensor:
     of 1, no gradient) and 1 with another zero vector.
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    return _narrow(tf.reduce_sum(_apart(student, teacher, axis=-1), axis=-1))
+    return narrow(tf.reduce_sum(_apart(student, teacher, axis=-1), axis=-1))
 
 
 def dkd(student_logits, teacher_logits, labels, alpha=1.0, beta=8.0, temperature=4.0) -> tf.Tensor:
@@ -38,12 +39,12 @@ def dkd(student_logits, teacher_logits, labels, alpha=1.0, beta=8.0, temperature
     class. Finite for any finite logits: no probability is subtracted from 1.
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    temperature = _wide(temperature)
+    temperature = wide(temperature)
     target = _classes(labels, teacher)
     student_binary, student_others = _decoupled(student / temperature, target)
     teacher_binary, teacher_others = _decoupled(teacher / temperature, target)
-    loss = _wide(alpha) * _kl(teacher_binary, student_binary) + _wide(beta) * _kl(teacher_others, student_others)
-    return _narrow(temperature**2 * loss)
+    loss = wide(alpha) * _kl(teacher_binary, student_binary) + wide(beta) * _kl(teacher_others, student_others)
+    return narrow(temperature**2 * loss)
 
 
 def dist(student_logits, teacher_logits, beta=1.0, gamma=1.0, temperature=1.0) -> tf.Tensor:
@@ -57,12 +58,12 @@ def dist(student_logits, teacher_logits, beta=1.0, gamma=1.0, temperature=1.0) -
     a batch of 1, intra is 0. There is no epsilon: a rare class counts as much as a frequent one.
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    temperature = _wide(temperature)
+    temperature = wide(temperature)
     student, teacher = tf.nn.softmax(student / temperature), tf.nn.softmax(teacher / temperature)
     inter = tf.reduce_sum(_apart(_centred(student, -1), _centred(teacher, -1), axis=-1), axis=-1)
     batch = tf.cast(tf.shape(student)[0], tf.float64)
     intra = batch * tf.reduce_mean(_apart(_centred(student, 0), _centred(teacher, 0), axis=0), axis=-1)
-    return _narrow(temperature**2 * (_wide(beta) * inter + _wide(gamma) * intra))
+    return narrow(temperature**2 * (wide(beta) * inter + wide(gamma) * intra))
 
 
 def standardised_kl(student_logits, teacher_logits, temperature=2.0) -> tf.Tensor:
@@ -139,18 +140,10 @@ def _kl(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
 
 
 def _pair(student_logits, teacher_logits) -> tuple[tf.Tensor, tf.Tensor]:
-    student, teacher = _wide(student_logits), _wide(teacher_logits)
+    student, teacher = wide(student_logits), wide(teacher_logits)
     if student.shape.rank != 2 or teacher.shape.rank != 2 or not student.shape.is_compatible_with(teacher.shape):
         raise InputError(
             f"Student and teacher logits expect one shape [batch, classes], received {student.shape} and "
             f"{teacher.shape}. Give both models one output for each class, in the same order."
         )
     return student, teacher
-
-
-def _wide(values) -> tf.Tensor:
-    return tf.cast(values, tf.float64)
-
-
-def _narrow(loss: tf.Tensor) -> tf.Tensor:
-    return tf.cast(loss, tf.float32)

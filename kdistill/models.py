@@ -1,6 +1,5 @@
 """The students and teachers that the recipes name. Raw pixels (0..255) in, logits out; the scaling is inside."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from keras import layers
 from kdistill import convert
 from kdistill.applications import APPLICATIONS, application
 from kdistill.errors import InputError, unknown
+from kdistill.files import whole
 from kdistill.recipe import Network
 
 
@@ -190,10 +190,8 @@ def load(path: str | Path, shape: tuple[int, int, int], classes: int) -> keras.M
 
 def save(model: keras.Model, path: Path) -> None:
     """Writes a `.keras` file whole or not at all."""
-    part = path.with_name(f".part-{path.name}")
     try:
-        model.save(part)
-        os.replace(part, path)
+        with whole(path) as part:
+            model.save(part)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"Cannot write '{path}': {error.strerror or error}. Make room, then go on.") from None

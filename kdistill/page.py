@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from kdistill import charts, report
+from kdistill import charts, files, report
 from kdistill.charts import Series
 from kdistill.markup import cards, document, figure, table, values
 
@@ -27,7 +27,7 @@ CURVES = (  # title, metric, as an error?, y axis, what it says
 def save(found: dict, folder: Path) -> None:
     """Writes `report.json`, `report.md` and `report.html` into the run folder."""
     report.save(found, folder)
-    report.write(folder / "report.html", html(found, pictures_of(found, folder)))
+    files.write(folder / "report.html", html(found, pictures_of(found, folder)))
 
 
 def pictures_of(found: dict, folder: Path) -> dict[str, bytes]:

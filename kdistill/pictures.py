@@ -1,12 +1,12 @@
 """The test images on which student and teacher differ, as small PNG files of a run folder. NumPy alone."""
 
-import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from kdistill.files import whole
 from kdistill.measure import log_softmax
 
 SHOWN = 24  # images; enough to see a pattern, few enough for one look
@@ -32,9 +32,8 @@ def differing(student_logits: np.ndarray, teacher_logits: np.ndarray, test, fold
     shown = []
     for i in surest.tolist():
         name = f"{FOLDER}/{i:06}.png"
-        part = folder / f"{FOLDER}/.part"
-        part.write_bytes(png(smaller(test.images[i])))
-        os.replace(part, folder / name)
+        with whole(folder / name) as part:
+            part.write_bytes(png(smaller(test.images[i])))
         found = {"file": name, "index": i, "label": int(test.labels[i])}
         found |= {"student": int(named[i]), "student_confidence": float(student[i, named[i]])}
         shown.append({**found, "teacher": int(taught[i]), "teacher_confidence": float(teacher[i, taught[i]])})

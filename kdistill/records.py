@@ -13,6 +13,7 @@ import numpy as np
 
 from kdistill.encoded import Damage, EncodedImages, header_of
 from kdistill.errors import InputError
+from kdistill.files import whole
 from kdistill.recipe import Data
 from kdistill.tfds_copies import unreadable
 
@@ -110,9 +111,8 @@ def _index(copy: Path, split: str, shards: list[Path], count: int, say: Callable
         "sizes": sizes,
     }
     try:
-        part = kept.with_name(f".part-{kept.name}")
-        np.savez(part, **made)
-        os.replace(part, kept)
+        with whole(kept) as part:
+            np.savez(part, **made)
     except OSError as error:
         say(f"The index cannot be kept in {kept} ({error.strerror}): it will be made again")
     return made

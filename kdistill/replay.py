@@ -22,6 +22,7 @@ from kdistill.cache import PART_BYTES, Cache, bytes_per_row, default_root, packe
 from kdistill.data import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import Data, Recipe
+from kdistill.strategy import check_precision
 from kdistill.teacher import frozen
 
 EVALUATION_BATCH = 256
@@ -301,6 +302,7 @@ def of_recipe(
     recipe: Recipe, data_dir=None, download: bool = False, root: Path | None = None, say: Callable[[str], None] = print
 ) -> tuple[Replay, int]:
     """What the students of a recipe whose teacher is a file replay, and how many views that is."""
+    check_precision(recipe.precision)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
     try:

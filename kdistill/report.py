@@ -1,10 +1,9 @@
 """A run's results, plain dicts, as `report.json`, `report.md` and lines for the screen. Standard library only."""
 
 import json
-import os
 from pathlib import Path
 
-from kdistill.errors import InputError
+from kdistill.files import write
 
 COLUMNS = (
     ("model", "name", "{}"),
@@ -18,21 +17,6 @@ COLUMNS = (
     ("deflated", "deflated", "{:,}"),
     ("µs/image", "microseconds", "{:.0f}"),
 )
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def read(path: Path):
-    """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no UTF-8, or no JSON
-        raise InputError(f"'{path}' is damaged ({error}). Start the run anew in another folder.") from None
 
 
 def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kdistill import data, page, provenance, results
+from kdistill import applications, data, page, provenance, results
 from kdistill.arms import Arms
 from kdistill.distiller import Distiller, from_recipe
 from kdistill.folder import open_folder
@@ -42,7 +42,7 @@ def run(
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
     devices = choose(strategy, worker_timeout, say)
-    weights = "imagenet" in (recipe.teacher.options.get("weights"), recipe.student.options.get("weights"))
+    weights = any(applications.fetched(network.options) for network in (recipe.teacher, recipe.student))
     # With images of one's own and weights of Keras, --download is for the weights.
     splits = data.load(recipe.data, data_dir, download and not (data_dir and weights), say=say)
     for part in ("teacher_training", "training"):

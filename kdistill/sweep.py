@@ -11,11 +11,11 @@ import numpy as np
 from kdistill import (
     data,
     diagnostics,
+    files,
     grid,
     labelled,
     models,
     provenance,
-    report,
     side_by_side,
     sweep_charts,
     sweep_page,
@@ -99,7 +99,7 @@ def sweep(
             },
         }
         curves = {str(seed): each["curves"] for seed, each in zip(seeds, passes, strict=True)}
-        report.write(folder.path / "curves.json", json.dumps(curves) + "\n")
+        files.write(folder.path / "curves.json", json.dumps(curves) + "\n")
         pictures = sweep_charts.draw(result, curves, folder.path)
         sweep_page.save(result, pictures, folder.path)
         sweep_charts.tensorboard(result, curves, folder.path / "logs")
@@ -147,7 +147,7 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
     checkpoints = arms.folder.checkpoints(stage)
     if (checkpoints / "finished.json").exists():
         say(f"{stage}: finished before")
-        made = report.read(checkpoints / "finished.json")
+        made = files.read(checkpoints / "finished.json")
         if set(made["students"]) == set(chosen):
             return made
     splits, training = labelled.for_student(arms.splits), arms.recipe.training
@@ -184,7 +184,7 @@ def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache:
         measured[name] = _measured(arms, member.student, validation[name], test[name], teacher_logits, broken.get(name))
     cost = {"seconds": fitted["seconds"], "students": len(members), "steps": fitted["steps"], "memory": need}
     made = {"students": measured, "curves": fitted["curves"], "cost": cost}
-    report.write(checkpoints / "finished.json", json.dumps(made) + "\n")
+    files.write(checkpoints / "finished.json", json.dumps(made) + "\n")
     for old in checkpoints.glob("step-*.npz"):
         old.unlink()
     return made

@@ -1,6 +1,5 @@
 """A sweep's pictures (PNG and SVG) and its TensorBoard logs, with HParams."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from kdistill.files import whole
 
 SHOWN = 12  # lines in one picture
 
@@ -23,9 +24,8 @@ def draw(result: dict, curves: dict, folder: Path) -> list[str]:
         if figure is None:
             continue
         for ending in ("png", "svg"):
-            part = folder / f".{name}.part.{ending}"
-            figure.savefig(part, dpi=110)
-            os.replace(part, folder / f"{name}.{ending}")
+            with whole(folder / f"{name}.{ending}") as part:
+                figure.savefig(part, dpi=110)
         plt.close(figure)
     return [name for name, figure in made.items() if figure is not None]
 

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from kdistill import page, sweep_report
+from kdistill.files import write
 from kdistill.markup import document, table
-from kdistill.report import write
 
 
 def save(result: dict, pictures: list[str], folder: Path) -> None:

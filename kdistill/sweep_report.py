@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kdistill.report import write
+from kdistill.files import write
 
 TITLES = {
     "accuracy_by_setting": "Test accuracy by setting: means over the seeds, in bands from the lowest to the highest.",

@@ -12,6 +12,7 @@ PACKAGE = Path(kdistill.__file__).parent
 GROUPS = [
     [
         "errors",
+        "files",
         "objective",
         "recipe",
         "grid",

@@ -196,13 +196,13 @@ def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
 def test_a_run_that_was_killed_at_its_very_start_starts_again(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lock").touch()
-    (tmp_path / "run/.recipe.json.part").write_text("{")
+    (tmp_path / "run/.part-recipe.json").write_text("{")
     RunFolder(tmp_path / "run").close()
     (tmp_path / "run/recipe.json").write_text("{}")
     (tmp_path / "run/.part-npu-1").mkdir()
     (tmp_path / "run/.part-student.keras").write_text("half")
     RunFolder(tmp_path / "run", resume=True).close()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", ".recipe.json.part", "recipe.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "recipe.json"}
 
 
 def test_a_full_disk_is_one_message_and_status_2(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kdistill import strategy
+from kdistill import replay, strategy
 from kdistill.errors import CheckFailed, InputError
 from kdistill.loading import load_recipe
 from kdistill.run import run
@@ -179,6 +179,8 @@ def test_float16_without_a_gpu_names_bfloat16(tmp_path):
         run(recipe, tmp_path / "out", say=lambda text: None)
     with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
         sweep(recipe, ["temperature=1,2"], tmp_path / "out")
+    with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
+        replay.of_recipe(recipe, root=tmp_path / "caches")
     assert not (tmp_path / "out").exists()
 
 

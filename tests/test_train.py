@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 
 import keras
 import numpy as np
@@ -221,7 +222,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     """The third checkpoint does not fit: a message, the two before it whole, no part of it; then it goes on exactly."""
     straight = distiller()
     fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
-    written, fsync = [], checkpoint.os.fsync
+    written, fsync = [], os.fsync
 
     def full(descriptor):
         written.append(descriptor)
@@ -229,12 +230,12 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"Cannot write '.*step-.*npz' .*No space left on device.*--resume"):
         fit(distiller(), tmp_path / "full", monkeypatch=monkeypatch)
     names = [path.name for path in (tmp_path / "full/checkpoints").iterdir()]
     assert len(names) == 2 and all(name.startswith("step-") for name in names)
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     resumed = distiller()
     fit(resumed, tmp_path / "full", monkeypatch=monkeypatch)
     for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):

@@ -1,0 +1,43 @@
+"""Files that are whole or not there, whenever the process or the disk gives out. Standard library only."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdistill.errors import InputError
+
+PART = ".part-"  # how the name begins of what is being written; a run that goes on deletes what was left so
+
+
+@contextmanager
+def whole(path: Path, synced: bool = False) -> Iterator[Path]:
+    """A file beside `path`, with the same ending, to write; at the end it takes the place of `path`.
+
+    If that fails, or is broken off, `path` is as it was. `synced`: only once the content is on the disk.
+    """
+    part = path.with_name(PART + path.name)
+    try:
+        yield part
+        if synced:
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read(path: Path):
+    """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise InputError(f"'{path}' is damaged ({error}). Start the run anew in another folder.") from None
