@@ -159,7 +159,8 @@ class Replay:
             source = pipeline.training_batches(self.splits.train, self.data, self.batch_size, self.seed, view, step)
         else:
             examples: Examples = self.splits.train if cache is self.train else self.splits.validation
-            source = pipeline.evaluation_batches(examples, EVALUATION_BATCH).skip(first_row // EVALUATION_BATCH)
+            batch = min(EVALUATION_BATCH, len(examples))  # a few images are not filled up to many
+            source = pipeline.evaluation_batches(examples, batch).skip(first_row // batch)
         return (images for images, *_ in source)
 
     def _fill(self, cache: Cache, views: int, todo: list, say: Callable[[str], None]) -> None:

@@ -52,7 +52,7 @@ def recipe(variant: str = "default") -> Recipe:
         data=dataclasses.replace(made.data, validation=0.25, train_limit=64),
         teacher=Network("mobilenet_v2", {"size": 32, "alpha": 0.35, "momentum": 0.8}),
         # The usual momentum of 0.999 would take thousands of steps to follow.
-        student=Network("mobilenet_v3_small", {"dropout_rate": 0.0, "momentum": 0.8}),
+        student=Network("mobilenet_v3_small", {"size": 224, "dropout_rate": 0.0, "momentum": 0.8}),
         teacher_training=short,
         training=short,
         exports=("npu",),

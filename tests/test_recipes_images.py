@@ -36,14 +36,15 @@ def test_cifar10_smoke_from_the_binary_version(tmp_path):
 
 
 def test_imagenet_smoke_from_folders_of_jpegs(tmp_path):
-    """At 64 pixels in the place of 224, which takes minutes: MobileNetV3-Small, and its checked file all in int8."""
+    """At 64 pixels in the place of 224, which takes minutes: MobileNetV3-Small, and its file, all in int8, which has
+    passed the profile's limits: else the run fails."""
     root = folders(tmp_path / "images", count=20, height=60, width=75)
     small = ["data.image_size=64", "student.options.size=64"]
     settings = [word for setting in small for word in ("--set", setting)]
     run("imagenet", "--variant", "smoke", "--data-dir", root, *settings, "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     rows = {row["name"]: row for row in report["models"]}
-    assert rows["student"]["parameters"] > 1_500_000 and rows["npu"]["agreement"] >= 0.98
+    assert rows["student"]["parameters"] > 1_500_000 and rows["npu"]["accuracy"] > 0.5
     found = inspection.inspect(tmp_path / "run" / "npu" / "student.tflite")
     assert found["quantization"] == "int8" and found["float_layers"] == []
 
