@@ -1,12 +1,14 @@
 """What the benchmarks share: pairs of networks, interleaved timing, and a result as JSON and as a picture.
 
-All sides of a benchmark run in one process, in turn, several times, in an order that rotates: what else the machine
-does hits all alike. Stated are medians over the rounds, of wall clock and CPU time of the process, with quartiles;
-ratios are taken within a round, and then the median of these.
+All sides of a benchmark run in one process, several times, in an order that is drawn anew for each round: what else the
+machine does hits all alike, and none always comes after the same other, whose heat and garbage it would inherit. Stated
+are medians over the rounds, of wall clock and CPU time of the process, with quartiles; ratios are taken within a round,
+and then the median of these.
 """
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import time
@@ -119,9 +121,10 @@ def measured(sides: dict[str, Callable[[], None]], images: int | dict, repeats: 
         side()
         print(f"  first call of {name}: {time.perf_counter() - start:.1f} s", flush=True)
     found = {name: {"images": counts[name], "wall": [], "cpu": []} for name in sides}
-    names = list(sides)
-    for turn in range(repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    random = np.random.default_rng(0)
+    for _ in range(repeats):
+        for name in random.permutation(list(sides)):
+            gc.collect()  # what the side before has left is not this one's
             wall, cpu = time.perf_counter(), time.process_time()
             sides[name]()
             found[name]["wall"].append(time.perf_counter() - wall)

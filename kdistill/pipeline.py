@@ -57,13 +57,15 @@ def training_batches(
     epoch: int,
     first_step: int = 0,
     share: tuple[int, int] = WHOLE,
+    teacher_logits: tf.data.Dataset | None = None,
 ) -> tf.data.Dataset:
     """One epoch from its step `first_step` on: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
 
     With `data.mixup` or `data.cutmix` the labels are float32 distributions `[batch, classes]`. An epoch is a data set
     of its own: Keras lets `steps_per_execution` run over the end of an epoch into the next one where a single data set
     holds them all. `share`, (i, n): of each batch only part i of n, the same bits as in the whole one; the other images
-    are neither read nor decoded (but for one, where images are mixed in pairs).
+    are neither read nor decoded (but for one, where images are mixed in pairs). With `teacher_logits`, a data set of
+    one element for each step, targets are `{"labels": ..., "teacher_logits": ...}`.
     """
     batch_size = min(batch_size, len(examples))
     kept = positions(batch_size, share)
@@ -110,13 +112,15 @@ def training_batches(
     )
     batches = tf.data.Dataset.from_tensor_slices(_columns(plan(), signature))
     labels = tf.constant(examples.labels)
+    beside = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
     if encoded:
-        batches = tf.data.Dataset.zip(batches, _pictures(images, looks()).batch(len(used), drop_remainder=True))
+        beside["pictures"] = _pictures(images, looks()).batch(len(used), drop_remainder=True)
     else:
         pixels = tf.constant(images)
 
-    def finished(plan, pictures=None):
+    def finished(plan, beside):
         places, draw, cuts, amount, box = plan
+        pictures = beside.get("pictures")
         # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images. uint8 until
         # the end: a quarter of the memory.
         found = tf.gather(pixels, places) if pictures is None else pictures
@@ -125,10 +129,19 @@ def training_batches(
         found, answers = augment(found, data, draw, batch_size, used), tf.gather(labels, places)
         if blend:
             found, answers = mixed(found, answers, amount, box, examples.classes)
-        return (found[1:], answers[1:]) if apart else (found, answers)
+        if apart:
+            found, answers = found[1:], answers[1:]
+        return found, _targets(answers, beside)
 
-    ending = finished if encoded else lambda *plan: finished(plan)
-    return prompt(batches.map(ending, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(AHEAD))
+    # In one map: a second one for what is beside costs a small student's step a twentieth of its time.
+    batches = tf.data.Dataset.zip((batches, beside))
+    return prompt(batches.map(finished, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(AHEAD))
+
+
+def _targets(labels: tf.Tensor, beside: dict):
+    """Labels, and the teacher's logits where there are some, as `Supervised` takes them."""
+    logits = beside.get("teacher_logits")
+    return labels if logits is None else {"labels": labels, "teacher_logits": logits}
 
 
 def positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
@@ -137,11 +150,13 @@ def positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
     return np.arange(batch_size * number // count, batch_size * (number + 1) // count)
 
 
-def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(
+    examples: Examples, batch_size: int, teacher_logits: tf.data.Dataset | None = None
+) -> tf.data.Dataset:
     """Every example once, in its own order: `(float32 pixels, int32 labels, float32 weights)`.
 
     The last batch is padded with images that have no label (-1) and no weight (0), which metrics leave out: a batch
-    of another shape would be traced again, and an empty one on a replica crashes.
+    of another shape would be traced again, and an empty one on a replica crashes. `teacher_logits` as above.
     """
     padding, images = -len(examples) % batch_size, examples.images
     labels = np.concatenate([examples.labels, np.full(padding, -1, np.int32)])
@@ -160,7 +175,9 @@ def evaluation_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
         pixels = tf.data.Dataset.from_tensor_slices(padded)
     batches = tf.data.Dataset.zip(pixels, *map(tf.data.Dataset.from_tensor_slices, (labels, weights)))
     batches = batches.batch(batch_size, drop_remainder=True)
-    return prompt(batches.map(lambda x, y, w: (tf.cast(x, tf.float32), y, w)).prefetch(AHEAD))
+    beside = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+    batches = tf.data.Dataset.zip((batches, beside))
+    return prompt(batches.map(lambda b, more: (tf.cast(b[0], tf.float32), _targets(b[1], more), b[2])).prefetch(AHEAD))
 
 
 def _columns(rows: Iterable[tuple], signature: tuple[tf.TensorSpec, ...]) -> tuple[np.ndarray, ...]:

@@ -116,10 +116,11 @@ class Replay:
 
     def training_batches(self, view: int, first_step: int = 0) -> tf.data.Dataset:
         """As `pipeline.training_batches`, with targets `{"labels": ..., "teacher_logits": [batch, classes]}`."""
-        arguments = self.splits.train, self.data, self.batch_size, self.seed, view, first_step
         order = pipeline.order(self.seed, view, len(self.splits.train)) if self.by_image else None
         rows = self._rows(self.train, 0 if self.by_image else view, self.batch_size, first_step, self.steps, order)
-        return _joined(pipeline.training_batches(*arguments), rows, self.steps - first_step)
+        return pipeline.training_batches(
+            self.splits.train, self.data, self.batch_size, self.seed, view, first_step, teacher_logits=rows
+        )
 
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
         """As `pipeline.evaluation_batches` of the validation images, with the teacher's logits."""
@@ -127,23 +128,28 @@ class Replay:
         steps = -(-count // batch_size)
         order = np.minimum(np.arange(steps * batch_size), count - 1)  # padding has no weight: any row will do
         rows = self._rows(self.validation, 0, batch_size, 0, steps, order)
-        return _joined(pipeline.evaluation_batches(self.splits.validation, batch_size), rows, steps)
+        return pipeline.evaluation_batches(self.splits.validation, batch_size, rows)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _rows(self, cache: Cache, view: int, batch: int, first: int, steps: int, order) -> tf.data.Dataset:
         """The logits of each step's rows, `[batch, classes]`; read some steps at a time."""
-        at_once = max(1, CHUNK_BYTES // (4 * batch * cache.classes))
-
-        def chunks():
-            for step in range(first, steps, at_once):
-                span = slice(step * batch, min(steps, step + at_once) * batch)
-                logits = cache.take(view, span if order is None else order[span])
-                yield logits.reshape(-1, batch, cache.classes)
-
+        at_once, count = max(1, CHUNK_BYTES // (4 * batch * cache.classes)), max(0, steps - first)
         kind = tf.float32 if cache.top_k else tf.float16
-        signature = tf.TensorSpec([None, batch, cache.classes], kind)
-        return tf.data.Dataset.from_generator(chunks, output_signature=signature).unbatch()
+
+        def read(step) -> np.ndarray:
+            span = slice(step * batch, min(steps, step + at_once) * batch)
+            logits = cache.take(view, span if order is None else order[span])
+            return logits.reshape(-1, batch, cache.classes)
+
+        def chunk(step: tf.Tensor) -> tf.data.Dataset:
+            logits = tf.numpy_function(read, [step], kind)
+            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(logits, [None, batch, cache.classes]))
+
+        if 0 < count <= at_once:
+            return tf.data.Dataset.from_tensor_slices(read(first))  # an epoch of MNIST: begins 10 ms earlier
+        rows = tf.data.Dataset.range(first, steps, at_once).flat_map(chunk)
+        return rows.apply(tf.data.experimental.assert_cardinality(count))
 
     def _teach(self, images: tf.Tensor) -> tf.Tensor:
         """float32 logits of a batch of any size."""
@@ -205,15 +211,6 @@ class Replay:
                 "or augmented must have changed. Remove it: kdistill cache prune --key "
                 f"{cache.key}{'' if self.root == default_root() else f' --cache {self.root}'}"
             )
-
-
-def _joined(batches: tf.data.Dataset, logits: tf.data.Dataset, steps: int) -> tf.data.Dataset:
-    def join(batch, rows):
-        images, labels, *weights = batch
-        return images, {"labels": labels, "teacher_logits": rows}, *weights
-
-    joined = tf.data.Dataset.zip(batches, logits).map(join)
-    return joined.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
 
 
 def augmentation(data: Data) -> dict:
