@@ -59,9 +59,8 @@ def trained(arrays: dict[str, np.ndarray], size: int, epochs: int):
     import keras
 
     model, start = network(size), time.perf_counter()
-    model.compile(
-        keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
-    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
     found = model.fit(arrays["x_train"], arrays["y_train"], batch_size=32, epochs=epochs, verbose=0)
     accuracy = found.history["accuracy"][-1]
     print(f"Trained for {time.perf_counter() - start:.0f} s, {accuracy:.1%} of the training images right", flush=True)
