@@ -70,6 +70,8 @@ def one_pair(name: str, repeats: int, root: str) -> dict:
         "cached, as in runs / student alone, stock": ratio(found, "cached, as in runs", "student alone, stock"),
         "cached, bfloat16 / student alone, stock": ratio(found, "cached, bfloat16", "student alone, stock"),
         "cached / keras.distillation": ratio(found, "cached", "keras.distillation"),
+        "cached, as in runs / keras.distillation": ratio(found, "cached, as in runs", "keras.distillation"),
+        "cached, bfloat16 / keras.distillation": ratio(found, "cached, bfloat16", "keras.distillation"),
         "filling the cache / teacher.predict": ratio(found, "filling the cache", "teacher.predict"),
     }
 

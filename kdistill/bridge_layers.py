@@ -16,9 +16,9 @@ import tf_keras
 from kdistill.errors import InputError
 
 # The same function in both Keras, and one that tfmot quantises when it is fused into a layer.
-FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "silu", "gelu")
+FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu")
 # The same function in both Keras, as a layer of its own.
-SAME = (*FUSED, "elu", "exponential", "mish", "selu", "softplus", "softsign")
+SAME = (*FUSED, "silu", "elu", "exponential", "mish", "selu", "softplus", "softsign")
 # Layers without weights whose state or randomness tf_keras keeps in another way: the Keras 3 layer itself is called.
 CALLED = re.compile(r"Random|Lambda|Hash|Discretization|CategoryEncoding|.*Lookup|TextVectorization")
 OPTION_NAMES = {"LeakyReLU": {"negative_slope": "alpha"}}

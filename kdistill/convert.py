@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill import files
 from kdistill.deploy import image_shape, kind_of, main_output
 from kdistill.errors import CheckFailed, InputError
 from kdistill.litert import quiet
@@ -17,8 +18,7 @@ from kdistill.supervised import Supervised
 
 def load_model(path: str | Path) -> keras.Model:
     """The model in a `.keras` file, loaded in safe mode: no code from the file is run."""
-    if not Path(path).is_file():
-        raise InputError(f"There is no file '{path}'.")
+    files.checked(path, (".keras",))
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a file that is damaged, unsafe or from another program

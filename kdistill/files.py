@@ -35,6 +35,19 @@ def write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def checked(path: str | Path, endings: tuple[str, ...]) -> Path:
+    """The path of a file. Raises `InputError` if there is none, and for a folder with those in it that would do."""
+    path = Path(path)
+    if path.is_dir():
+        near = sorted([*path.glob("*"), *path.glob("*/*")])
+        inside = [str(each) for each in near if each.name.endswith(endings) and not each.name.startswith(PART)]
+        some = f", such as {', '.join(inside[:4])}" if inside else ""
+        raise InputError(f"'{path}' is a folder. Give the path of a file ({', '.join(endings)}){some}.")
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'.")
+    return path
+
+
 def read(path: Path):
     """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdistill import files
 from kdistill.errors import InputError
 
 REFUSED = 2  # the exit status of that process for an InputError, its message on standard error
@@ -198,9 +199,7 @@ def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.nd
 
 def checked_head(path: Path) -> int:
     """The size of a file that begins as a .tflite does."""
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
-    with open(path, "rb") as file:
+    with open(files.checked(path, (".tflite",)), "rb") as file:
         head = file.read(8)
     if head[4:] != b"TFL3":
         raise InputError(f"'{path}' is no .tflite file: bytes 4 to 7 are {head[4:]!r}, expected b'TFL3'.")

@@ -12,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 
-from kdistill import convert
+from kdistill import convert, files
 from kdistill.errors import InputError, unknown
 
 Mapping = dict[str, str] | None
@@ -76,8 +76,7 @@ def told(report: dict[str, list]) -> str:
 def read(path: str | Path) -> dict[str, list[np.ndarray]]:
     """The arrays of a file by the name of their layer."""
     name = os.fspath(path)
-    if not Path(name).is_file():
-        raise InputError(f"There is no file '{path}'.")
+    files.checked(name, (".keras", ".weights.h5", ".npz"))
     if name.endswith(".keras"):
         layers = _layers(convert.load_model(path)).items()
         return {n: [w.numpy() for w in layer.weights] for n, layer in layers if layer.weights}

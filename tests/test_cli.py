@@ -60,6 +60,8 @@ def test_list_names_what_ships():
         (("inspect", "setup.cfg"), 2, "no .tflite file"),
         (("export", "nothing.keras"), 2, "nothing.keras"),
         (("export", "nothing.keras", "--profile", "phone"), 2, "Unknown profile"),
+        (("export", "run"), 2, r"'run' is a folder\. Give the path of a file \(.keras\), such as run/student.keras"),
+        (("inspect", "run"), 2, r"'run' is a folder\. Give .* such as run/npu/student.tflite\."),
         (("nonsense",), 2, "No such command"),
     ],
 )
@@ -68,6 +70,9 @@ def test_mistakes_are_one_message_and_status_2(words, status, message, tmp_path,
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "setup.cfg").write_text("x")
+    (tmp_path / "run" / "npu").mkdir(parents=True)
+    for name in ("student.keras", "npu/student.tflite", "npu/.part-student.tflite"):
+        (tmp_path / "run" / name).touch()
     ended = call(*words)
     assert ended.exit_code == status
     assert re.search(message, ended.output), ended.output

@@ -191,6 +191,16 @@ def test_kernels_before_a_relu_are_quantised_in_training(student):
     assert look_inside(converted(wrapped, "logits"))[0]["plain"].dtype == np.int8
 
 
+def test_activations_of_layers_compute_in_int8():
+    """tfmot by itself learns no range for what goes into a swish."""
+    names = ("relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hard_sigmoid", "hard_swish")
+    stack = [L.Conv2D(4, 1, activation=name, name=name) for name in names]
+    student = keras.Sequential([keras.Input((10, 10, 4)), L.Rescaling(1 / 255), *stack, L.Flatten(), L.Dense(CLASSES)])
+    result = compress(student, "qat", None, examples(24), **QUIET)
+    assert stayed_float(parsed(result.tflite()), "int8") == []
+    assert {row["quantised"] for row in result.stages} == {"yes"}
+
+
 class Subclassed(keras.Model):
     """A model without a graph."""
 
