@@ -1,6 +1,6 @@
 """Distilling from the teacher cache against plain training of the student, and what filling the cache costs.
 
-    python benchmarks/cached.py [--pair lenet resnet resnet50] [--repeats 7]
+    python benchmarks/cached.py [--pair lenet resnet resnet50 resnet50_96] [--repeats 7]
 
 - `cached` and `student alone` read the same input pipeline, with 16 steps per execution: the one has the teacher's
   stored logits beside the labels. `as in runs` has kdistill's fused Adam in place of Keras'.
@@ -79,7 +79,7 @@ def one_pair(name: str, repeats: int, root: str) -> dict:
 def main() -> None:
     """Measures, prints, writes `cached.json` and `cached.svg`."""
     parser = arguments(__doc__)
-    parser.add_argument("--pair", nargs="*", default=["lenet", "resnet", "resnet50"], choices=list(PAIRS))
+    parser.add_argument("--pair", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         result = {name: one_pair(name, given.repeats, root) for name in given.pair}

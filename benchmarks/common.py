@@ -70,8 +70,25 @@ def resnet50_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     return teacher, lambda: keras.applications.MobileNetV3Small(**options)
 
 
+def resnet50_96_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """The same teacher; the student makes the images 96x96 pixels before it looks, as one for phones may."""
+    teacher, _ = resnet50_pair()
+    options = {"weights": None, "classes": 1000, "classifier_activation": None, "input_shape": (96, 96, 3)}
+
+    def student() -> keras.Model:
+        small = keras.applications.MobileNetV3Small(**options)
+        return keras.Sequential([keras.Input((224, 224, 3)), keras.layers.Resizing(96, 96), small])
+
+    return teacher, student
+
+
 # name -> pair, batch size, steps of a timed epoch
-PAIRS = {"lenet": (lenet_pair, 128, 128), "resnet": (resnet_pair, 128, 16), "resnet50": (resnet50_pair, 16, 4)}
+PAIRS = {
+    "lenet": (lenet_pair, 128, 128),
+    "resnet": (resnet_pair, 128, 16),
+    "resnet50": (resnet50_pair, 16, 4),
+    "resnet50_96": (resnet50_96_pair, 16, 4),
+}
 
 
 def images_for(model: keras.Model, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from kdistill.evaluate import predict
 from kdistill.recipe import Data
 from kdistill.replay import Replay
 
-EPOCHS, TEACHER_EPOCHS, BATCH = {"lenet": 5, "resnet": 3}, {"lenet": 4, "resnet": 5}, 128
+EPOCHS, TEACHER_EPOCHS, BATCH = {"lenet": 5, "resnet": 8}, {"lenet": 4, "resnet": 8}, 128
 SIDES = {"lenet": ("stock", "cached"), "resnet": ("stock", "cached", "cached bfloat16")}
 
 
