@@ -15,6 +15,7 @@ Seconds are those of all epochs with what compiling takes. The sides take turns,
 
 import tempfile
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -61,15 +62,34 @@ def one(side: str, seed: int, make, train: Examples, stored: Replay, epochs: int
     return convert.ready(student), time.perf_counter() - start
 
 
-def one_pair(name: str, splits: Splits, given) -> dict:
-    """Seconds and accuracies of all sides by seed."""
-    train, test = examples(splits.train, name, given.images), examples(splits.test, name, None)
+def taught(name: str, train: Examples, test: Examples) -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """The pair's teacher, trained, and what makes its student."""
     keras.utils.set_random_seed(100)
     teacher, make = PAIRS[name][0]()
     pixels, start = train.images.astype("float32"), time.perf_counter()
     plain(teacher).fit(pixels, train.labels, batch_size=BATCH, epochs=TEACHER_EPOCHS[name], verbose=0)
-    taught = time.perf_counter() - start
-    print(f"{name}: {len(train):,} images; teacher {accuracy(teacher, test):.2%} after {taught:.0f} s", flush=True)
+    seconds = time.perf_counter() - start
+    print(f"{name}: {len(train):,} images; teacher {accuracy(teacher, test):.2%} after {seconds:.0f} s", flush=True)
+    return teacher, make
+
+
+def compared(found: dict[str, dict], images: int) -> dict[str, dict]:
+    """Times and verdicts of each side against stock, put beside what was found."""
+    stock = found["stock"]
+    for side in [name for name in found if name != "stock"]:
+        times = np.divide(stock["seconds"], found[side]["seconds"])
+        found[side]["times as fast as stock"] = float(np.median(times))
+        found[side]["range"] = [times.min(), times.max()]
+        if len(times) > 1:
+            found[side]["verdict"] = verdict.judge(found[side]["accuracy"], stock["accuracy"], images)
+            print(f"  {side} (the student) against stock (the control): {found[side]['verdict']['sentence']}")
+    return found
+
+
+def one_pair(name: str, splits: Splits, given) -> dict:
+    """Seconds and accuracies of all sides by seed."""
+    train, test = examples(splits.train, name, given.images), examples(splits.test, name, None)
+    teacher, make = taught(name, train, test)
     few = examples(splits.validation, name, BATCH)
     kept = Splits(train, few, test, splits.class_names, splits.source, f"{name:0>16}")
     found = {side: {"seconds": [], "accuracy": []} for side in SIDES[name]}
@@ -85,14 +105,7 @@ def one_pair(name: str, splits: Splits, given) -> dict:
                 found[side]["seconds"].append(seconds)
                 found[side]["accuracy"].append(accuracy(student, test))
                 print(f"  seed {seed}, {side}: {seconds:.1f} s, {found[side]['accuracy'][-1]:.2%}", flush=True)
-    stock = found["stock"]
-    for side in SIDES[name][1:]:
-        times = np.divide(stock["seconds"], found[side]["seconds"])
-        found[side]["times as fast as stock"] = float(np.median(times))
-        found[side]["range"] = [times.min(), times.max()]
-        if given.seeds > 1:
-            found[side]["verdict"] = verdict.judge(found[side]["accuracy"], stock["accuracy"], len(test))
-            print(f"  {side} (the student) against stock (the control): {found[side]['verdict']['sentence']}")
+    found = compared(found, len(test))
     return {"epochs": EPOCHS[name], "images": len(train), "filling the cache, seconds": filling, "sides": found}
 
 

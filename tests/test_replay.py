@@ -47,13 +47,15 @@ def student():
     return keras.models.clone_model(network(filters=3))
 
 
+@pytest.mark.parametrize("steps_at_once", [1000, 2])
 @pytest.mark.parametrize("data", [AUGMENTED, Data("corners")], ids=["by position", "by image"])
-def test_the_outputs_belong_to_the_very_pixels(tmp_path, data):
+def test_the_outputs_belong_to_the_very_pixels(tmp_path, data, steps_at_once, monkeypatch):
+    monkeypatch.setattr(replay, "CHUNK_BYTES", steps_at_once * 4 * 16 * len(CLASSES))
     found = made(tmp_path, data)
     assert found.by_image == (data.shift == 0)
     found.build(found.views(2), quiet)
     for view in (0, 1):
-        for first in (0, 3):
+        for first in (0, 3, 5):
             plain = list(pipeline.training_batches(SPLITS.train, data, 16, 3, view, first))
             stored = found.training_batches(view, first)
             assert stored.cardinality() == 5 - first
