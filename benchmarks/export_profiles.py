@@ -1,6 +1,6 @@
 """Every export profile on MobileNetV3-Small, through the command, twice: agreement with Keras, and the same bytes.
 
-    python benchmarks/export_profiles.py [--size 224] [--images 3000] [--epochs 2]
+    python benchmarks/export_profiles.py [--size 96] [--images 3000] [--epochs 2]
     python benchmarks/export_profiles.py --epochs 0
 
 The network begins with random weights and is trained for some minutes on digits of the sample of MNIST that ships with
@@ -90,7 +90,7 @@ def untrained(arrays: dict[str, np.ndarray], size: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--images", type=int, default=3000, help="to train on")
     parser.add_argument("--epochs", type=int, default=2, help="of training; 0 leaves the weights random")
     parser.add_argument("--profile", action="append", choices=PROFILES)
