@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -63,21 +64,19 @@ def resnet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     return modest(resnet(56)), lambda: resnet(8)
 
 
-def resnet50_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
-    """ResNet-50 and MobileNetV3-Small of keras.applications at 224x224, random weights: time alone is measured."""
-    options = {"weights": None, "classes": 1000, "classifier_activation": None, "input_shape": (224, 224, 3)}
-    teacher = modest(keras.applications.ResNet50(**options))
-    return teacher, lambda: keras.applications.MobileNetV3Small(**options)
+def resnet50_pair(side: int = 224) -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """ResNet-50 and MobileNetV3-Small of keras.applications, random weights: time alone is measured.
 
-
-def resnet50_96_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
-    """The same teacher; the student makes the images 96x96 pixels before it looks, as one for phones may."""
-    teacher, _ = resnet50_pair()
-    options = {"weights": None, "classes": 1000, "classifier_activation": None, "input_shape": (96, 96, 3)}
+    Images have 224 pixels; with a smaller `side` the student shrinks them before it looks, as one for phones may.
+    """
+    options = {"weights": None, "classes": 1000, "classifier_activation": None}
+    teacher = modest(keras.applications.ResNet50(**options, input_shape=(224, 224, 3)))
 
     def student() -> keras.Model:
-        small = keras.applications.MobileNetV3Small(**options)
-        return keras.Sequential([keras.Input((224, 224, 3)), keras.layers.Resizing(96, 96), small])
+        network = keras.applications.MobileNetV3Small(**options, input_shape=(side, side, 3))
+        if side == 224:
+            return network
+        return keras.Sequential([keras.Input((224, 224, 3)), keras.layers.Resizing(side, side), network])
 
     return teacher, student
 
@@ -87,7 +86,7 @@ PAIRS = {
     "lenet": (lenet_pair, 128, 128),
     "resnet": (resnet_pair, 128, 16),
     "resnet50": (resnet50_pair, 16, 4),
-    "resnet50_96": (resnet50_96_pair, 16, 4),
+    "resnet50_96": (partial(resnet50_pair, 96), 16, 4),
 }
 
 

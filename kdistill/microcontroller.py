@@ -159,8 +159,8 @@ def _end(which: str, end: dict) -> str:
 
 def _c_string(text: str) -> str:
     """A C string literal; everything but plain ASCII letters and digits as octal bytes."""
-    plain = lambda byte: chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"  # noqa: E731
-    return '"' + "".join(plain(byte) for byte in text.encode()) + '"'
+    safe = [chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode()]
+    return f'"{"".join(safe)}"'
 
 
 def _channels(tensor: schema.TensorT) -> int:

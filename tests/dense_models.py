@@ -6,14 +6,8 @@ import numpy as np
 from kdistill.distiller import Distiller
 
 RNG = np.random.default_rng(7)
-
-
 X = RNG.normal(size=(48, 6)).astype("float32")
-
-
 Y = RNG.integers(0, 4, 48).astype("int32")
-
-
 SW = RNG.uniform(0.2, 2.0, 48).astype("float32")
 
 

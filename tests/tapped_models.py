@@ -6,14 +6,8 @@ import numpy as np
 from kdistill.distiller import Distiller
 
 RNG = np.random.default_rng(5)
-
-
 X = RNG.normal(size=(24, 8, 8, 2)).astype("float32")
-
-
 Y = RNG.integers(0, 4, 24).astype("int32")
-
-
 TAPS = {"student_tap": "conv", "teacher_tap": "block/conv"}
 
 
