@@ -20,7 +20,7 @@ test: .venv/installed
 
 # Editable: the sources are never older than what runs. setuptools maps kdistill.recipes to recipes/ and kdistill.exports
 # to exports/ there too. Anything that has failed on the way is done again, as the stamp comes last.
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt
 	@echo "Set-up 1/3: a virtual environment in .venv"
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "kdistill needs Python 3.11, found: '$(PYTHON)'. Give its path: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -16,12 +16,13 @@ import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from kdistill import convert, models
-from kdistill.applications import APPLICATIONS
-from kdistill.compress import compress
-from kdistill.flatbuffer import stayed_float
-from kdistill.measure import sizes
+from kdistill.compression.compress import compress
+from kdistill.conversion import convert
+from kdistill.files import sizes
+from kdistill.networks import architectures
+from kdistill.networks.applications import APPLICATIONS
 from kdistill.recipe import Network, Profile
+from kdistill.tflite.flatbuffer import stayed_float
 
 CLASSES = 10
 NETWORKS = {
@@ -40,7 +41,7 @@ def built(name: str, size: int) -> keras.Model:
         network, shape = Network(name, {"size": size}), (size, size, 3)
     else:
         network, shape = NETWORKS[name], (28, 28, 1) if name == "lenet" else (32, 32, 3)
-    model = models.build(network, shape, CLASSES)
+    model = architectures.build(network, shape, CLASSES)
     generator = np.random.default_rng(0)
     for variable in model.weights:
         kind = variable.path.split("/")[-1]

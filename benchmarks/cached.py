@@ -16,10 +16,10 @@ import keras
 from common import PAIRS, STEPS_PER_EXECUTION, arguments, images_for, measured, plain, ratio, save
 from online import of_keras, ours
 
-from kdistill import pipeline
-from kdistill.data import Examples, Splits
+from kdistill.data import batches
+from kdistill.data.splits import Examples, Splits
 from kdistill.recipe import Data
-from kdistill.replay import Replay
+from kdistill.teachers.replay import Replay
 
 
 def one_pair(name: str, repeats: int, root: str) -> dict:
@@ -52,9 +52,9 @@ def one_pair(name: str, repeats: int, root: str) -> dict:
         "cached": lambda: cached.fit(stored.training_batches(0), **once),
         "cached, as in runs": lambda: own.fit(stored.training_batches(0), **once),
         "cached, bfloat16": lambda: narrow.fit(stored.training_batches(0), **once),
-        "student alone": lambda: alone.fit(pipeline.training_batches(train, *view, 0), **once),
+        "student alone": lambda: alone.fit(batches.training_batches(train, *view, 0), **once),
         "student alone, stock": lambda: stock.fit(pixels, labels, batch_size=batch_size, **once),
-        "keras.distillation": lambda: online.fit(pipeline.training_batches(train, *view, 0), **once),
+        "keras.distillation": lambda: online.fit(batches.training_batches(train, *view, 0), **once),
         "filling the cache": fill,
         "teacher.predict": lambda: teacher.predict(pixels, batch_size=batch_size, verbose=0),
     }

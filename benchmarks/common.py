@@ -20,7 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdistill import models, pipeline, provenance
+from kdistill import provenance
+from kdistill.data import batches as data_batches
+from kdistill.networks import architectures
 from kdistill.recipe import Network
 
 STEPS_PER_EXECUTION = 16
@@ -43,7 +45,7 @@ def arguments(description: str, repeats: int | None = 7) -> argparse.ArgumentPar
 
 def resnet(depth: int) -> keras.Model:
     """The network of `recipes/cifar10.py` (He et al. 2015, arXiv 1512.03385): pixels 0..255 in, logits out."""
-    return models.build(Network("resnet", {"depth": depth}), (32, 32, 3), 10)
+    return architectures.build(Network("resnet", {"depth": depth}), (32, 32, 3), 10)
 
 
 def modest(teacher: keras.Model) -> keras.Model:
@@ -56,7 +58,9 @@ def modest(teacher: keras.Model) -> keras.Model:
 def lenet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
     """The teacher and the student of `recipes/mnist.py`."""
     shape = (28, 28, 1)
-    return models.build(Network("lenet"), shape, 10), lambda: models.build(Network("small_cnn"), shape, 10)
+    return architectures.build(Network("lenet"), shape, 10), lambda: architectures.build(
+        Network("small_cnn"), shape, 10
+    )
 
 
 def resnet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
@@ -101,7 +105,9 @@ def batches(images: np.ndarray, *others: np.ndarray, batch_size: int) -> tf.data
     """float32 images and what goes with them, in order, batched: one input for all sides."""
     given = tf.data.Dataset.from_tensor_slices((images, *others)).batch(batch_size, drop_remainder=True)
     given = given.map(lambda x, *rest: (tf.cast(x, tf.float32), *rest), num_parallel_calls=2).prefetch(4)
-    return pipeline.prompt(given)  # with autotuning on, the wait at an epoch's end would be a third of what is measured
+    return data_batches.prompt(
+        given
+    )  # with autotuning on, the wait at an epoch's end would be a third of what is measured
 
 
 def plain(student: keras.Model, steps_per_execution: int = STEPS_PER_EXECUTION) -> keras.Model:

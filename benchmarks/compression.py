@@ -19,19 +19,22 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import convert, data, files, provenance, verdict
-from kdistill.arms import Arms
-from kdistill.compress import compress
-from kdistill.distiller import from_recipe
-from kdistill.evaluate import predict
-from kdistill.folder import RunFolder
-from kdistill.labelled import for_control, for_student
-from kdistill.litert import File
-from kdistill.loading import load_recipe
-from kdistill.measure import sizes
-from kdistill.objective import at_the_end
-from kdistill.pipeline import steps_per_epoch
+from kdistill import files, provenance
+from kdistill.compression.compress import compress
+from kdistill.conversion import convert, float32
+from kdistill.data import splits as data_splits
+from kdistill.data.batches import steps_per_epoch
+from kdistill.data.few_labels import for_control, for_student
+from kdistill.distillation.distiller import from_recipe
+from kdistill.evaluation import verdict
+from kdistill.evaluation.evaluate import predict
+from kdistill.files import sizes
 from kdistill.recipe import SCHEMES, Profile
+from kdistill.recipe.loading import load_recipe
+from kdistill.recipe.objective import at_the_end
+from kdistill.runs.arms import Arms
+from kdistill.runs.folder import RunFolder
+from kdistill.tflite.interpreter import File
 
 INT8 = Profile("int8", quantization="int8")
 FLOAT32 = Profile("reference")
@@ -159,7 +162,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     given = parser.parse_args()
     recipe = load_recipe("mnist", given.variant, [*given.set, f"seeds={given.seeds}"])
-    splits = data.load(recipe.data, given.data_dir)
+    splits = data_splits.load(recipe.data, given.data_dir)
     folder = RunFolder(given.out, resume=(given.out / "recipe.json").exists())
     folder.settle(recipe, splits.fingerprint, given.force, print)
     arms = Arms(recipe, splits, folder, print)
@@ -169,7 +172,7 @@ def main() -> None:
     for seed in range(given.seeds):
         student = trained(arms, seed)
         if len(held["before"]) == seed:
-            row = of_file(convert.convert(convert.ready(student), FLOAT32), test)
+            row = of_file(convert.convert(float32.ready(student), FLOAT32), test)
             held["before"].append({"seed": seed, "parameters": student.count_params(), **row})
         for scheme in given.scheme:
             for kept_on in (True, False) if SCHEMES[scheme] else (False,):

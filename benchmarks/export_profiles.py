@@ -30,10 +30,10 @@ PROFILES = ("reference", "phone_gpu", "phone_cpu", "npu", "microcontroller", "me
 
 def images(size: int, train: int, test: int = 200) -> dict[str, np.ndarray]:
     """`size` x `size` x 3 digits as an `.npz` holds them."""
-    from kdistill import data
+    from kdistill.data import splits as data_splits
     from kdistill.recipe import Data
 
-    splits = data.load(Data("mnist"), say=lambda _: None)
+    splits = data_splits.load(Data("mnist"), say=lambda _: None)
     places = np.arange(size) * 28 // size
     arrays = {}
     for name, examples, count in (("train", splits.train, train), ("test", splits.test, test)):
@@ -46,12 +46,12 @@ def network(size: int):
     """MobileNetV3-Small, new."""
     import keras
 
-    from kdistill import models
+    from kdistill.networks import architectures
     from kdistill.recipe import Network
 
     keras.utils.set_random_seed(0)
     # By default its normalisations take thousands of steps to follow the images.
-    return models.build(Network("mobilenet_v3_small", {"size": size, "momentum": 0.9}), (size, size, 3), 10)
+    return architectures.build(Network("mobilenet_v3_small", {"size": size, "momentum": 0.9}), (size, size, 3), 10)
 
 
 def trained(arrays: dict[str, np.ndarray], size: int, epochs: int):

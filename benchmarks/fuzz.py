@@ -61,23 +61,25 @@ def good_files(folder: Path) -> None:
     """A small data set, a trained-looking student and its files."""
     import keras
 
-    from kdistill import idx, models
-    from kdistill.export import export
+    from kdistill.conversion.export import export
+    from kdistill.data import mnist
+    from kdistill.networks import architectures
     from kdistill.recipe import Network
 
     random = np.random.default_rng(0)
     (folder / "idx").mkdir()
     for part, count in (("train", 80), ("t10k", 40)):
-        idx.write(folder / "idx" / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28)))
-        idx.write(folder / "idx" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+        mnist.write_idx(folder / "idx" / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28)))
+        mnist.write_idx(folder / "idx" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
     keras.utils.set_random_seed(0)
-    model = models.build(Network("small_cnn"), (28, 28, 1), 10)
+    model = architectures.build(Network("small_cnn"), (28, 28, 1), 10)
     model.save(folder / "student.keras")
     images = random.integers(0, 256, (40, 28, 28, 1)).astype(np.uint8)
     export(model, folder / "student.tflite", "npu", images, class_names=[str(i) for i in range(10)])
     from kdistill.recipes.mnist import recipe
 
-    from kdistill.recipe import as_dict, checked
+    from kdistill.recipe.checks import checked
+    from kdistill.recipe.values import as_dict
 
     whole = json.dumps({**as_dict(checked(recipe("smoke"))), "data_fingerprint": "0"}, indent=1)
     (folder / "recipe.json").write_text(whole)
@@ -118,7 +120,7 @@ def work(kind: str, first: int, count: int, seed: int, good: Path) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from typer.testing import CliRunner
 
-    from kdistill.cli import app
+    from kdistill.cli.commands import app
 
     runner = CliRunner()
     for i in range(first, count):

@@ -43,7 +43,7 @@ def plain(paths: list[str], autotuned: bool):
     """Decode and resize; without autotuning, which is the faster on a short epoch, or with it."""
     import tensorflow as tf
 
-    from kdistill.pipeline import AHEAD, CORES, prompt
+    from kdistill.data.batches import AHEAD, CORES, prompt
 
     def decode(path):
         return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (SIDE, SIDE))
@@ -66,16 +66,16 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=608)
     options = parser.parse_args()
-    from kdistill.cli_base import import_tensorflow
+    from kdistill.cli.app import import_tensorflow
 
     import_tensorflow()
-    from kdistill import data, pipeline
+    from kdistill.data import batches, splits
     from kdistill.recipe import Data
 
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
         make(Path(folder), options.images // BATCH * BATCH)
         settings = Data("image_folder", image_size=SIDE)
-        test = data.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
+        test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
         found = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}
@@ -83,9 +83,9 @@ def main() -> int:
             kinds = {
                 "plain": lambda: plain(paths, autotuned=False),
                 "autotuned": lambda: plain(paths, autotuned=True),
-                "evaluation": lambda: pipeline.evaluation_batches(test, BATCH),
-                "training": lambda turn=turn: pipeline.training_batches(test, settings, BATCH, 0, turn),
-                "augmented": lambda turn=turn: pipeline.training_batches(test, augmented, BATCH, 0, turn),
+                "evaluation": lambda: batches.evaluation_batches(test, BATCH),
+                "training": lambda turn=turn: batches.training_batches(test, settings, BATCH, 0, turn),
+                "augmented": lambda turn=turn: batches.training_batches(test, augmented, BATCH, 0, turn),
             }
             for name in list(kinds) if turn % 2 else reversed(kinds):
                 value = measured(kinds[name])

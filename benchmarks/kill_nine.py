@@ -25,7 +25,10 @@ import time
 from pathlib import Path
 
 STAGES = ("teacher", "control", "student")
-RUN = "import sys; from kdistill import cli, train; train.CHECKPOINT_SECONDS = float(sys.argv.pop(1)); cli.main()"
+RUN = (
+    "import sys; from kdistill import cli; from kdistill.training import fit; "
+    "fit.CHECKPOINT_SECONDS = float(sys.argv.pop(1)); cli.main()"
+)
 
 
 def resumed(log: Path) -> tuple[str, bool]:

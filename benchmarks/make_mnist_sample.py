@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import mnist
+from kdistill.data import mnist
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 

@@ -16,7 +16,8 @@ from common import PAIRS, STEPS_PER_EXECUTION, arguments, batches, forward, imag
 from keras import distillation
 
 import kdistill
-from kdistill import inference, optimizers
+from kdistill.networks import folding
+from kdistill.training import optimizers
 
 TEMPERATURE, WEIGHT = 4.0, 0.9
 
@@ -93,7 +94,7 @@ def one_pair(name: str, repeats: int) -> dict:
     once = {"epochs": 1, "verbose": 0}
     models = {
         "kdistill": ours(student(), teacher),
-        "kdistill, as in runs": ours(student(), inference.compiled(teacher), own=True),
+        "kdistill, as in runs": ours(student(), folding.compiled(teacher), own=True),
         "keras.distillation": of_keras(student(), teacher),
         "by hand, as on keras.io": by_hand(student(), teacher),
         "student alone": plain(student()),

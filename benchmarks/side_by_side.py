@@ -23,12 +23,16 @@ import keras
 import tensorflow as tf
 from common import arguments
 
-from kdistill import data, models, pipeline, provenance, side_by_side
-from kdistill.distiller import Distiller
-from kdistill.loading import load_recipe
-from kdistill.side_by_side import Once, SideBySide
-from kdistill.supervised import Supervised
-from kdistill.teacher import frozen
+from kdistill import provenance
+from kdistill.data import batches as data_batches
+from kdistill.data import splits as data_splits
+from kdistill.distillation.distiller import Distiller
+from kdistill.distillation.supervised import Supervised
+from kdistill.networks import architectures
+from kdistill.recipe.loading import load_recipe
+from kdistill.teachers.frozen import frozen
+from kdistill.training import side_by_side
+from kdistill.training.side_by_side import Once, SideBySide
 
 RECIPE = load_recipe("mnist")
 WEIGHTS, TEMPERATURES = [i / 10 for i in range(11)], [1.0, 2.0, 4.0, 8.0, 20.0]
@@ -38,7 +42,7 @@ SETTINGS = [(w, t) for w in WEIGHTS for t in TEMPERATURES if w or t == 1]  # 51:
 def network() -> keras.Model:
     """The student, as every setting starts it."""
     keras.utils.set_random_seed(0)
-    return models.build(RECIPE.student, (28, 28, 1), 10)
+    return architectures.build(RECIPE.student, (28, 28, 1), 10)
 
 
 def group(students: list[Supervised]) -> SideBySide:
@@ -68,13 +72,13 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
     parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
-    splits = data.load(RECIPE.data)
+    splits = data_splits.load(RECIPE.data)
     keras.utils.set_random_seed(1)
-    teacher = models.build(RECIPE.teacher, (28, 28, 1), 10)
+    teacher = architectures.build(RECIPE.teacher, (28, 28, 1), 10)
     steps, batch = given.steps, RECIPE.training.batch_size
 
     def batches():
-        return iter(pipeline.training_batches(splits.train, RECIPE.data, batch, 0, 0).take(steps))
+        return iter(data_batches.training_batches(splits.train, RECIPE.data, batch, 0, 0).take(steps))
 
     @tf.function
     def teach(iterator):

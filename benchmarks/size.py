@@ -14,9 +14,9 @@ import numpy as np
 from common import arguments, images_for, measured, resnet, save
 from online import ours
 
-from kdistill.data import Examples, Splits
+from kdistill.data.splits import Examples, Splits
 from kdistill.recipe import Data
-from kdistill.replay import Replay
+from kdistill.teachers.replay import Replay
 
 # images, batch, teacher's depth, student's width as a multiple; the middle ones are the base
 IMAGES, BATCHES, TEACHERS, STUDENTS = (512, 1024, 2048), (32, 64, 128), (8, 14, 26), (1, 2, 4)

@@ -23,11 +23,13 @@ import numpy as np
 from common import PAIRS, arguments, plain, save
 from online import ours
 
-from kdistill import convert, data, verdict
-from kdistill.data import Examples, Splits
-from kdistill.evaluate import predict
+from kdistill.conversion import float32
+from kdistill.data import splits as data_splits
+from kdistill.data.splits import Examples, Splits
+from kdistill.evaluation import verdict
+from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Data
-from kdistill.replay import Replay
+from kdistill.teachers.replay import Replay
 
 EPOCHS, TEACHER_EPOCHS, BATCH = {"lenet": 5, "resnet": 8}, {"lenet": 4, "resnet": 8}, 128
 SIDES = {"lenet": ("stock", "cached"), "resnet": ("stock", "cached", "cached bfloat16")}
@@ -60,7 +62,7 @@ def one(side: str, seed: int, make, train: Examples, stored: Replay, epochs: int
         distiller = ours(student, own=True)
         for epoch in range(epochs):
             distiller.fit(stored.training_batches(epoch), initial_epoch=epoch, epochs=epoch + 1, verbose=0)
-    return convert.ready(student), time.perf_counter() - start
+    return float32.ready(student), time.perf_counter() - start
 
 
 def taught(name: str, train: Examples, test: Examples) -> tuple[keras.Model, Callable[[], keras.Model]]:
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, help="train on so many only")
     given = parser.parse_args()
-    splits = data.load(Data("mnist"), given.data_dir)
+    splits = data_splits.load(Data("mnist"), given.data_dir)
     result = {name: one_pair(name, splits, given) for name in given.pair}
     bars = {
         f"{name}: {side} / stock": each["times as fast as stock"]

@@ -2,11 +2,24 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kdistill.errors import InputError
+
+
+def cache_root() -> Path:
+    """`$KDISTILL_CACHE`, else the user's own cache folder."""
+    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("KDISTILL_CACHE") or Path(own) / "kdistill").expanduser()
+
+
+def sizes(content: bytes) -> dict[str, int]:
+    """Bytes of some content as it is, and deflated as in a zip or an app bundle, where zeros and clusters show."""
+    return {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
+
 
 PART = ".part-"  # how the name begins of what is being written; a run that goes on deletes what was left so
 

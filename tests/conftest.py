@@ -13,7 +13,7 @@ os.environ["KDISTILL_CACHE"] = tempfile.mkdtemp(prefix="kdistill-test-cache-")
 import pytest
 import tensorflow as tf
 
-from kdistill import data
+from kdistill.data import splits
 from kdistill.recipe import Data
 
 # Logical devices can only be made before TensorFlow starts; a run without a strategy uses the first one.
@@ -22,6 +22,6 @@ tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfigu
 
 
 @pytest.fixture(scope="session")
-def digits() -> data.Splits:
+def digits() -> splits.Splits:
     """256 training, 256 validation and 256 test images of the sample that ships with kdistill."""
-    return data.load(Data(train_limit=256))
+    return splits.load(Data(train_limit=256))

@@ -1,4 +1,4 @@
-"""Imports point one way, and what a user pays for `import kdistill` is next to nothing."""
+"""Imports point one way, room by room, and what a user pays for `import kdistill` is next to nothing."""
 
 import ast
 import subprocess
@@ -8,103 +8,93 @@ from pathlib import Path
 import kdistill
 
 PACKAGE = Path(kdistill.__file__).parent
-# A module imports from the groups above its own, and from its own group only what is listed before it.
-GROUPS = [
-    [
-        "errors",
-        "files",
-        "objective",
-        "recipe",
-        "grid",
-        "loading",
-        "losses",
-        "methods",
-        "features",
-        "measure",
-        "diagnostics",
-        "verdict",
-        "provenance",
-        "profiles",
-        "pictures",
-        "charts",
-        "markup",
-        "report",
-        "page",
-        "compare",
-    ],
-    [
-        "cache",
-        "idx",
-        "tfds_copies",
-        "mnist",
-        "cifar",
-        "encoded",
-        "records",
-        "image_folder",
-        "labelled",
-        "data",
-        "litert",
-        "flatbuffer",
-        "taps",
-        "teacher",
-        "terms",
-        "inference",
-        "pipeline",
-        "bridge_layers",
-        "bridge",
-    ],
-    ["metadata", "layerwise", "deploy", "microcontroller", "inspection", "benchmark"],  # of files
-    ["supervised", "distiller", "convert", "weights", "applications", "models", "evaluate", "export", "verify"],
-    [
-        "strategy",
-        "callbacks",
-        "checkpoint",
-        "optimizers",
-        "disagreement",
-        "replay",
-        "train",
-        "folder",
-        "teachers",
-        "arms",
-    ],
-    ["qat_file", "finetune", "schemes", "stages", "compress_input", "compress", "compressed"],
-    ["results", "run", "side_by_side", "sweep_charts", "sweep_report", "sweep_page", "sweep"],
-    ["cli_base", "cli_cache", "cli_files", "cli_report", "cli"],
+# A room imports from the layers above its own only; inside a room the imports make no circle.
+LAYERS = [
+    {""},  # the modules outside of any room
+    {"recipe", "tflite", "report"},
+    {"data", "networks"},
+    {"teachers"},
+    {"distillation", "evaluation"},
+    {"training", "conversion"},
+    {"compression"},
+    {"runs"},
+    {"cli"},
 ]
-ORDER = {name: i for i, name in enumerate(name for group in GROUPS for name in group)}
+LAYER_OF = {room: place for place, layer in enumerate(LAYERS) for room in layer}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name not in ("__init__.py", "__main__.py")
+}
+
+
+def room_of(module: str) -> str:
+    return module.rpartition(".")[0].partition(".")[0]
 
 
 def imports_of(path: Path) -> set[str]:
-    found = set()
+    """The modules of kdistill that a file imports, as `room.module` (or `room`, of names that a room itself offers)."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "kdistill":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdistill."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "kdistill":
+            base = node.module.partition(".")[2]
+            for alias in node.names:
+                name = f"{base}.{alias.name}" if base else alias.name
+                imported.add(name if name in MODULES else base)
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("kdistill.")}
-    return found
+            imported |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("kdistill.")}
+    return imported - {""}
+
+
+def test_every_room_has_its_place():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"recipes", "exports"}
+    assert rooms == LAYER_OF.keys() - {""}
+    for room in rooms:
+        assert ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())), f"say what {room} is for"
+        assert 4 <= sum(room_of(module) == room for module in MODULES) <= 10, room
+    assert sum(not room_of(module) for module in MODULES) <= 6
 
 
 def test_imports_point_one_way():
-    modules = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    assert modules.keys() <= ORDER.keys(), "give the new module its place in GROUPS"
-    for name, path in modules.items():
-        for imported in imports_of(path) & modules.keys():
-            assert ORDER[imported] < ORDER[name], f"{name} imports {imported}, which stands behind it"
+    for module, path in MODULES.items():
+        for name in imports_of(path):
+            room = room_of(name) if name in MODULES else name
+            if room == room_of(module):
+                continue
+            assert LAYER_OF[room] < LAYER_OF[room_of(module)], f"{module} imports {name}, which is not above it"
+
+
+def test_inside_a_room_imports_make_no_circle():
+    imported = {
+        module: {name for name in imports_of(path) if name in MODULES and room_of(name) == room_of(module)}
+        for module, path in MODULES.items()
+    }
+    while imported:
+        free = {module for module, names in imported.items() if not names & imported.keys()}
+        assert free, f"these import each other: {sorted(imported)}"
+        for module in free:
+            del imported[module]
+
+
+def test_private_names_stay_in_their_module():
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdistill"):
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{module} imports {private} of {node.module}"
 
 
 def test_recipes_and_profiles_import_values_only():
     root = PACKAGE.parent
-    folders = [root / "recipes", root / "exports", PACKAGE / "recipes", PACKAGE / "exports"]
-    files = [path for folder in folders for path in folder.glob("*.py")]
+    files = [path for folder in ("recipes", "exports") for path in (root / folder).glob("*.py")]
     assert len(files) >= 5
     for path in files:
         assert imports_of(path) <= {"recipe"}, path
 
 
 def test_no_file_is_long():
-    for path in PACKAGE.glob("*.py"):
+    for path in [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= 400, path
 
 
@@ -114,10 +104,12 @@ def run(code: str) -> str:
 
 def test_importing_kdistill_imports_no_tensorflow():
     assert run("import sys, kdistill; print('tensorflow' in sys.modules, 'keras' in sys.modules)") == "False False\n"
-    assert run("import sys, kdistill.cli; print({'tensorflow', 'keras', 'numpy'} & set(sys.modules))") == "set()\n"
+    modules = ", ".join(f"kdistill.cli.{path.stem}" for path in (PACKAGE / "cli").glob("[!_]*.py"))
+    assert run(f"import sys, {modules}; print({{'tensorflow', 'keras', 'numpy'}} & set(sys.modules))") == "set()\n"
 
 
 def test_public_names_are_what_they_say():
-    code = "import kdistill, kdistill.export, kdistill.run, kdistill.evaluate\n"
-    code += "print(callable(kdistill.export), callable(kdistill.run), callable(kdistill.evaluate))"
-    assert run(code) == "True True True\n"
+    code = "import kdistill, kdistill.conversion.export, kdistill.runs.run, kdistill.evaluation.evaluate\n"
+    code += "print(callable(kdistill.export), callable(kdistill.run), callable(kdistill.evaluate))\n"
+    code += "print([name for name in kdistill.__all__ if getattr(kdistill, name, None) is None])"
+    assert run(code) == "True True True\n[]\n"

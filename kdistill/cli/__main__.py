@@ -1,0 +1,5 @@
+"""`python -m kdistill.cli`."""
+
+from kdistill.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""What all commands share: the app, options, messages and exit status (0 success, 1 a failed check, 2 bad input)."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdistill.errors import CheckFailed, InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Distils trained Keras models into small ones for phones, and proves what each is worth.",
+    epilog="Examples: `kdistill run mnist` | `kdistill export student.keras --profile npu --out files` | "
+    "`kdistill evaluate student.tflite`. `kdistill COMMAND --help` explains each.",
+)
+DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's own files (IDX, .npz).")]
+CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (used where it pays), or its folder.")]
+Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Datasets to download the data.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without its start-up remarks, which TF_CPP_MIN_LOG_LEVEL no longer covers."""
+    from kdistill.tflite.interpreter import quiet
+
+    with quiet():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    tf.get_logger().setLevel("ERROR")
+
+
+def command(function: Callable, group: typer.Typer = app) -> Callable:
+    """Registers a command; a user's mistake or a failed check becomes one message and an exit status."""
+
+    @wraps(function)
+    def guarded(*args, **kwargs):
+        try:
+            function(*args, **kwargs)
+        except InputError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except CheckFailed as error:
+            print(f"Failed: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except OSError as error:
+            print(f"Error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    return group.command(function.__name__.strip("_"))(guarded)
+
+
+def say_to(as_json: bool) -> Callable[[str], None]:
+    """Progress goes to the screen, or to standard error where standard output is for a machine."""
+    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
+    """The table of models or files, or `result` as JSON."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    from kdistill.report.markdown import table
+
+    show_table(*table(rows))
+
+
+def show_table(titles: list[str], cells: list[list[str]]) -> None:
+    """A table on the screen; the first column is left-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*titles)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for row in cells:
+        shown.add_row(*row)
+    # A terminal is as wide as it is; a file or a pipe gets lines that do not break.
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+
+
+def data_of(name: str, data_dir: Path | None, download: bool, say: Callable[[str], None]):
+    """The splits of a data set."""
+    from kdistill.data import splits
+    from kdistill.recipe import Data
+
+    return splits.load(Data(name), data_dir, download, say=say)

@@ -1,0 +1,45 @@
+"""The command about finished runs: report."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdistill.cli.app import Json, command, say_to, show, show_table
+
+
+@command
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: report.html of the run, or comparison.html.")
+    ] = None,
+    as_json: Json = False,
+):
+    """The page of one run, written anew, or of several side by side, with a table.
+
+    Example: kdistill report runs/mnist-default-1 runs/mnist-default-2 --out comparison.html
+    """
+    from kdistill.files import write
+    from kdistill.report import compare, page
+
+    named = compare.named(runs)
+    if len(runs) == 1:
+        found, folder = named[0][1], runs[0].parent if runs[0].is_file() else runs[0]
+        path, text = out or folder / "report.html", page.html(found, page.pictures_of(found, folder))
+        result: dict | list = {**found, "folder": str(folder)}
+    else:
+        path, text = out or Path("comparison.html"), compare.html(named)
+        result = compare.as_dict(named)
+    write(path, text)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    elif len(runs) == 1:
+        show(found["models"], False, result)
+        print((found.get("verdict") or {}).get("sentence", ""))
+    else:
+        show_table(*compare.rows(named))
+        for sentence in compare.caveats(named):
+            print(sentence)
+    say_to(as_json)(f"Page: {path}")

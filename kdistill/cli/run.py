@@ -1,0 +1,67 @@
+"""`kdistill run`."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdistill.cli.app import (
+    CacheDir,
+    DataDir,
+    Download,
+    Json,
+    command,
+    import_tensorflow,
+    say_to,
+    show,
+)
+from kdistill.errors import InputError
+
+
+@command
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
+    variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train control and student for so many seeds.")] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
+    download: Download = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it was.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data have changed.")] = False,
+    cache: CacheDir = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="auto, none, mirrored (all GPUs), multiworker (TF_CONFIG). Batches stay global.")
+    ] = "auto",
+    worker_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
+    ] = 120,
+    profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
+    as_json: Json = False,
+):
+    """Run a recipe from data to report: teacher, control, student, files.
+
+    Example: kdistill run mnist --set temperature=8 --out runs/t8
+    """
+    from kdistill.recipe.loading import load_recipe
+
+    if (resume and out is None) or (force and not resume):
+        raise InputError("--resume expects --out, the folder of the run to go on with; --force goes with --resume.")
+    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+    import_tensorflow()
+    from kdistill.runs.run import run as run_recipe
+
+    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
+    options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
+    # Keras prints its progress on standard output, which may be for a machine.
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        result = run_recipe(chosen, out, **options, say=say_to(as_json))
+    if "models" not in result:  # a worker that is not the chief
+        return
+    show(result["models"], as_json, result)
+    if not as_json:
+        print(result["verdict"]["sentence"])

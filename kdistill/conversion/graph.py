@@ -1,0 +1,84 @@
+"""The graph that is shipped: what is done to the pixels before the model, and the softmax behind it."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from kdistill.errors import InputError
+from kdistill.networks.heads import image_shape
+from kdistill.recipe import Profile
+
+GREY = (0.299, 0.587, 0.114)  # red, green and blue in grey, of ITU-R Rec. 601
+
+
+def normalised(model: keras.Model, profile: Profile) -> keras.Model:
+    """The model with the profile's `(pixel - mean) / deviation` before it: raw pixels go in."""
+    if not profile.mean and not profile.deviation:
+        return model
+    shape = image_shape(model)
+    channels = shape[-1]
+    mean, deviation = (np.asarray(values, float) for values in (profile.mean or (0.0,), profile.deviation or (1.0,)))
+    for name, values in (("mean", mean), ("deviation", deviation)):
+        if values.shape not in ((1,), (channels,)):
+            raise InputError(
+                f"The profile '{profile.name}': {name} expects 1 or {channels} numbers, one for each channel of "
+                f"'{model.name}', received {len(values)}."
+            )
+    image = keras.Input(shape, name="image")
+    scale = np.broadcast_to(1 / deviation, channels)
+    offset = np.broadcast_to(-mean / deviation, channels)
+    scaled = layers.Rescaling(scale.tolist(), offset.tolist(), name="normalise")(image)
+    return keras.Model(image, model(scaled), name=model.name)
+
+
+def deployed(model: keras.Model, profile: Profile, gives: str) -> keras.Model:
+    """The model with the profile's number of channels and its softmax. `gives`: what the model gives now.
+
+    Raises `InputError` for channels or an output that cannot be had from it.
+    """
+    wants, (height, width, channels) = profile.output or gives, image_shape(model)
+    takes = profile.channels or channels
+    if wants == "logits" and gives == "probabilities":
+        raise InputError(
+            f"The profile '{profile.name}' wants logits, but the model '{model.name}' ends in a softmax. "
+            "Leave its last activation out, or ask for probabilities."
+        )
+    if (takes, channels) not in ((channels, channels), (3, 1)):
+        raise InputError(
+            f"The profile '{profile.name}' wants images of {takes} channels; the model '{model.name}' takes {channels}"
+            ". Only a model of grey images (1 channel) can be given colour."
+        )
+    if takes == channels and wants == gives:
+        return model
+    image = keras.Input((height, width, takes), name="image")
+    x = image
+    if takes != channels:
+        grey = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey")
+        x = grey(x)
+        grey.set_weights([np.asarray(GREY, np.float32).reshape(1, 1, 3, 1)])
+    outputs = model(x)
+    if wants != gives:
+        softmax = layers.Softmax(name="softmax")
+        if isinstance(outputs, dict):
+            others = {name: each for name, each in outputs.items() if name != gives}
+            outputs = {wants: softmax(outputs[gives]), **others}
+        else:
+            outputs = softmax(outputs)
+    return keras.Model(image, outputs, name=model.name)
+
+
+def layer_names(model: keras.Model) -> set[str]:
+    """The names of the layers that hold no other layers."""
+    layers = model._flatten_layers(include_self=False)
+    return {layer.name for layer in layers if not any(layer._flatten_layers(include_self=False))}
+
+
+def layer_of(tensor: str, names: set[str]) -> str | None:
+    """The layer that a tensor's name speaks of, such as `conv1` for `net_1/conv1_1/convolution`."""
+    for part in tensor.replace(";", "/").split("/"):
+        head, _, tail = part.rpartition("_")
+        if tail.isdigit() and head in names:  # the number that tracing the layer once more has given it
+            return head
+        if part in names:
+            return part
+    return None

@@ -1,0 +1,4 @@
+"""Data sets and the order in which they are read: splits, batches, augmentation, and a module for each source.
+
+A batch is a pure function of (seed, epoch, step). What a model makes of it is in `teachers` and `distillation`.
+"""

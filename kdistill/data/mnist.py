@@ -1,0 +1,159 @@
+"""MNIST: the original IDX files, an `.npz`, or the sample that ships with kdistill; also your images in an `.npz`."""
+
+import gzip
+import hashlib
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kdistill.data import tfds
+from kdistill.errors import InputError
+from kdistill.recipe import Data
+
+SAMPLE = Path(__file__).parent / "samples" / "mnist-10k.npz"
+SAMPLE_SHA256 = "71647cbb85b9fc1c76954885a8c108e56ac2ca18f916fd5d540ace112ba02ecf"
+DIGITS = tuple("0123456789")
+PARTS = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+# What zipfile, zlib and numpy raise for damaged archives: found by changing random bytes of one.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def mnist(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], None]):
+    if data_dir is not None:
+        parts, source = _mnist_files(data_dir)
+    elif download or tfds.newest("mnist"):
+        parts, source = tfds.arrays("mnist", say)
+    else:
+        parts, source = _sample(), "the sample of MNIST that ships with kdistill (10,000 training, 2,000 test images)"
+    for name, (images, _) in parts.items():
+        if images.shape[1:] not in ((28, 28), (28, 28, 1)):
+            raise InputError(f"{source}, {name}: MNIST images are 28x28, received shape {images.shape}.")
+    return parts, DIGITS, source
+
+
+def _mnist_files(folder: Path):
+    """The IDX files where a folder has any of them, or else its .npz: the source says which."""
+    if folder.suffix == ".npz" or (not any(folder.glob("*ubyte*")) and any(folder.glob("*.npz"))):
+        archive = _archive(folder)
+        return _npz(archive), f"the file {archive}"
+    if not folder.is_dir():
+        raise InputError(f"--data-dir: no folder or .npz file at '{folder}'.")
+    found, missing = {}, []
+    for stem in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        kind = "idx3-ubyte" if stem.endswith("images") else "idx1-ubyte"
+        names = [f"{stem}{dash}{kind}{end}" for dash in "-." for end in ("", ".gz")]
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is None:
+            missing.append(f"{stem}-{kind}[.gz]")
+        else:
+            found[stem] = path
+    if missing:
+        raise InputError(
+            f"--data-dir: '{folder}' lacks {', '.join(missing)} (the IDX files of MNIST), or an .npz file."
+        )
+    parts = {
+        name: (read_idx(found[f"{stem}-images"], 3), read_idx(found[f"{stem}-labels"], 1))
+        for name, stem in (("train", "train"), ("test", "t10k"))
+    }
+    return parts, f"the IDX files in {folder}"
+
+
+def _archive(path: Path) -> Path:
+    """The .npz file at this path, or the only one in this folder."""
+    archives = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if len(archives) > 1:
+        names = ", ".join(each.name for each in archives)
+        raise InputError(f"--data-dir: '{path}' holds {len(archives)} .npz files ({names}). Give the path of one.")
+    if not archives or archives[0].suffix != ".npz" or not archives[0].is_file():
+        raise InputError(f"--data-dir: no .npz file at '{path}'.")
+    return archives[0]
+
+
+def _npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one array, as an .npy file does")
+            arrays = {key: archive[key] for keys in PARTS.values() for key in keys if key in archive.files}
+            files = archive.files
+    except DAMAGED as error:
+        raise InputError(f"'{path}' is no readable .npz file of plain arrays: {error}") from None
+    missing = [key for keys in PARTS.values() for key in keys if key not in arrays]
+    if missing:
+        raise InputError(f"'{path}' lacks {', '.join(missing)}; it holds {', '.join(files) or 'nothing'}.")
+    return {name: (arrays[x], arrays[y]) for name, (x, y) in PARTS.items()}
+
+
+def _sample() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    if not SAMPLE.is_file():
+        raise InputError(f"The sample '{SAMPLE}' is missing. Install kdistill again, or give --data-dir.")
+    if hashlib.sha256(SAMPLE.read_bytes()).hexdigest() != SAMPLE_SHA256:
+        raise InputError(f"The sample '{SAMPLE}' is damaged: its checksum is wrong. Install kdistill again.")
+    return _npz(SAMPLE)
+
+
+def own_npz(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], None]):
+    """Any images: an .npz with x_train, y_train, x_test, y_test; classes are 0 to the largest label."""
+    if data_dir is None:
+        raise InputError("The data set 'npz' expects --data-dir FILE.npz with x_train, y_train, x_test, y_test.")
+    archive = _archive(data_dir)
+    parts = _npz(archive)
+    labels = parts["train"][1]
+    if labels.size == 0 or labels.dtype.kind not in "ui":
+        raise InputError(f"'{archive}': y_train expects whole numbers, received {labels.dtype} {labels.shape}.")
+    # A class without a training image cannot be learnt, so a label this large is a mistake, not a data set.
+    if labels.max() >= labels.size:
+        raise InputError(f"'{archive}': y_train has the label {labels.max()}, but only {labels.size} labels.")
+    return parts, tuple(str(i) for i in range(int(labels.max()) + 1)), f"the file {archive}"
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The uint8 array of an IDX file, gzipped or not. Raises `InputError` unless it is whole and of that rank."""
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(f"'{path}' is damaged or truncated ({error}). Get the file again.") from None
+    header = 4 + 4 * dimensions
+    magic = struct.unpack(">I", data[:4])[0] if len(data) >= 4 else None
+    expected = 0x0800 + dimensions
+    if magic != expected:
+        received = "nothing" if magic is None else f"0x{magic:08x}"
+        raise InputError(
+            f"'{path}' is no IDX file of uint8 with {dimensions} dimensions: expected the magic number "
+            f"0x{expected:08x}, received {received}."
+        )
+    if len(data) < header:
+        raise InputError(f"'{path}' is truncated: its header of {header} bytes is not whole. Get the file again.")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    size = int(np.prod(shape, dtype=object))
+    if len(data) - header != size:
+        raise InputError(
+            f"'{path}' holds {len(data) - header} bytes where its header promises {size} (shape {shape}): "
+            "it is truncated or has something appended. Get the file again."
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Writes a uint8 array as an IDX file."""
+    shape = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(shape + array.astype(np.uint8).tobytes())

@@ -1,0 +1,174 @@
+"""The students and teachers that the recipes name. Raw pixels (0..255) in, logits out; the scaling is inside."""
+
+from collections.abc import Callable
+
+import keras
+from keras import layers
+
+from kdistill.errors import InputError, unknown
+from kdistill.networks.applications import APPLICATIONS, application
+from kdistill.recipe import Network
+
+
+def lenet(shape, classes: int, filters=(20, 50), units: int = 500, dropout: float = 0.5) -> keras.Model:
+    """Caffe's LeNet, the network of He's study (2017): two 5x5 convolutions with pooling, one hidden layer."""
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    for index, width in enumerate(filters, 1):
+        x = layers.Conv2D(width, 5, activation="relu", name=f"conv{index}")(x)
+        x = layers.MaxPooling2D(name=f"pool{index}")(x)
+    x = layers.Flatten(name="flat")(x)
+    x = layers.Dense(units, activation="relu", name="fc1")(x)
+    x = layers.Dropout(dropout, name="drop")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="lenet")
+
+
+def small_cnn(shape, classes: int, widths=(8, 16, 24)) -> keras.Model:
+    """A 5x5 convolution of stride 2, then 3x3 ones with pooling, each normalised: 7,170 parameters on MNIST."""
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    for index, width in enumerate(widths, 1):
+        kernel, stride = (5, 2) if index == 1 else (3, 1)
+        x = layers.Conv2D(width, kernel, strides=stride, padding="same", use_bias=False, name=f"conv{index}")(x)
+        x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"norm{index}")(x)
+        x = layers.ReLU(name=f"relu{index}")(x)
+        if index > 1:
+            x = layers.MaxPooling2D(name=f"pool{index}")(x)
+    x = layers.Flatten(name="flat")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="small_cnn")
+
+
+def mlp(shape, classes: int, units=(16, 16), slope: float = 0.1, scale: float = 1 / 255) -> keras.Model:
+    """Dense layers, each behind it a LeakyReLU, the last one too: the networks of the numpy tutorial (mnist_linear).
+
+    Its weights start as they do there, normal with deviation 1 / (inputs * outputs), biases with 1 / outputs. Without
+    `units` it is one layer. `scale=1` leaves the pixels at 0 to 255.
+    """
+    image = keras.Input(shape, name="image")
+    x = layers.Flatten(name="flat")(layers.Rescaling(scale, name="scale")(image))
+    for index, width in enumerate((*units, classes), 1):
+        start = {
+            "kernel_initializer": keras.initializers.RandomNormal(stddev=1 / (x.shape[-1] * width)),
+            "bias_initializer": keras.initializers.RandomNormal(stddev=1 / width),
+        }
+        x = layers.Dense(width, name=f"fc{index}", **start)(x)
+        x = layers.LeakyReLU(slope, name=f"leaky{index}")(x)
+    return keras.Model(image, x, name="mlp")
+
+
+# The mean pixel of CIFAR-10's training images: red, green, blue.
+CIFAR_MEAN = (125.3, 123.0, 113.9)
+
+
+def cifar_quick(shape, classes: int, filters=(32, 32, 64)) -> keras.Model:
+    """Caffe's CIFAR-10 "quick" network, of He's study (2017): 5x5 convolutions, overlapping pools, one hidden layer.
+
+    With Caffe's initial weights, for pixels of which only the mean is taken away. Biases learn at the common rate
+    here (twice that in Caffe), and a pool leaves out what is beyond the edge. 145,578 parameters for ten classes.
+    """
+    return _cifar_caffe(shape, classes, filters, "cifar_quick")
+
+
+def cifar_mini(shape, classes: int, filters=(32, None, 64)) -> keras.Model:
+    """`cifar_quick` without the second of its three convolutions; the pools stay. 119,946 parameters.
+
+    The small network of He's study (2017), which does not say what became of the pool behind the convolution.
+    """
+    return _cifar_caffe(shape, classes, filters, "cifar_mini")
+
+
+def _cifar_caffe(shape, classes: int, filters, name: str) -> keras.Model:
+    def gaussian(spread: float):
+        return keras.initializers.RandomNormal(stddev=spread)
+
+    image = keras.Input(shape, name="image")
+    mean = [-value for value in CIFAR_MEAN] if shape[-1] == 3 else -sum(CIFAR_MEAN) / 3
+    x = layers.Rescaling(1.0, offset=mean, name="centre")(image)
+    for index, width in enumerate(filters, 1):
+        kernel = gaussian(1e-4 if index == 1 else 1e-2)
+        if width:
+            x = layers.Conv2D(width, 5, padding="same", kernel_initializer=kernel, name=f"conv{index}")(x)
+        if index == 1:
+            x = layers.MaxPooling2D(3, strides=2, padding="same", name="pool1")(x)
+        if width:
+            x = layers.ReLU(name=f"relu{index}")(x)
+        if index > 1:
+            x = layers.AveragePooling2D(3, strides=2, padding="same", name=f"pool{index}")(x)
+    x = layers.Flatten(name="flat")(x)
+    x = layers.Dense(64, kernel_initializer=gaussian(0.1), name="fc1")(x)
+    logits = layers.Dense(classes, kernel_initializer=gaussian(0.1), name="logits")(x)
+    return keras.Model(image, logits, name=name)
+
+
+def resnet(shape, classes: int, depth: int = 56, width: int = 16) -> keras.Model:
+    """The residual networks for CIFAR of He et al. (2015, arXiv 1512.03385), of depth 6n + 2: 8, 14, 20, 56, 110.
+
+    Where the size halves, the shortcut is a 1x1 convolution; batch normalisation is synchronised over replicas.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth expects 6n + 2 (8, 14, 20, ...), received {depth}")
+
+    def conv(x, filters: int, size: int, stride: int, name: str):
+        x = layers.Conv2D(
+            filters,
+            size,
+            strides=stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=f"{name}_conv",
+        )(x)
+        return layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"{name}_norm")(x)
+
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 63.75, offset=-2.0, name="scale")(image)
+    x = layers.ReLU(name="stem_relu")(conv(x, width, 3, 1, "stem"))
+    for stage in range(3):
+        filters = width * 2**stage
+        for block in range(blocks):
+            name, stride = f"stage{stage + 1}_block{block + 1}", 2 if stage and not block else 1
+            y = layers.ReLU(name=f"{name}_relu1")(conv(x, filters, 3, stride, f"{name}_1"))
+            y = conv(y, filters, 3, 1, f"{name}_2")
+            shortcut = conv(x, filters, 1, stride, f"{name}_short") if stride > 1 else x
+            x = layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([shortcut, y]))
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name=f"resnet{depth}")
+
+
+def lstm_rows(shape, classes: int, units: int = 64) -> keras.Model:
+    """A recurrent network that reads an image row by row: the other kind of teacher in Geras et al. 2016."""
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    x = layers.Reshape((shape[0], shape[1] * shape[2]), name="rows")(x)
+    x = layers.LSTM(units, name="lstm")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="lstm_rows")
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "lenet": lenet,
+    "small_cnn": small_cnn,
+    "lstm_rows": lstm_rows,
+    "mlp": mlp,
+    "cifar_quick": cifar_quick,
+    "cifar_mini": cifar_mini,
+    "resnet": resnet,
+}
+
+
+def build(network: Network, shape: tuple[int, int, int], classes: int, download: bool = False) -> keras.Model:
+    """The network that a recipe names, for images of `shape` = (height, width, channels).
+
+    Its weights are new, but for those of `kdistill.applications` that ask for trained ones (`download` lets Keras
+    fetch them).
+    """
+    if network.name not in {**NETWORKS, **APPLICATIONS}:
+        raise unknown("network", network.name, {**NETWORKS, **APPLICATIONS})
+    try:
+        if network.name in APPLICATIONS:
+            return application(network.name, shape, classes, download=download, **network.options)
+        return NETWORKS[network.name](shape, classes, **network.options)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The network '{network.name}' cannot be built for images of {shape}: {error}") from None

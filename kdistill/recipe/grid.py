@@ -1,0 +1,102 @@
+"""The settings of a sweep: `key=v1,v2,...` texts -> one recipe for each combination. Standard library only."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from kdistill.errors import InputError
+from kdistill.recipe.overrides import override, path_of
+from kdistill.recipe.values import Recipe
+
+# What may differ between students that train side by side: their batches, and so data, size and number, are the same.
+SWEPT = ("distill.", "student.options.")
+SWEPT_TRAINING = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One student of a sweep: `values` by the keys as they were typed, and the recipe with these on it."""
+
+    values: dict[str, str]
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """`distillation_weight=0.1,temperature=4`, by the last part of each key."""
+        return ",".join(f"{key.split('.')[-1]}={value}" for key, value in self.values.items())
+
+
+def axes(recipe: Recipe, grids: list[str]) -> dict[str, list[str]]:
+    """Every key of a grid, as its full path, with its values as texts.
+
+    `0,0.1,...,1` is `0,0.1,0.2` and so on up to `1`. Numbers that make a list, such as widths, are joined by `x`:
+    `student.widths=4x8x12,8x16x24`. Raises `InputError` for a key that cannot differ between students of one pass.
+    """
+    found: dict[str, list[str]] = {}
+    for text in grids:
+        key, equals, values = text.partition("=")
+        if not equals or not values.strip():
+            raise InputError(f"--grid expects key=v1,v2,..., received '{text}'. Example: --grid temperature=1,2,4")
+        path = path_of(recipe, key.strip())
+        if not (path.startswith(SWEPT) or path in [f"training.{name}" for name in SWEPT_TRAINING]):
+            raise InputError(
+                f"--grid cannot sweep '{path}': the students train side by side, on the same batches of one teacher. "
+                f"Sweep keys of distill, student options, training.{', training.'.join(SWEPT_TRAINING)}; for seeds "
+                "there is --seeds; for another key make a sweep of each value with --set."
+            )
+        if path in found:
+            raise InputError(f"--grid names '{path}' twice. Write all its values in one.")
+        found[path] = _values(values, text)
+    if not found:
+        raise InputError("A sweep expects --grid key=v1,v2,..., as this recipe has no grid of its own.")
+    return found
+
+
+def _values(text: str, whole: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if "..." in parts:
+        at = parts.index("...")
+        try:
+            first, second, last = (Decimal(parts[i]) for i in (at - 2, at - 1, at + 1)) if at >= 2 else (None,) * 3
+            step = second - first
+            count = (last - second) / step
+        except (InvalidOperation, IndexError, TypeError, ZeroDivisionError):
+            count = None
+        if count is None or count < 1 or count != int(count):
+            raise InputError(
+                f"--grid {whole}: '...' stands between two numbers and the last one, which is a whole number of steps "
+                "away, as in 0,0.1,...,1."
+            )
+        between = [str(second + step * i) for i in range(1, int(count))]
+        parts = parts[:at] + between + parts[at + 1 :]
+    if "" in parts or "..." in parts:
+        raise InputError(f"--grid {whole}: a value is empty or '...' stands there twice.")
+    if len(set(parts)) != len(parts):
+        raise InputError(f"--grid {whole}: a value stands there twice.")
+    return parts
+
+
+def settings(recipe: Recipe, found: dict[str, list[str]]) -> list[Setting]:
+    """One setting for each combination of the values of `axes`, the last key changing fastest."""
+    made = []
+    for values in itertools.product(*found.values()):
+        chosen = dict(zip(found, values, strict=True))
+        made.append(Setting(chosen, override(recipe, [f"{key}={value}" for key, value in chosen.items()])))
+    return made
+
+
+def students(made: list[Setting]) -> dict[str, list[Setting]]:
+    """The students that have to be trained, by name, each with the settings that it stands for.
+
+    With distillation weight 0 the temperature has no effect: such settings are one student.
+    """
+    found: dict[object, list[Setting]] = {}
+    for setting in made:
+        distill = setting.recipe.distill
+        same = distill
+        if distill.distillation_weight == 0 and distill.temperature is not None:
+            same = dataclasses.replace(distill, temperature=1.0)
+        key = repr(dataclasses.replace(setting.recipe, distill=same))
+        found.setdefault(key, []).append(setting)
+    return {group[0].name: group for group in found.values()}

@@ -1,0 +1,256 @@
+"""What a `.tflite` file says of itself: labels, normalisation, version, licence, provenance. No TensorFlow.
+
+The form is TFLite's own (the schema "M001", which MediaPipe and Android Studio read): a flatbuffer in the file's
+metadata entry `TFLITE_METADATA`, and a zip archive behind the model with `labels.txt` and `model.json`. Tools that
+rewrite a file drop the archive, so it is written last. The same content gives the same bytes: the archive's times are
+fixed.
+"""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from kdistill.errors import InputError
+from kdistill.tflite import flatbuffer
+
+ENTRY, IDENTIFIER = b"TFLITE_METADATA", b"M001"
+LABELS, DOCUMENT = "labels.txt", "model.json"
+LARGEST = 1 << 24  # bytes of a file in the archive that is read
+# Numbers of the schema: kinds of associated files, of content, of colours.
+_DESCRIPTIONS, _AXIS_LABELS = 1, 2
+_FEATURE, _IMAGE = 1, 2
+_RGB, _GREYSCALE = 1, 2
+
+
+def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes:
+    """The bytes of a `.tflite` file with metadata, instead of what it had.
+
+    `document` becomes `model.json` and is what the entry is made of: name, description, version, licence, input (shape,
+    type, mean, deviation) and outputs (a list of dicts with a name; the first one has the labels).
+    """
+    model = flatbuffer.parsed(bare(content))
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(_entry(document, labels is not None), np.uint8)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = ENTRY, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), entry]
+    made = io.BytesIO(flatbuffer.packed(model))
+    with zipfile.ZipFile(made, "a", zipfile.ZIP_STORED) as archive:
+        if labels is not None:
+            _add(archive, LABELS, "".join(f"{label}\n" for label in labels))
+        _add(archive, DOCUMENT, json.dumps(document, separators=(",", ":")) + "\n")
+    return made.getvalue()
+
+
+def bare(content: bytes) -> bytes:
+    """The model alone, without metadata of this kind and without an archive: what a microcontroller needs."""
+    model = flatbuffer.parsed(content)
+    kept = [entry for entry in model.metadata or [] if entry.name != ENTRY]
+    for entry in model.metadata or []:
+        if entry.name == ENTRY:
+            model.buffers[entry.buffer].data = None
+            if entry.buffer == len(model.buffers) - 1:
+                model.buffers.pop()
+    model.metadata = kept
+    return flatbuffer.packed(model)
+
+
+def read(content: bytes) -> dict | None:
+    """What `write` wrote: name, description, version, author, licence, inputs, outputs, labels, document.
+
+    None without metadata; labels and document are None where there are none. Raises `InputError` if it is damaged.
+    The file itself has been opened by the interpreter before.
+    """
+    model = flatbuffer.parsed(content)
+    entry = next((each for each in model.metadata or [] if each.name == ENTRY), None)
+    if entry is None:
+        return None
+    try:
+        found = _read_entry(bytes(model.buffers[entry.buffer].data))
+        files = _files(content)
+        labels = next((out["labels_file"] for out in found["outputs"] if out["labels_file"]), None)
+        found["labels"] = files[labels].decode().splitlines() if labels in files else None
+        found["document"] = json.loads(files[DOCUMENT]) if DOCUMENT in files else None
+    except Exception as error:  # whatever damaged bytes make of struct, zipfile and json
+        raise InputError(f"The metadata of the file is damaged ({type(error).__name__}: {error}).") from None
+    return found
+
+
+def of_file(path: str | Path) -> dict | None:
+    """`read` of a file that has been opened by the interpreter before."""
+    try:
+        return read(Path(path).read_bytes())
+    except InputError as error:
+        raise InputError(f"'{path}': {error}") from None
+
+
+def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr = 3, 0o644 << 16
+    archive.writestr(info, text.encode())
+
+
+def _files(content: bytes) -> dict[str, bytes]:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist() if info.file_size <= LARGEST}
+
+
+def _entry(document: dict, labelled: bool) -> bytes:
+    taken, given = document["input"], document["outputs"]
+    height, width, channels = taken["shape"][1:]
+    colours = _RGB if channels == 3 else _GREYSCALE
+    image = {0: ("Int8", colours), 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
+    numbers = [np.asarray(taken[key], np.float32) for key in ("mean", "deviation")]
+    normalisation = {0: ("Uint8", 1), 1: {0: numbers[0], 1: numbers[1]}}
+    range_ = [np.asarray([limit], np.float32) for limit in (255, 0)]
+    inputs = {
+        0: "image",
+        1: taken["values"],
+        3: {0: ("Uint8", _IMAGE), 1: image},
+        4: [normalisation],
+        5: {0: range_[0], 1: range_[1]},
+    }
+    outputs = []
+    for index, each in enumerate(given):
+        table = {0: each["name"], 1: each["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
+        if index == 0 and each["values"] == "probabilities":
+            table[5] = {0: np.asarray([1], np.float32), 1: np.asarray([0], np.float32)}
+        if index == 0 and labelled:
+            table[6] = [
+                {0: LABELS, 1: "The classes, one a line, in the order of the output.", 2: ("Int8", _AXIS_LABELS)}
+            ]
+        outputs.append(table)
+    # The tensors stand in the order of the graph's outputs, not in that of importance.
+    outputs = [table for _, table in sorted(zip(given, outputs, strict=True), key=lambda pair: pair[0]["position"])]
+    model = {
+        0: document["name"],
+        1: document["description"],
+        2: document["version"],
+        3: [{0: "main", 2: [inputs], 3: outputs}],
+        4: document["author"],
+        5: document["licence"],
+        6: [{0: DOCUMENT, 1: "Input, output, provenance and figures, as JSON.", 2: ("Int8", _DESCRIPTIONS)}],
+        7: "1.0.0",
+    }
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_put(builder, model), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _put(builder: flatbuffers.Builder, value) -> int:
+    """Writes a string, a vector or a table; returns where."""
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, np.ndarray):
+        return builder.CreateNumpyVector(value)
+    if isinstance(value, list):
+        places = [_put(builder, each) for each in value]
+        builder.StartVector(4, len(places), 4)
+        for place in reversed(places):
+            builder.PrependUOffsetTRelative(place)
+        return builder.EndVector()
+    value = {slot: each for slot, each in value.items() if each is not None}
+    places = {slot: _put(builder, each) for slot, each in value.items() if not isinstance(each, tuple)}
+    builder.StartObject(max(value, default=-1) + 1)
+    for slot, each in value.items():
+        if isinstance(each, tuple):
+            getattr(builder, f"Prepend{each[0]}Slot")(slot, each[1], 0)
+        else:
+            builder.PrependUOffsetTRelativeSlot(slot, places[slot], 0)
+    return builder.EndObject()
+
+
+class _Table:
+    """A table of a flatbuffer."""
+
+    def __init__(self, data: bytes, place: int):
+        self.data, self.place = data, place
+        self.slots = place - self._number("<i", place)
+        self.size = self._number("<H", self.slots)
+
+    def _number(self, kind: str, place: int):
+        if place < 0:
+            raise ValueError("an offset points before the data")
+        return struct.unpack_from(kind, self.data, place)[0]
+
+    def _field(self, slot: int) -> int | None:
+        at = 4 + 2 * slot
+        offset = self._number("<H", self.slots + at) if at < self.size else 0
+        return self.place + offset if offset else None
+
+    def _target(self, slot: int) -> int | None:
+        field = self._field(slot)
+        return None if field is None else field + self._number("<I", field)
+
+    def number(self, slot: int, kind: str = "<b") -> int:
+        field = self._field(slot)
+        return 0 if field is None else self._number(kind, field)
+
+    def _vector(self, slot: int, size: int) -> tuple[int, int]:
+        target = self._target(slot)
+        if target is None:
+            return 0, 0
+        count = self._number("<I", target)
+        if target + 4 + count * size > len(self.data):
+            raise ValueError("a list goes beyond the data")
+        return target + 4, count
+
+    def text(self, slot: int) -> str | None:
+        start, count = self._vector(slot, 1)
+        return self.data[start : start + count].decode() if start else None
+
+    def floats(self, slot: int) -> list[float]:
+        start, count = self._vector(slot, 4)
+        return list(struct.unpack_from(f"<{count}f", self.data, start))
+
+    def table(self, slot: int) -> "_Table | None":
+        target = self._target(slot)
+        return None if target is None else _Table(self.data, target)
+
+    def tables(self, slot: int) -> "list[_Table]":
+        start, count = self._vector(slot, 4)
+        places = [start + 4 * i for i in range(count)]
+        return [_Table(self.data, place + self._number("<I", place)) for place in places]
+
+
+def _read_entry(data: bytes) -> dict:
+    if data[4:8] != IDENTIFIER:
+        raise ValueError(f"bytes 4 to 7 are {data[4:8]!r}, expected {IDENTIFIER!r}")
+    model = _Table(data, struct.unpack_from("<I", data)[0])
+    graphs = model.tables(3)
+    graph = graphs[0] if graphs else None
+    return {
+        "name": model.text(0),
+        "description": model.text(1),
+        "version": model.text(2),
+        "author": model.text(4),
+        "licence": model.text(5),
+        "inputs": [_read_input(each) for each in graph.tables(2)] if graph else [],
+        "outputs": [_read_output(each) for each in graph.tables(3)] if graph else [],
+    }
+
+
+def _read_input(tensor: _Table) -> dict:
+    found = {"name": tensor.text(0), "description": tensor.text(1), "mean": None, "deviation": None, "colours": None}
+    for unit in tensor.tables(4):
+        if unit.number(0, "<B") == 1 and (options := unit.table(1)):
+            found |= {"mean": options.floats(0), "deviation": options.floats(1)}
+    content = tensor.table(3)
+    if content and content.number(0, "<B") == _IMAGE and (image := content.table(1)):
+        found["colours"] = {_RGB: "rgb", _GREYSCALE: "grey"}.get(image.number(0))
+    return found
+
+
+def _read_output(tensor: _Table) -> dict:
+    files = {file.number(2): file.text(0) for file in tensor.tables(6)}
+    return {"name": tensor.text(0), "description": tensor.text(1), "labels_file": files.get(_AXIS_LABELS)}

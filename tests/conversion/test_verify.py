@@ -1,0 +1,141 @@
+"""The check of a file against its model, and that only a file which passes it is put in place."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.small_models import CLASSES, corners, network
+
+from kdistill.conversion import verify
+from kdistill.conversion.export import export
+from kdistill.conversion.verify import check, export_checked
+from kdistill.data.splits import Examples
+from kdistill.errors import CheckFailed, InputError
+from kdistill.evaluation.evaluate import predict
+from kdistill.tflite import interpreter
+
+EXAMPLES, TRAINING = corners(200, seed=7), corners(60, seed=1).images
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network()
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("file"), "reference")["path"]
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Puts other outputs in the place of the file's."""
+    return lambda outputs: monkeypatch.setattr(verify, "predict_apart", lambda *_: np.array(outputs, np.float32))
+
+
+def eight(right: int) -> np.ndarray:
+    """Logits of 8 rows of class 0, the last of which say class 1 instead."""
+    return np.eye(4, dtype=np.float32)[[0] * right + [1] * (8 - right)]
+
+
+ZEROS = Examples(np.zeros((8, 12, 12, 1), np.uint8), np.zeros(8, np.int32))
+
+
+def test_the_numbers_by_hand(file, answers):
+    answers(eight(6) * 2)
+    found = check(file, eight(7), ZEROS, "npu", max_drop=0.5, min_agreement=0.5)
+    expected = {"accuracy": 6 / 8, "model_accuracy": 7 / 8, "drop": 1 / 8, "agreement": 7 / 8, "max_difference": 2.0}
+    assert found.pop("per_class") == [{"class": 0, "images": 8, "accuracy": 6 / 8, "model_accuracy": 7 / 8}]
+    assert found == {**expected, "images": 8, "max_drop": 0.5, "min_agreement": 0.5}
+
+
+def test_the_limits_hold_at_their_edge(file, answers):
+    answers(eight(7))
+    assert check(file, eight(8), ZEROS, "npu", max_drop=1 / 8, min_agreement=7 / 8)["drop"] == 1 / 8
+    with pytest.raises(CheckFailed, match=r"accuracy fell from 100.00% to 87.50% \(limit: 12 points\)\."):
+        check(file, eight(8), ZEROS, "npu", max_drop=0.12, min_agreement=0.8)
+    with pytest.raises(CheckFailed, match=r"8 test images: it agrees with its model on 87.50% \(limit: 90.00%\)"):
+        check(file, eight(8), ZEROS, "npu", max_drop=0.2, min_agreement=0.9)
+    with pytest.raises(CheckFailed, match=r"accuracy fell .* \(limit: 0.2 points\); it agrees .* \(limit: 98.00%\)"):
+        check(file, eight(8), ZEROS, "npu")
+    answers(eight(8))
+    assert check(file, eight(7), ZEROS, "npu", min_agreement=0.5)["drop"] == -1 / 8  # better than the model is fine
+
+
+def test_the_file_itself_is_run(model, file):
+    found = check(file, predict(model, EXAMPLES.images), EXAMPLES, "reference")
+    assert (found["agreement"], found["drop"], found["images"]) == (1.0, 0.0, 200)
+    assert found["max_difference"] < 1e-4 and found["accuracy"] > 0.9
+
+
+def test_numbers_that_are_not_finite_fail(file, answers):
+    answers([[0, 1, np.nan, 0]] * 8)
+    with pytest.raises(CheckFailed, match="not finite"):
+        check(file, eight(8), ZEROS, "npu")
+
+
+def test_other_shapes_fail(file, answers):
+    answers(np.zeros((8, 3)))
+    with pytest.raises(CheckFailed, match=r"gives \(8, 3\), its model \(8, 4\)"):
+        check(file, eight(8), ZEROS, "npu")
+    with pytest.raises(InputError, match="model_logits for 8 test images"):
+        check(file, eight(8)[:5], ZEROS, "npu")
+    with pytest.raises(InputError, match="1 or more"):
+        check(file, eight(8)[:0], dataclasses.replace(ZEROS, images=ZEROS.images[:0], labels=ZEROS.labels[:0]), "npu")
+
+
+@pytest.mark.parametrize(
+    "code,message",
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
+        ("import time; time.sleep(60)", "did not finish within 1 s"),
+        ("raise MemoryError('too large')", "too large"),
+    ],
+)
+def test_a_file_that_crashes_hangs_or_raises_fails(code, message, file, tmp_path, monkeypatch):
+    package = tmp_path / "kdistill"
+    (package / "tflite").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "tflite" / "interpreter.py").write_text(code)
+    monkeypatch.setattr(interpreter, "__file__", str(package / "tflite" / "interpreter.py"))
+    with pytest.raises(CheckFailed, match=f"'npu' is not good.*{message}"):
+        check(file, eight(8), ZEROS, "npu", seconds=1)
+
+
+def test_a_file_that_passes_is_put_in_place_and_nothing_else_is_touched(model, tmp_path):
+    folder = tmp_path / "phones" / "npu"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "labels.txt").write_text("old")
+    found = export_checked(model, folder, "npu", TRAINING, EXAMPLES, class_names=CLASSES)
+    assert found["path"] == str(folder / "student.tflite")
+    assert found["check"]["agreement"] >= 0.98
+    names = ["labels.txt", "model.json", "notes.txt", "student.tflite"]
+    assert sorted(path.name for path in folder.iterdir()) == names and list(folder.parent.iterdir()) == [folder]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "labels.txt").read_text().splitlines() == list(CLASSES)
+    assert json.loads((folder / "model.json").read_text())["sha256"] == found["sha256"]
+    assert len(Path(found["path"]).read_bytes()) == found["bytes"]
+
+
+def test_a_file_that_fails_leaves_everything_as_it_was(model, tmp_path):
+    (tmp_path / "npu").mkdir()
+    (tmp_path / "npu" / "student.tflite").write_text("the one that is good")
+    other = -predict(model, EXAMPLES.images)
+    with pytest.raises(CheckFailed, match="it agrees"):
+        export_checked(model, tmp_path / "npu", "npu", TRAINING, EXAMPLES, other, CLASSES)
+    with pytest.raises(InputError, match="calibration"):
+        export_checked(model, tmp_path / "npu", "npu", None, EXAMPLES)
+    assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["the one that is good"]
+
+
+def test_a_softmax_is_compared_with_the_probabilities_of_its_model(tmp_path):
+    found = export_checked(network(softmax=True), tmp_path / "npu", "npu", TRAINING, EXAMPLES)
+    assert found["output"]["name"] == "probabilities" and found["check"]["max_difference"] < 0.05
+
+
+def test_a_model_of_mixed_precision_is_compared_with_itself_in_float32(tmp_path):
+    found = export_checked(network(dtype="mixed_bfloat16"), tmp_path / "r", "reference", TRAINING, EXAMPLES)
+    assert found["check"]["max_difference"] < 1e-4

@@ -1,0 +1,96 @@
+"""The verdict against printed tables, closed forms and counts by hand."""
+
+import json
+import math
+import random
+
+import pytest
+
+from kdistill.evaluation import verdict
+
+
+def test_student_t_quantiles_are_those_of_the_printed_tables():
+    table = {(0.975, 1): 12.706, (0.975, 2): 4.303, (0.975, 4): 2.776, (0.975, 9): 2.262, (0.995, 4): 4.604}
+    table |= {(0.95, 30): 1.697, (0.975, 120): 1.980, (0.9995, 5): 6.869, (0.5, 3): 0.0, (0.025, 4): -2.776}
+    for (p, freedom), t in table.items():
+        assert verdict.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
+
+
+def test_student_t_with_1_and_2_degrees_of_freedom_in_closed_form():
+    for t in (-40.0, -1.5, 0.0, 0.3, 2.0, 300.0):
+        assert verdict.t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-13)
+        assert verdict.t_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-13)
+
+
+def test_paired_t_by_hand():
+    # Differences 1, 2, 3: mean 2, deviation 1, error 1 / sqrt 3, t = 3.4641 with 2 degrees of freedom, p = 0.0742.
+    low, high, p = verdict.paired_t([1, 2, 3])
+    assert (low, high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    assert p == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_three_words_over_seeds():
+    control = [0.941, 0.940, 0.939, 0.942, 0.940]
+    better = verdict.judge([0.992, 0.991, 0.991, 0.992, 0.990], control, 10000)
+    worse = verdict.judge(control, [0.992, 0.991, 0.991, 0.992, 0.990], 10000)
+    neither = verdict.judge([0.940, 0.941, 0.940, 0.940, 0.941], control, 10000)
+    assert (better["word"], worse["word"], neither["word"]) == ("BETTER", "WORSE", "NO DIFFERENCE")
+    assert better["low"] > 0.04 and better["p"] < 1e-4 and better["difference"] == pytest.approx(0.0508)
+    assert worse["low"] == pytest.approx(-better["high"]) and worse["p"] == pytest.approx(better["p"])
+    assert neither["low"] < 0 < neither["high"] and neither["p"] > 0.05
+    assert worse["sentence"].startswith("WORSE:") and "ahead for 0 of 5 seeds" in worse["sentence"]
+    assert "no proof of equality" in neither["sentence"]
+    assert "paired t-test" in better["sentence"] and json.loads(json.dumps(better)) == better
+
+
+def test_it_is_paired():
+    """A constant gain shows through a spread over seeds ten times as large."""
+    control = [0.90, 0.92, 0.94, 0.91, 0.93]
+    assert verdict.judge([c + 0.002 for c in control], control, 10000)["word"] == "BETTER"
+    assert verdict.judge([0.902, 0.942, 0.912, 0.932, 0.922], control, 10000)["word"] == "NO DIFFERENCE"
+
+
+def test_equal_differences_are_luck_and_no_certainty():
+    assert verdict.judge([0.91, 0.92], [0.90, 0.91], 100)["word"] == "NO DIFFERENCE"  # one image, twice
+    assert verdict.judge([0.9, 0.8], [0.9, 0.8], 100)["p"] == 1
+
+
+def test_mcnemar_by_hand():
+    # 10 against 3 of 13: mid-p = 2 * (1 + 13 + 78 + 286 / 2) / 2^13
+    low, high, p = verdict.mcnemar(10, 3, 1000)
+    assert p == pytest.approx(2 * (1 + 13 + 78 + 286 / 2) / 2**13)
+    assert low < 0 < 0.007 < high
+    assert verdict.mcnemar(3, 10, 1000) == pytest.approx((-high, -low, p))
+    assert verdict.mcnemar(0, 0, 1000) == (0.0, 0.0, 1.0)
+    # 6 against 0: mid-p = 2 * (1/2)^7; the interval's low share solves share^6 / 2 = 0.025.
+    low, high, p = verdict.mcnemar(6, 0, 100)
+    assert p == pytest.approx(2**-6) and high == pytest.approx(0.06)
+    assert low == pytest.approx((2 * 0.05 ** (1 / 6) - 1) * 0.06)
+
+
+def test_interval_and_p_of_one_seed_never_contradict():
+    for n in (1, 5, 6, 7, 40, 3000):
+        for student_only in range(0, n + 1, max(1, n // 20)):
+            low, high, p = verdict.mcnemar(student_only, n - student_only, 10000)
+            assert ((low > 0) or (high < 0)) == (p < 0.05) and low <= high
+
+
+def test_one_seed_is_called_one_seed():
+    found = verdict.judge([0.95], [0.90], 100, only=(6, 1))
+    assert found["unit"] == "test images" and "This is one seed" in found["sentence"]
+    assert found["word"] == "NO DIFFERENCE"  # mid-p of 6 against 1 is 0.07
+    assert verdict.judge([0.9], [0.95], 1000, only=(10, 60))["sentence"].startswith("WORSE on these images")
+    with pytest.raises(ValueError, match="one seed"):
+        verdict.judge([0.9], [0.8], 100)
+    with pytest.raises(ValueError, match="as many"):
+        verdict.judge([0.9, 0.9], [0.8], 100)
+
+
+def test_no_difference_is_kept_in_19_of_20_experiments_without_one():
+    """Seeds drawn from one distribution: BETTER and WORSE come up in 5 % of 2,000 experiments."""
+    draw = random.Random(0)
+    false = 0
+    for _ in range(2000):
+        student, control = ([0.95 + draw.gauss(0, 0.002) for _ in range(5)] for _ in range(2))
+        false += verdict.judge(student, control, 10**9)["word"] != "NO DIFFERENCE"
+    assert 70 <= false <= 130

@@ -1,0 +1,259 @@
+"""`fit`: the recipe's optimizer, resume to the last bit, TensorBoard by the global step, a stop at NaN."""
+
+import dataclasses
+import errno
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kdistill.data.splits import Examples, Splits
+from kdistill.distillation.distiller import Distiller
+from kdistill.distillation.supervised import Supervised
+from kdistill.errors import CheckFailed, InputError
+from kdistill.recipe import Data, Training
+from kdistill.training import callbacks, checkpoint
+from kdistill.training import fit as training_fit
+
+RNG = np.random.default_rng(5)
+DATA = Data(shift=1, flip=True)
+TRAINING = Training(epochs=3, batch_size=8, optimizer="sgd", momentum=0.9, learning_rate=0.02, warmup=0.2)
+
+
+def examples(count):
+    return Examples(RNG.integers(0, 256, (count, 8, 8, 1), np.uint8), RNG.integers(0, 3, count).astype("int32"))
+
+
+SPLITS = Splits(examples(93), examples(20), examples(16), ("a", "b", "c"), "made here", "0" * 16)
+
+
+def network(seed=0):
+    """With dropout, whose seeds must come back too, and batch normalisation."""
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.layers.Rescaling(1 / 255, name="scale"),
+        keras.layers.Conv2D(4, 3, name="conv"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.ReLU(name="relu"),
+        keras.layers.Dropout(0.3, name="drop"),
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(3, name="logits"),
+    ]
+    return keras.Sequential([keras.Input((8, 8, 1)), *layers], name="net")
+
+
+def distiller():
+    weight = keras.optimizers.schedules.CosineDecay(0.9, 30)
+    return Distiller(network(1), network(2), distillation_weight=weight)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.global_step) >= self.step:
+            raise Killed
+
+
+def fit(model, folder, kill_at=None, monkeypatch=None, training=TRAINING, every=0.0):
+    monkeypatch.setattr(training_fit, "CHECKPOINT_SECONDS", every)
+    monkeypatch.setattr(training_fit, "STEPS_PER_EXECUTION", 2)
+    if kill_at is not None:
+        stop = callbacks.StopWhenNotFinite
+
+        class Both(KillAt, stop):
+            def __init__(self):
+                KillAt.__init__(self, kill_at)
+
+        # The killer stands where the NaN check stands: before the checkpoint of this very step is written.
+        monkeypatch.setattr(callbacks, "StopWhenNotFinite", Both)
+        try:
+            with pytest.raises(Killed):
+                training_fit.fit(model, SPLITS, DATA, training, 4, folder / "logs", folder / "checkpoints")
+        finally:
+            monkeypatch.setattr(callbacks, "StopWhenNotFinite", stop)
+        return None
+    return training_fit.fit(model, SPLITS, DATA, training, 4, folder / "logs", folder / "checkpoints")
+
+
+def steps_written(folder):
+    found = {}
+    for path in sorted(folder.rglob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = callbacks.Event.FromString(record)
+            for value in event.summary.value:
+                found.setdefault((path.parent.name, value.tag), []).append(event.step)
+    return found
+
+
+@pytest.mark.parametrize("kills", [[1], [5], [11], [12], [14, 20], [31]])
+def test_resume_ends_with_the_same_bits(kills, tmp_path, monkeypatch):
+    straight = distiller()
+    expected = fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
+    for step in kills:
+        fit(distiller(), tmp_path / "killed", step, monkeypatch)
+    resumed = distiller()
+    found = fit(resumed, tmp_path / "killed", monkeypatch=monkeypatch)
+    first, second = checkpoint.state_of(straight), checkpoint.state_of(resumed)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+    logs = [steps_written(tmp_path / name / "logs") for name in ("straight", "killed")]
+    assert logs[0] == logs[1] and logs[0]["train", "epoch_loss"] == [11, 22, 33]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, monkeypatch):
+    straight = distiller()
+    fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
+    fit(distiller(), tmp_path / "killed", 16, monkeypatch)
+    newest = sorted((tmp_path / "killed/checkpoints").glob("step-*"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    said, resumed = [], distiller()
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+    training_fit.fit(
+        resumed, SPLITS, DATA, TRAINING, 4, tmp_path / "logs", tmp_path / "killed/checkpoints", said.append
+    )
+    assert any(newest.name in line and "damaged" in line for line in said)
+    for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_checkpoints_are_few_and_hold_no_teacher(tmp_path, monkeypatch):
+    model = distiller()
+    fit(model, tmp_path, monkeypatch=monkeypatch)
+    files = list((tmp_path / "checkpoints").iterdir())
+    assert len(files) == 2 and all(f.name.startswith("step-") for f in files)
+    with np.load(sorted(files)[-1]) as saved:
+        count = sum(saved[name].size for name in saved.files if name != "about")
+    assert count < 2 * model.student.count_params() + 60  # weights, momenta, counters and metrics
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
+    fit(distiller(), tmp_path, 16, monkeypatch)
+    with pytest.raises(InputError, match="belongs to another model"):
+        fit(Supervised(network(1)), tmp_path, monkeypatch=monkeypatch)
+
+
+def test_with_and_without_checkpoints_the_weights_are_the_same(tmp_path, monkeypatch):
+    plain, kept = distiller(), distiller()
+    training_fit.fit(plain, SPLITS, DATA, TRAINING, 4)
+    fit(kept, tmp_path, monkeypatch=monkeypatch)
+    for a, b in zip(plain.student.weights, kept.student.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+
+
+def test_tensorboard_holds_the_names_that_users_look_for(tmp_path, monkeypatch):
+    fit(distiller(), tmp_path, monkeypatch=monkeypatch)
+    tags = {tag for _, tag in steps_written(tmp_path / "logs")}
+    for name in ("loss", "hard", "kd", "accuracy", "agreement"):
+        assert f"epoch_{name}" in tags
+    assert {"learning_rate", "distillation_weight", "temperature", "images_per_second"} <= tags
+
+
+def test_a_loss_that_turns_nan_stops_the_run_and_names_step_and_term():
+    wild = dataclasses.replace(TRAINING, learning_rate=1e30, warmup=0.0, schedule="constant")
+    with pytest.raises(CheckFailed, match=r"not finite at step \d+ \(term: .*hard.*\)"):
+        training_fit.fit(Supervised(network()), SPLITS, DATA, wild, 0)
+
+    def teacher(x):
+        return tf.fill((tf.shape(x)[0], 3), float("nan"))
+
+    with pytest.raises(CheckFailed, match=r"step 0 \(term: kd\)"):
+        training_fit.fit(Distiller(network(), teacher), SPLITS, DATA, TRAINING, 0)
+
+
+def test_rates():
+    training = Training(learning_rate=0.5, warmup=0.1)
+    schedule = training_fit.learning_rate(training, 100)
+    assert [round(float(schedule(s)), 4) for s in (0, 5, 10, 55, 100)] == [0.0, 0.25, 0.5, 0.25, 0.0]
+    assert training_fit.learning_rate(Training(learning_rate=0.5, schedule="constant"), 100) == 0.5
+    schedule = training_fit.learning_rate(dataclasses.replace(training, schedule="constant"), 100)
+    assert [float(schedule(s)) for s in (5, 10, 99)] == [0.25, 0.5, 0.5]
+    schedule = training_fit.learning_rate(Training(learning_rate=0.5), 100)
+    assert [round(float(schedule(s)), 4) for s in (0, 50, 100)] == [0.5, 0.25, 0.0]
+
+
+def test_optimizers():
+    assert type(training_fit.optimizer(Training(), 10)).__name__ == "Adam"
+    decayed = training_fit.optimizer(Training(weight_decay=0.1, learning_rate=0.5, schedule="constant"), 10)
+    weight, bias = (keras.Variable([2.0], name=name) for name in ("kernel", "bias"))
+    decayed.apply([tf.zeros(1), tf.zeros(1)], [weight, bias])
+    # As AdamW: 2 - 0.5 * 0.1 * 2, beside the gradient and not through it; a bias does not decay.
+    assert float(weight[0]) == pytest.approx(1.9) and float(bias[0]) == 2.0
+    sgd = training_fit.optimizer(TRAINING, 10)
+    assert type(sgd).__name__ == "SGD" and sgd.momentum == 0.9
+
+
+def test_steps_are_traced_once_whatever_the_number_of_epochs(tmp_path, monkeypatch):
+    """11 steps an epoch, two in a call: the odd one at the end must not cost a trace in each epoch either."""
+    traced = {"train": [], "test": []}
+
+    class Counted(Distiller):
+        def train_step(self, data):
+            traced["train"].append(len(model.history_of_epochs))
+            return super().train_step(data)
+
+        def test_step(self, data):
+            traced["test"].append(len(model.history_of_epochs))
+            return super().test_step(data)
+
+    model = Counted(network(1), network(2))
+    model.history_of_epochs = []
+    monkeypatch.setattr(
+        training_fit.callbacks, "OneEpoch", type("Noted", (callbacks.OneEpoch,), {"on_epoch_end": noted})
+    )
+    fit(model, tmp_path, monkeypatch=monkeypatch)
+    assert model.history_of_epochs == [0, 1, 2]
+    for step, epochs in traced.items():
+        assert epochs and set(epochs) == {0}, (step, epochs)
+
+
+def noted(self, epoch, logs=None):
+    self.model.history_of_epochs.append(epoch)
+    self.model.stop_training = True
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    """The third checkpoint does not fit: a message, the two before it whole, no part of it; then it goes on exactly."""
+    straight = distiller()
+    fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
+    written, fsync = [], os.fsync
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"Cannot write '.*step-.*npz' .*No space left on device.*--resume"):
+        fit(distiller(), tmp_path / "full", monkeypatch=monkeypatch)
+    names = [path.name for path in (tmp_path / "full/checkpoints").iterdir()]
+    assert len(names) == 2 and all(name.startswith("step-") for name in names)
+    monkeypatch.setattr(os, "fsync", fsync)
+    resumed = distiller()
+    fit(resumed, tmp_path / "full", monkeypatch=monkeypatch)
+    for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_a_profile_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_fit, "STEPS_PER_EXECUTION", 2)
+    plain, profiled = Supervised(network()), Supervised(network())
+    training_fit.fit(plain, SPLITS, DATA, TRAINING, 4, tmp_path / "plain")
+    training_fit.fit(profiled, SPLITS, DATA, TRAINING, 4, tmp_path / "profiled", profile=True)
+    assert not list((tmp_path / "plain").rglob("*.xplane.pb"))
+    [trace] = (tmp_path / "profiled/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    for a, b in zip(plain.student.weights, profiled.student.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
