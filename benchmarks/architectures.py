@@ -4,7 +4,7 @@
 
 Builds each network with random weights and random batch-norm statistics, bridges it to tf_keras (which compares the
 outputs of both), compresses it with itself as the teacher on a few random images, and looks into the `.tflite`. Prints
-a table: parameters, seconds, layers pruned, clustered or quantised, bytes raw and deflated, and the operators that
+a table: parameters, seconds, layers pruned, clustered or quantized, bytes raw and deflated, and the operators that
 compute in float in the int8 file. Accuracy means nothing here: the images are noise.
 """
 
@@ -60,13 +60,13 @@ def row(name: str, scheme: str, given) -> dict:
     labels = np.arange(given.images, dtype="int32") % CLASSES
     options = {"batch_size": 4, "learning_rate": 1e-5, "say": lambda text: None}
     result = compress(model, scheme, model if scheme != "int8" else None, (images, labels), 1, **options)
-    content = result.tflite() if result.quantised else convert.convert(result.model, Profile("float32"))
+    content = result.tflite() if result.quantized else convert.convert(result.model, Profile("float32"))
     result.check_file(content)
     floats = []
-    if result.quantised:
+    if result.quantized:
         inside = schema.ModelT.InitFromPackedBuf(content)
         floats = sorted({each["operator"] for each in stayed_float(inside, "int8")})
-    word = {"prune": "pruned", "cluster": "clustered", "qat": "quantised", "int8": "quantised"}[scheme]
+    word = {"prune": "pruned", "cluster": "clustered", "qat": "quantized", "int8": "quantized"}[scheme]
     told = [each[word] for each in result.stages if word in each]
     return {
         **{"network": name, "parameters": model.count_params(), "scheme": scheme},

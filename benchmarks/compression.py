@@ -7,7 +7,7 @@ Trains the teacher and, for each seed, the distilled student of the recipe `mnis
 same recipe will do: what is finished in it is used). Then compresses each student by each scheme, twice in the same
 budget: with the teacher kept on, and on labels alone. Prints for each the test accuracy of the Keras 3 model and of
 its int8 `.tflite`, and that file's bytes, raw and deflated; means over the seeds, and a paired test of the teacher's
-worth. Schemes without quantisation get their int8 file by quantisation after the training. Writes `compression.json`
+worth. Schemes without quantization get their int8 file by quantization after the training. Writes `compression.json`
 (rows by seed) and `compression.png` (accuracy against deflated bytes); rows that are there are not measured again.
 """
 
@@ -81,7 +81,7 @@ def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) 
         seed=seed,
         **goals,
     )
-    content = result.tflite() if result.quantised else convert.convert(result.model, INT8, splits.train.images[:500])
+    content = result.tflite() if result.quantized else convert.convert(result.model, INT8, splits.train.images[:500])
     found = {"model": accuracy(predict(result.model, splits.test.images), splits.test.labels)}
     if stages:
         last = result.history[stages[-1]]

@@ -8,7 +8,7 @@ kdistill, enlarged, in three channels. int4 is left out, and that is said, where
 exit status is 1 if a profile fails or two files differ.
 
 `--epochs 0` leaves the weights random, but for two things without which such a network gives every image the same
-answer: the batch normalisations get the statistics of the images, and the last layer is fitted by least squares to the
+answer: the batch normalizations get the statistics of the images, and the last layer is fitted by least squares to the
 four strongest directions of its input. Full int8 (npu, microcontroller) is then known to fail: a random network of this
 depth does not carry its signal through int8 activations (at 64 pixels 88 % of the images get the same answer, the limit
 is 98 %), and the files are refused, with the layers named. That is the gate at work.
@@ -50,7 +50,7 @@ def network(size: int):
     from kdistill.recipe import Network
 
     keras.utils.set_random_seed(0)
-    # By default its normalisations take thousands of steps to follow the images.
+    # By default its normalizations take thousands of steps to follow the images.
     return architectures.build(Network("mobilenet_v3_small", {"size": size, "momentum": 0.9}), (size, size, 3), 10)
 
 

@@ -5,7 +5,7 @@
 A hint (the squared difference; channels are the same here) at the ends of the second and third stage of
 ResNet-56 and ResNet-8, besides the softened logits. keras.distillation runs the student, and the teacher, anew for its
 features; kdistill taps both in the forward that there is anyway. `as in runs` is what `kdistill run` does besides: a
-teacher with its normalisation folded (but for the tapped layers), and the fused Adam.
+teacher with its normalization folded (but for the tapped layers), and the fused Adam.
 """
 
 import keras

@@ -7,7 +7,7 @@ are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is
 TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see `pipeline.prompt`). "evaluation" does
 what a run does (the middle square, padding, weights), "training" too (a new order, rounding to bytes), "augmented" with
 flips and random parts as for ImageNet. All read the same files. They take turns in one process, building the data set
-is part of the time, and every ratio is of neighbours in time; the median counts. The processor's time says the same on
+is part of the time, and every ratio is of neighbors in time; the median counts. The processor's time says the same on
 a machine that has other work. Exit status 1 if evaluation or training has less than 0.9 of plain's images per second.
 """
 

@@ -6,7 +6,7 @@ All sides train the same student from the same teacher on the same batches with 
 steps per execution. keras.distillation gets a `KLDivergence()` instance: with its default loss it computes something
 else. The *limit* is the teacher's forward pass plus plain `fit` of the student on labels, each measured alone: what one
 cannot save without leaving the teacher out or changing it. `as in runs` is what `kdistill run` does besides: a teacher
-with its normalisation folded, and the fused Adam. `stock` sides are what a user types: NumPy arrays, one step per
+with its normalization folded, and the fused Adam. `stock` sides are what a user types: NumPy arrays, one step per
 execution.
 """
 

@@ -1,4 +1,4 @@
-"""What one waits for before anything happens: `import kdistill` and `kdistill --help`, against their neighbours.
+"""What one waits for before anything happens: `import kdistill` and `kdistill --help`, against their neighbors.
 
     python benchmarks/startup.py [--repeats 7]
 

@@ -3,7 +3,7 @@
     python -m venv tflm && tflm/bin/pip install tflite-micro
     tflm/bin/python benchmarks/tflite_micro_check.py files/microcontroller/student.tflite [numbers.npy]
 
-`numbers.npy`: int8 [n, height, width, channels], quantised already; zeros where none are given. Prints the outputs as
+`numbers.npy`: int8 [n, height, width, channels], quantized already; zeros where none are given. Prints the outputs as
 JSON, then what the recording allocator says of the arena, to compare with `kArenaSize` in `student.h`. Where
 tflite-micro is not installed, that is said, and nothing is checked (exit status 0).
 """

@@ -29,7 +29,7 @@ CHARTS = "return document.querySelectorAll('line-chart svg path').length"
 
 
 def keep(window: Browser, path: Path) -> None:
-    """The viewport as a PNG of 256 colours: a third of the bytes, and nothing that an eye would miss."""
+    """The viewport as a PNG of 256 colors: a third of the bytes, and nothing that an eye would miss."""
     window.screenshot(path)
     with Image.open(path) as picture:
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -29,7 +29,7 @@ class Classifier(file: File, threads: Int = 2) : AutoCloseable {
         for (pixel in pixels) {
             when (input.dataType()) {
                 DataType.FLOAT32 -> image.putFloat(pixel.toFloat())
-                else -> image.put(quantised(pixel).toByte())
+                else -> image.put(quantized(pixel).toByte())
             }
         }
         image.rewind()
@@ -47,7 +47,7 @@ class Classifier(file: File, threads: Int = 2) : AutoCloseable {
     }
 
     /** The pixel as the file takes it. A uint8 input without a scale takes the pixel itself. */
-    private fun quantised(pixel: Int): Int {
+    private fun quantized(pixel: Int): Int {
         val scale = input.quantizationParams()
         if (scale.scale == 0f) return pixel
         val range = if (input.dataType() == DataType.UINT8) 0..255 else -128..127

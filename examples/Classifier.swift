@@ -42,13 +42,13 @@ final class Classifier {
         case .float32:
             return output.data.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
         case .uInt8:
-            return output.data.map { dequantised(Int($0), output) }
+            return output.data.map { dequantized(Int($0), output) }
         default:
-            return output.data.map { dequantised(Int(Int8(bitPattern: $0)), output) }
+            return output.data.map { dequantized(Int(Int8(bitPattern: $0)), output) }
         }
     }
 
-    private func dequantised(_ number: Int, _ output: Tensor) -> Float {
+    private func dequantized(_ number: Int, _ output: Tensor) -> Float {
         guard let scale = output.quantizationParameters else { return Float(number) }
         return Float(number - scale.zeroPoint) * scale.scale
     }

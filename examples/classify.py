@@ -27,7 +27,7 @@ class Classifier:
         """Logits or probabilities, one for each label, of raw pixels 0..255 `[height, width, channels]`."""
         kind = self.image["dtype"]
         scale, zero_point = self.image["quantization"]
-        if scale:  # quantised: the pixel is (number - zero_point) * scale
+        if scale:  # quantized: the pixel is (number - zero_point) * scale
             limits = np.iinfo(kind)
             pixels = np.clip(np.rint(pixels / np.float32(scale)) + zero_point, limits.min, limits.max)
         numbers = self.runner(image=pixels[None].astype(kind))[self.name][0].astype(np.float32)

@@ -2,7 +2,7 @@
 
 Target: MediaPipe Tasks on Android, iOS, the web and in Python. One image at a time. Dynamic-range int8: float pixels
 0 to 255 in (its NormalizationOptions say mean 0, deviation 1: the scaling is in the graph), float probabilities out.
-A student of grey images gets three channels as well and reduces them to grey itself, with the weights of Rec. 601.
+A student of gray images gets three channels as well and reduces them to gray itself, with the weights of Rec. 601.
 Consumed by: MediaPipe's `ImageClassifier`, see `examples/` (Kotlin, Swift, Python).
 Limits: at most 0.2 points below the Keras model, 98 % agreement with it.
 """

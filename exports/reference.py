@@ -1,4 +1,4 @@
-"""Float32, nothing quantised: the file that the others are compared with.
+"""Float32, nothing quantized: the file that the others are compared with.
 
 Target: every LiteRT runtime, any batch size.
 Consumed by: LiteRT's interpreter, and people who look for where accuracy is lost (`kdistill inspect --against`).

@@ -4,7 +4,7 @@
     kdistill run mnist --data-dir FOLDER                on all of MNIST (the four IDX files)
     kdistill run mnist --variant few_labels             with the labels of one image in fifty or sixty
     kdistill sweep mnist --variant lenet_lambda         He's study (2017): the same LeNet as student, lambda 0 to 1
-    kdistill run mnist --variant pcqat                  the student then pruned, clustered and quantised (any scheme)
+    kdistill run mnist --variant pcqat                  the student then pruned, clustered and quantized (any scheme)
     kdistill run mnist --variant late                   the teacher's weight falls late in training, from 0.9 to 0.1
     kdistill run mnist --variant blend                  two teachers, a convolutional and a recurrent one
     kdistill run mnist --variant assistant              a network of middle size between teacher and student
@@ -40,7 +40,7 @@ def recipe(variant: str = "default") -> Recipe:
     if variant == "default":
         return made
     if variant == "few_labels":  # 1,000 of MNIST's 60,000 training images; 200 of the sample's 10,000
-        few = dataclasses.replace(made.data, labelled=1000, labelled_share=0.02, shift=0)
+        few = dataclasses.replace(made.data, labeled=1000, labeled_share=0.02, shift=0)
         return dataclasses.replace(made, data=few, training=dataclasses.replace(made.training, epochs=6))
     if variant == "lenet_lambda":
         net = Network("lenet", {"dropout": 0.0})

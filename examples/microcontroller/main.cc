@@ -27,10 +27,10 @@ int Classify(const std::uint8_t* pixels, float* score) {
   std::printf("arena: %u of %u bytes used\n", static_cast<unsigned>(interpreter.arena_used_bytes()),
               static_cast<unsigned>(sizeof(arena)));
   const int count = student::kHeight * student::kWidth * student::kChannels;
-  kdistill::Quantise(pixels, count, student::kInputScale, student::kInputZeroPoint, interpreter.input(0)->data.int8);
+  kdistill::Quantize(pixels, count, student::kInputScale, student::kInputZeroPoint, interpreter.input(0)->data.int8);
   if (interpreter.Invoke() != kTfLiteOk) return -1;
   const std::int8_t* numbers = interpreter.output(0)->data.int8;
   const int best = kdistill::Largest(numbers, student::kClasses);
-  *score = kdistill::Dequantise(numbers[best], student::kOutputScale, student::kOutputZeroPoint);
+  *score = kdistill::Dequantize(numbers[best], student::kOutputScale, student::kOutputZeroPoint);
   return best;
 }

@@ -7,14 +7,14 @@
 
 namespace kdistill {
 
-inline void Quantise(const std::uint8_t* pixels, int count, float scale, int zero_point, std::int8_t* numbers) {
+inline void Quantize(const std::uint8_t* pixels, int count, float scale, int zero_point, std::int8_t* numbers) {
   for (int i = 0; i < count; ++i) {
     const int number = static_cast<int>(std::nearbyint(pixels[i] / scale)) + zero_point;
     numbers[i] = static_cast<std::int8_t>(number < -128 ? -128 : number > 127 ? 127 : number);
   }
 }
 
-inline float Dequantise(std::int8_t number, float scale, int zero_point) { return (number - zero_point) * scale; }
+inline float Dequantize(std::int8_t number, float scale, int zero_point) { return (number - zero_point) * scale; }
 
 inline int Largest(const std::int8_t* numbers, int count) {
   int best = 0;

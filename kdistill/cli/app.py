@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distils trained Keras models into small ones for phones, and proves what each is worth.",
+    help="Distills trained Keras models into small ones for phones, and proves what each is worth.",
     epilog="Examples: `kdistill run mnist` | `kdistill export student.keras --profile npu --out files` | "
     "`kdistill evaluate student.tflite`. `kdistill COMMAND --help` explains each.",
 )

@@ -100,7 +100,7 @@ def export(
     labels: Annotated[
         Path | None, typer.Option(help="The classes' names, one a line. Default: the data set's.")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Told in the file, such as Apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="Told in the file, such as Apache-2.0.")] = None,
     version: Annotated[str | None, typer.Option(help="Of the model, told in the file. Default: 1")] = None,
     as_json: Json = False,
 ):
@@ -124,7 +124,7 @@ def export(
         "max_drop": None if max_drop is None else max_drop / 100,
         "min_agreement": None if min_agreement is None else min_agreement / 100,
     }
-    about = {"licence": licence, "version": version, "data": splits.fingerprint}
+    about = {"license": license, "version": version, "data": splits.fingerprint}
     rows, files = [], []
     for each in profiles:
         images, options = splits.train.images, {"class_names": names, "about": about, **limits}
@@ -165,7 +165,7 @@ def compress(
     seed: Annotated[int, typer.Option(min=0, help="Of order, augmentation and clusters.")] = 0,
     as_json: Json = False,
 ):
-    """Prune, cluster or quantise a Keras model while its teacher goes on teaching; writes model, .tflite and table.
+    """Prune, cluster or quantize a Keras model while its teacher goes on teaching; writes model, .tflite and table.
 
     A compression that was interrupted goes on behind its last finished step when the same command is given again.
 

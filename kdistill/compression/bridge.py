@@ -81,7 +81,7 @@ def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -
     """Puts the weights of a tf_keras model, bare or in tfmot's wrappers, into the Keras 3 model it was made from.
 
     Layers are found by name, variables by the last part of theirs; clustered and masked weights arrive as such.
-    Then (with `check`) the outputs are compared again, except where quantisers stand in between: there the float
+    Then (with `check`) the outputs are compared again, except where quantizers stand in between: there the float
     weights arrive, and the outputs differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight
     is missing.
     """
@@ -260,7 +260,7 @@ def _effective(layer) -> list[tuple[str, np.ndarray]]:
 
 
 def _random_inputs(graph: Functional):
-    """Two examples like standardised data and two like pixels, or small integers, for each input."""
+    """Two examples like standardized data and two like pixels, or small integers, for each input."""
     generator = np.random.default_rng(0)
 
     def make(tensor):

@@ -15,7 +15,7 @@ import tf_keras
 
 from kdistill.errors import InputError
 
-# The same function in both Keras, and one that tfmot quantises when it is fused into a layer.
+# The same function in both Keras, and one that tfmot quantizes when it is fused into a layer.
 FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu")
 # The same function in both Keras, as a layer of its own.
 SAME = (*FUSED, "silu", "elu", "exponential", "mish", "selu", "softplus", "softsign")
@@ -145,14 +145,14 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
         if layer.weights:
             raise InputError(
                 f"Layer '{layer.name}' ({kind}) has weights and no twin in tf_keras, which pruning, clustering and "
-                "quantisation-aware training need. Pass handlers={" + kind + ": function(layer) -> tf_keras layer}, "
+                "quantization-aware training need. Pass handlers={" + kind + ": function(layer) -> tf_keras layer}, "
                 "or replace the layer."
             )
         return [operation_layer(Call(layer), name)]
     policy = layer.dtype_policy.name
     if policy.startswith(("int8", "int4", "float8")):
         raise InputError(
-            f"Layer '{layer.name}' is already quantised ({policy}). Give the model as it was before model.quantize()."
+            f"Layer '{layer.name}' is already quantized ({policy}). Give the model as it was before model.quantize()."
         )
     if kind == "Activation":
         return activation_layers(layer.activation, name, policy)
@@ -178,7 +178,7 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
     if kind == "Rescaling" and not inside and np.any(layer.offset):  # two steps, so that tfmot learns a range for each
         scale = tf_keras.layers.Rescaling(layer.scale, name=name, **common)
         return [scale, tf_keras.layers.Rescaling(1.0, layer.offset, name=f"{name}.offset", **common)]
-    if kind == "SeparableConv2D" and not inside:  # tfmot quantises it as two layers, and would lose the names
+    if kind == "SeparableConv2D" and not inside:  # tfmot quantizes it as two layers, and would lose the names
         return [*_separated(options, name, common), *behind]
     return [getattr(tf_keras.layers, kind)(**options, name=name, **common), *behind]
 
@@ -288,7 +288,7 @@ def _inner(layer, handlers):
 
 
 def merge_layer(operation, tensors, name: str):
-    """`x + y` of equal shapes as tf_keras's Add layer (and likewise), which tfmot quantises well; else None."""
+    """`x + y` of equal shapes as tf_keras's Add layer (and likewise), which tfmot quantizes well; else None."""
     kind = type(operation).__name__
     if kind not in MERGES or not type(operation).__module__.startswith("keras.src.ops") or len(tensors) != 2:
         return None

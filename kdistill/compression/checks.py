@@ -8,7 +8,7 @@ from kdistill.compression.tfmot import Goals
 from kdistill.errors import CheckFailed
 from kdistill.tflite.flatbuffer import look_inside, weights_of
 
-WORDS = {"prune": "pruned", "prune_2_4": "pruned", "cluster": "clustered", "qat": "quantised"}
+WORDS = {"prune": "pruned", "prune_2_4": "pruned", "cluster": "clustered", "qat": "quantized"}
 SPARSE = 0.1  # from this share of zeros on, a kernel counts as pruned
 SHARED = 256  # up to so many values, and a quarter of its size, a kernel counts as clustered
 SMALL = 64  # kernels with fewer weights tell nothing about what was done to a model
@@ -112,14 +112,14 @@ def _measured(layer) -> dict:
 
 
 def mark_float(content: bytes, rows: list[dict]) -> None:
-    """Puts into the rows what computes in float in the `.tflite` of a quantisation-aware trained network."""
+    """Puts into the rows what computes in float in the `.tflite` of a quantization-aware trained network."""
     told = {row["layer"]: row for row in rows}
     for name, operators in look_inside(content)[1].items():
         if name not in told:
             told[name] = {"layer": name, "kind": "", "parameters": 0, "sparsity": None}
             rows.append(told[name])
-        if told[name].get("quantised", "yes") == "yes":
-            told[name]["quantised"] = f"no int8 version: {', '.join(sorted(set(operators)))} computes in float"
+        if told[name].get("quantized", "yes") == "yes":
+            told[name]["quantized"] = f"no int8 version: {', '.join(sorted(set(operators)))} computes in float"
 
 
 def check_file(content: bytes, found: dict[str, np.ndarray], clustered) -> dict[str, dict]:

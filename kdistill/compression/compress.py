@@ -1,6 +1,6 @@
-"""Prunes, clusters and quantises a Keras 3 student while its teacher goes on teaching; a Keras 3 model comes out.
+"""Prunes, clusters and quantizes a Keras 3 student while its teacher goes on teaching; a Keras 3 model comes out.
 
-Pruning and clustering make a file smaller once it is compressed (a zip, an app bundle), not faster. Quantisation makes
+Pruning and clustering make a file smaller once it is compressed (a zip, an app bundle), not faster. Quantization makes
 it four times smaller and faster on most phones. Each stage is fine-tuned, checked, and told layer by layer.
 """
 
@@ -41,7 +41,7 @@ class Compressed:
     `model`: the Keras 3 model with the new weights.
     `stages`: a table, one dict for each layer: layer, kind, parameters, sparsity (share of zeros in the kernel),
     clusters (different values in the kernel), clusters_per_channel (the most of them in one output channel), and for
-    each stage of the scheme (pruned, clustered, quantised) "yes" or the reason why not.
+    each stage of the scheme (pruned, clustered, quantized) "yes" or the reason why not.
     `tables`: the table as it was after each stage. `sizes`: bytes, raw and deflated, of the float32 weights before
     (`student`) and after each stage, and of the `tflite`. `notes`: what was done otherwise than asked. `history`:
     stage -> loss, hard, kd, accuracy (and val_ of each, with validation images) of each epoch.
@@ -59,16 +59,16 @@ class Compressed:
     _clustered: frozenset[str] = frozenset()
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the scheme gives a `.tflite` of its own."""
         return self._content is not None
 
     def tflite(self) -> bytes:
-        """The `.tflite` of a quantising scheme: float32 in and out, int8 between, with the ranges of the training."""
+        """The `.tflite` of a quantizing scheme: float32 in and out, int8 between, with the ranges of the training."""
         if self._content is None:
             raise InputError(
-                f"The scheme '{self.scheme}' quantises nothing. Write a file with kdistill.export(result.model, ...), "
-                "or take a scheme that quantises: qat, pqat, cqat, pcqat, int8."
+                f"The scheme '{self.scheme}' quantizes nothing. Write a file with kdistill.export(result.model, ...), "
+                "or take a scheme that quantizes: qat, pqat, cqat, pcqat, int8."
             )
         return self._content
 
@@ -111,12 +111,12 @@ def compress(
     Args:
         student: a Functional or Sequential Keras 3 model, one image in, logits or probabilities out.
         scheme: prune, prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat (stages, each fine-tuned for `epochs`),
-            or int8 (post-training quantisation: no training). `qat` of a student that is pruned or clustered already
+            or int8 (post-training quantization: no training). `qat` of a student that is pruned or clustered already
             keeps that.
         teacher: as for the Distiller; None is fine-tuning on labels alone.
         data: training examples, raw pixels 0..255: `kdistill.data.Examples`, `Splits` (whose validation images are
             then measured after every epoch), `(images, labels)`, or a batched `tf.data.Dataset` of one epoch. Labels
-            below 0 mean "unlabelled": those learn from the teacher alone.
+            below 0 mean "unlabeled": those learn from the teacher alone.
         learning_rate: of Adam; from a number a cosine leads to zero in each stage. `learning_rate`,
             `distillation_weight` (the teacher's share of the loss, 0 to 1) and `temperature` also take Keras
             schedules, over the steps of each stage.
@@ -191,7 +191,7 @@ def compress(
         network = to_tf_keras(model, handlers)
         kernels = checks.kernels(network)
         checks.check(stage, decided[stage], before, kernels, kept, goals)
-        kept = kept | ({checks.WORDS[stage]} - {"quantised"})
+        kept = kept | ({checks.WORDS[stage]} - {"quantized"})
         result.stages = result.tables[stage] = checks.table(network.layers, decided)
         result.sizes[stage] = _weights_size(model)
         if not done:
@@ -280,23 +280,23 @@ def _post_training(model, batches: finetune.Batches, say) -> Compressed:
     images = np.concatenate(images)[:CALIBRATION_IMAGES]
     content = convert(model, Profile("int8", quantization="int8"), images)
     leaves = [layer for layer in model._flatten_layers(include_self=False) if not layer._layers]
-    rows = [{**row, "quantised": "yes"} for row in checks.table(leaves, {})]
+    rows = [{**row, "quantized": "yes"} for row in checks.table(leaves, {})]
     notes, names = [], {row["layer"] for row in rows}
     for each in stayed_float(schema.ModelT.InitFromPackedBuf(content), "int8"):
         layer = layer_of(each["tensor"], names)
         notes.append(f"{each['operator']} of '{layer or each['tensor']}': {each['reason']}")
         for row in rows:
-            row["quantised"] = f"{each['operator']} computes in float" if row["layer"] == layer else row["quantised"]
+            row["quantized"] = f"{each['operator']} computes in float" if row["layer"] == layer else row["quantized"]
     told = {"student": _weights_size(model), "tflite": sizes(content)}
     result = Compressed(model, "int8", rows, notes, tables={"int8": rows}, sizes=told, _content=content)
     try:
         found = checks.kernels(to_tf_keras(model))
-    except InputError as error:  # a model that cannot be bridged can be quantised all the same
+    except InputError as error:  # a model that cannot be bridged can be quantized all the same
         result.notes.append(f"Zeros and clusters were not looked for in the file: {error}")
     else:
         result._kernels, result._clustered = found, frozenset(checks.shared(found))
         result.check_file(content)
-    say(f"int8: quantised after the training, calibrated on {len(images)} images")
+    say(f"int8: quantized after the training, calibrated on {len(images)} images")
     return result
 
 

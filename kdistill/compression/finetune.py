@@ -100,21 +100,21 @@ def loss(
 ) -> Callable:
     """(images, labels, outputs, step) -> loss, hard, kd and accuracy, each a mean, and over how many examples it is.
 
-    A class below 0 is "unlabelled": such examples count in `hard` and `accuracy` not at all. `weight` and `temperature`
+    A class below 0 is "unlabeled": such examples count in `hard` and `accuracy` not at all. `weight` and `temperature`
     are numbers or Keras 3 schedules. `terms` of logits are added to the loss and to what is returned; one named `kd`
     takes the place of the KL.
     """
     terms = dict(terms or {})
 
     def parts_of(images, labels, outputs, step):
-        # log p are logits of p: the softmax of a quantised model has no logits that could be asked for.
+        # log p are logits of p: the softmax of a quantized model has no logits that could be asked for.
         logits = tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), 1e-7)) if probabilities else outputs
         classes = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=-1)
-        labelled = tf.cast(tf.cast(classes, tf.int64) >= 0, tf.float32)
-        known, everything = tf.reduce_sum(labelled), tf.cast(tf.shape(labelled)[0], tf.float32)
+        labeled = tf.cast(tf.cast(classes, tf.int64) >= 0, tf.float32)
+        known, everything = tf.reduce_sum(labeled), tf.cast(tf.shape(labeled)[0], tf.float32)
 
         def mean(values):  # over the examples that have a label
-            return tf.reduce_sum(values * labelled) / tf.maximum(known, 1.0)
+            return tf.reduce_sum(values * labeled) / tf.maximum(known, 1.0)
 
         right = tf.cast(classes, tf.int64) == tf.argmax(logits, axis=-1)
         parts = {"hard": mean(losses.hard_cross_entropy(labels, logits)), "kd": tf.constant(0.0)}

@@ -1,4 +1,4 @@
-"""A quantisation-aware trained tf_keras network -> its int8 `.tflite`, with the trained ranges, looked into."""
+"""A quantization-aware trained tf_keras network -> its int8 `.tflite`, with the trained ranges, looked into."""
 
 import tempfile
 import warnings
@@ -28,5 +28,5 @@ def converted(network, output: str) -> bytes:
             return converter.convert()
         except Exception as error:  # the converter has no public kind of error
             raise InputError(
-                f"The quantised model cannot be converted: {str(error).strip().splitlines()[-1]}"
+                f"The quantized model cannot be converted: {str(error).strip().splitlines()[-1]}"
             ) from error

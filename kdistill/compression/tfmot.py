@@ -1,4 +1,4 @@
-"""What tfmot does to each layer of a bridged model: pruned, clustered, quantised, or left alone for a named reason.
+"""What tfmot does to each layer of a bridged model: pruned, clustered, quantized, or left alone for a named reason.
 
 Each function takes a fresh tf_keras model, which it uses up (tfmot changes the layers that it wraps), and returns the
 wrapped model with a dict: layer name -> "" where the step is done, else the reason why not.
@@ -19,9 +19,9 @@ tfmot = load_tfmot()
 quantization = tfmot.quantization.keras
 # The kernels that are pruned and clustered.
 KERNELS = (layers.Conv1D, layers.Conv2D, layers.Conv2DTranspose, layers.Conv3D, layers.Dense)
-PRESERVED = (layers.Conv2D, layers.Dense)  # where tfmot's quantisers keep zeros and clusters
-# The activations that tfmot quantises as layers; others get a range for their output.
-QUANTISED_ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "swish", "gelu")
+PRESERVED = (layers.Conv2D, layers.Dense)  # where tfmot's quantizers keep zeros and clusters
+# The activations that tfmot quantizes as layers; others get a range for their output.
+QUANTIZED_ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "swish", "gelu")
 Decisions = dict[str, str]
 
 
@@ -131,7 +131,7 @@ def _wrapped(network, reason, wrap) -> tuple[tf_keras.Model, Decisions]:
 def holds(wrapped, stage: str, decisions: Decisions, sparse: dict[str, np.ndarray], clustered) -> tuple[list, list]:
     """What tfmot would lose in a stage: (variable, mask) pairs of kernels to mask, and kernels not to train.
 
-    A layer without a wrapper (too small to cluster, not quantised) is trained all the same; and one Dense or Conv2D
+    A layer without a wrapper (too small to cluster, not quantized) is trained all the same; and one Dense or Conv2D
     without zeros makes tfmot forget those of all others. `sparse`: layer -> kernel; `clustered`: names of layers.
     """
     kernels = {v.name.removesuffix("/kernel:0"): v for v in wrapped.trainable_variables if v.name.endswith("/kernel:0")}
@@ -146,13 +146,13 @@ def holds(wrapped, stage: str, decisions: Decisions, sparse: dict[str, np.ndarra
 
 @tf_keras.saving.register_keras_serializable(package="kdistill", name="NoOpActivation")
 def NoOpActivation(x):
-    """The name tells tfmot to quantise the weights of a layer, but not its output: a ReLU behind it does."""
+    """The name tells tfmot to quantize the weights of a layer, but not its output: a ReLU behind it does."""
     return x
 
 
 @tf_keras.saving.register_keras_serializable(package="kdistill")
 class Rectifier(layers.ReLU):
-    """A ReLU behind a convolution, hidden from tfmot: seeing one, it would stop quantising the convolution's weights,
+    """A ReLU behind a convolution, hidden from tfmot: seeing one, it would stop quantizing the convolution's weights,
     and the zeros and clusters among them would be lost."""
 
 
@@ -180,7 +180,7 @@ class OutputOnly(quantization.QuantizeConfig):
 
 
 def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
-    """Quantisation-aware training (Jacob et al. 2018, arXiv 1712.05877): int8 rounding in the forward pass.
+    """Quantization-aware training (Jacob et al. 2018, arXiv 1712.05877): int8 rounding in the forward pass.
 
     `keep_zeros`, `keep_clusters`: what pruning and clustering have made is preserved.
     """
@@ -193,10 +193,10 @@ def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[t
     plain = quantization.default_8bit.Default8BitQuantizeRegistry()
     graph, decisions = _Graph(network), {}
     if all(layer.name in skip for layer in network.layers if layer.weights):
-        raise InputError("Nothing is left to quantise: skip names every layer with weights.")
+        raise InputError("Nothing is left to quantize: skip names every layer with weights.")
 
     def annotate(layer):
-        decisions[layer.name] = "left alone as asked (skip)" if layer.name in skip else _unquantisable(layer, plain)
+        decisions[layer.name] = "left alone as asked (skip)" if layer.name in skip else _unquantizable(layer, plain)
         if decisions[layer.name]:
             return layer
         if graph.feeds_relu(layer):
@@ -267,7 +267,7 @@ def _rectifier(layer) -> Rectifier:
     return Rectifier.from_config(options)
 
 
-def _unquantisable(layer, plain) -> str:
+def _unquantizable(layer, plain) -> str:
     """Why a layer stays float, or "" where it does not."""
     kind = type(layer).__name__
     known = plain.supports(layer) and not isinstance(layer, layers.RNN)
@@ -286,7 +286,7 @@ def _config(layer, graph: _Graph, plain, preserving: bool):
     if type(layer) is layers.BatchNormalization:
         return None if graph.folds(layer) else OutputOnly()
     if type(layer) is layers.Activation:
-        return None if _activation(layer) in QUANTISED_ACTIVATIONS else OutputOnly()
+        return None if _activation(layer) in QUANTIZED_ACTIVATIONS else OutputOnly()
     if not plain.supports(layer):
         return OutputOnly()
     if preserving and layer.trainable_weights and type(layer) not in (*PRESERVED, layers.DepthwiseConv2D):

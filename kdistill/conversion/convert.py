@@ -21,7 +21,7 @@ def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None
     `serving_default`: `image` -> `logits` or `probabilities`, and the model's further outputs under their names.
     """
     name, _ = output_of(model)
-    raw = profile.input_type == "uint8" and profile.quantization != "int8"  # int8 files quantise the input instead
+    raw = profile.input_type == "uint8" and profile.quantization != "int8"  # int8 files quantize the input instead
     image = tf.TensorSpec([profile.batch, *image_shape(model)], tf.uint8 if raw else tf.float32, name="image")
 
     def serve(image):

@@ -27,7 +27,7 @@ from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
 CALIBRATION_IMAGES = 500  # more change nothing
-ABOUT = ("name", "description", "version", "author", "licence", "recipe", "data")  # what a caller can say of a file
+ABOUT = ("name", "description", "version", "author", "license", "recipe", "data")  # what a caller can say of a file
 
 
 def export(
@@ -43,12 +43,12 @@ def export(
     `path` ends in `.tflite`, or is a folder, for `student.tflite` in it. `calibration`: training images
     `[n, h, w, c]`, raw pixels 0..255, needed by int8 profiles and not used by others; up to 500 are taken, evenly
     spaced. With `class_names`, `labels.txt` and `model.json` are written beside the file; both are in the file, too
-    (see `kdistill.metadata`). `about` tells more of it: name, description, version, author, licence (texts), recipe,
+    (see `kdistill.metadata`). `about` tells more of it: name, description, version, author, license (texts), recipe,
     data (anything JSON takes). Each file is written whole or not at all, and a `.tflite` only after it has been loaded
     and has run in a process of its own.
 
     The dict: path, profile, bytes, sha256, weights_sha256 (of the Keras model), min_runtime, input, output, outputs,
-    operators, float_layers (what stayed float in a quantised file: operator, layer, reason), precision (of the student,
+    operators, float_layers (what stayed float in a quantized file: operator, layer, reason), precision (of the student,
     before it was rebuilt in float32), arena (with `c_array`). How well the file agrees with the model is measured by
     `kdistill.verify.check`.
     Raises `InputError` for a model, profile or images that cannot be used, naming the operator and layer at fault.
@@ -91,7 +91,7 @@ def build(
     if profile.quantization == "int8":
         calibration = _calibration(calibration, convert.image_shape(plain))
     about["name"] = about.get("name") or plain.name
-    model = graph.deployed(graph.normalised(plain, profile), profile, gives)
+    model = graph.deployed(graph.normalized(plain, profile), profile, gives)
     if calibration is not None and convert.image_shape(model)[-1] != calibration.shape[-1]:
         calibration = np.repeat(calibration, convert.image_shape(model)[-1], axis=-1)
     content = convert.convert(model, profile, calibration)
@@ -106,7 +106,7 @@ def build(
 def converted_elsewhere(
     content: bytes, model: keras.Model, profile: Profile, class_names: Sequence[str], about: dict | None = None
 ) -> Built:
-    """What `build` returns, of a file that was converted of this model in another way, as quantised students are."""
+    """What `build` returns, of a file that was converted of this model in another way, as quantized students are."""
     kept, names = _float_layers(flatbuffer.parsed(content), profile, model), tuple(str(name) for name in class_names)
     about = {"name": model.name, **(about or {})}
     return Built(content, profile, heads.output_of(model)[0], names, kept, None, _weights_sha256(model), about)
@@ -215,25 +215,25 @@ def _check_names(names: Sequence[str] | None, classes: int) -> None:
 
 def _document(built: Built, file: File, metrics: dict | None) -> dict:
     """What a program that runs the file has to know, and where it comes from: the `model.json` inside it."""
-    about, quantised = built.about, file.input["scale"] is not None
+    about, quantized = built.about, file.input["scale"] is not None
     outputs = [
         {
             **each,
             "values": built.values if each == file.output else "a further output of the model",
-            "dequantised": "(number - zero_point) * scale" if each["scale"] else "the number itself",
+            "dequantized": "(number - zero_point) * scale" if each["scale"] else "the number itself",
             "position": position,
         }
         for position, each in enumerate(file.outputs)
     ]
     outputs.sort(key=lambda each: each["name"] != file.output["name"])  # the one with the labels first
-    grey = " Grey is computed of the three channels inside." if built.profile.channels == 3 else ""
+    gray = " Gray is computed of the three channels inside." if built.profile.channels == 3 else ""
     return {
         "name": about["name"],
         "description": about.get("description")
-        or f"An image classifier for the profile {built.profile.name}, made by kdistill." + grey,
+        or f"An image classifier for the profile {built.profile.name}, made by kdistill." + gray,
         "version": str(about.get("version") or "1"),
         "author": about.get("author"),
-        "licence": about.get("licence"),
+        "license": about.get("license"),
         "profile": as_dict(built.profile),
         "min_runtime": flatbuffer.min_runtime(flatbuffer.parsed(built.content)),
         "signature": "serving_default",
@@ -242,7 +242,7 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
             "values": "raw pixels 0..255",
             "mean": [0.0],
             "deviation": [1.0],
-            "quantised": "pixel / scale + zero_point" if quantised else "the pixel itself",
+            "quantized": "pixel / scale + zero_point" if quantized else "the pixel itself",
         },
         "outputs": outputs,
         "float_layers": built.float_layers,

@@ -8,10 +8,10 @@ from kdistill.errors import InputError
 from kdistill.networks.heads import image_shape
 from kdistill.recipe import Profile
 
-GREY = (0.299, 0.587, 0.114)  # red, green and blue in grey, of ITU-R Rec. 601
+GRAY = (0.299, 0.587, 0.114)  # red, green and blue in gray, of ITU-R Rec. 601
 
 
-def normalised(model: keras.Model, profile: Profile) -> keras.Model:
+def normalized(model: keras.Model, profile: Profile) -> keras.Model:
     """The model with the profile's `(pixel - mean) / deviation` before it: raw pixels go in."""
     if not profile.mean and not profile.deviation:
         return model
@@ -27,7 +27,7 @@ def normalised(model: keras.Model, profile: Profile) -> keras.Model:
     image = keras.Input(shape, name="image")
     scale = np.broadcast_to(1 / deviation, channels)
     offset = np.broadcast_to(-mean / deviation, channels)
-    scaled = layers.Rescaling(scale.tolist(), offset.tolist(), name="normalise")(image)
+    scaled = layers.Rescaling(scale.tolist(), offset.tolist(), name="normalize")(image)
     return keras.Model(image, model(scaled), name=model.name)
 
 
@@ -46,16 +46,16 @@ def deployed(model: keras.Model, profile: Profile, gives: str) -> keras.Model:
     if (takes, channels) not in ((channels, channels), (3, 1)):
         raise InputError(
             f"The profile '{profile.name}' wants images of {takes} channels; the model '{model.name}' takes {channels}"
-            ". Only a model of grey images (1 channel) can be given colour."
+            ". Only a model of gray images (1 channel) can be given color."
         )
     if takes == channels and wants == gives:
         return model
     image = keras.Input((height, width, takes), name="image")
     x = image
     if takes != channels:
-        grey = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey")
-        x = grey(x)
-        grey.set_weights([np.asarray(GREY, np.float32).reshape(1, 1, 3, 1)])
+        gray = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey")
+        x = gray(x)
+        gray.set_weights([np.asarray(GRAY, np.float32).reshape(1, 1, 3, 1)])
     outputs = model(x)
     if wants != gives:
         softmax = layers.Softmax(name="softmax")

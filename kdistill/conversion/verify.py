@@ -35,7 +35,7 @@ def check(
     min_agreement: float | None = None,
     seconds: float = SECONDS,
 ) -> dict:
-    """Runs a `.tflite` on labelled images in a process of its own, without TensorFlow, and compares it with its model.
+    """Runs a `.tflite` on labeled images in a process of its own, without TensorFlow, and compares it with its model.
 
     `model_logits` `[n, classes]` are the Keras model's on the same images. The limits are the profile's unless given,
     shares of 1. Returns accuracy, model_accuracy, drop, agreement, max_difference (of logits, or of probabilities where
@@ -97,7 +97,7 @@ def export_checked(
     folder, profile = Path(folder), checked_profile(load_profile(profile))
     model = float32.ready(saving.load_model(student) if isinstance(student, (str, Path)) else student)
     if model_logits is None:
-        model_logits = predict(graph.normalised(model, profile), examples.images)
+        model_logits = predict(graph.normalized(model, profile), examples.images)
     built = build(student, profile, calibration, class_names, about)
     return place_checked(built, folder, model, model_logits, examples, max_drop, min_agreement)
 
@@ -136,7 +136,7 @@ def place_checked(
 
 
 def _blamed(model: keras.Model, built: Built, path: Path, examples: Examples) -> str:
-    """A sentence that names the layers whose quantisation costs most, or nothing if the file does not even run."""
+    """A sentence that names the layers whose quantization costs most, or nothing if the file does not even run."""
     plain = dataclasses.replace(
         built.profile,
         quantization="none",
@@ -180,5 +180,5 @@ def _hold(found: dict, name: str) -> None:
     if broken:
         raise CheckFailed(
             f"The file for '{name}' is not good enough on {found['images']:,} test images: {'; '.join(broken)}. Give a "
-            "profile with less quantisation or with more generous limits, or better calibration images."
+            "profile with less quantization or with more generous limits, or better calibration images."
         )

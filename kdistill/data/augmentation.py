@@ -76,15 +76,15 @@ def mixture(data: Data, shape, seed: int, epoch: int, step: int) -> tuple[float,
         return share, np.array([0, 0, height, width], np.int32)
     tall, wide = height * np.sqrt(share), width * np.sqrt(share)
     middle_y, middle_x = random.random() * height, random.random() * width
-    top, left = (round(max(0, centre - size / 2)) for centre, size in ((middle_y, tall), (middle_x, wide)))
+    top, left = (round(max(0, center - size / 2)) for center, size in ((middle_y, tall), (middle_x, wide)))
     bottom, right = round(min(height, middle_y + tall / 2)), round(min(width, middle_x + wide / 2))
     return 1.0, np.array([top, left, bottom - top, right - left], np.int32)
 
 
 def mixed(images: tf.Tensor, labels: tf.Tensor, share: tf.Tensor, box: tf.Tensor, classes: int):
-    """float32 images `[batch, h, w, c]`, each with its neighbour in the batch mixed in, and labels `[batch, classes]`.
+    """float32 images `[batch, h, w, c]`, each with its neighbor in the batch mixed in, and labels `[batch, classes]`.
 
-    The order of a batch is random, so a neighbour is any other image. The labels' shares are those of the pixels.
+    The order of a batch is random, so a neighbor is any other image. The labels' shares are those of the pixels.
     """
     rows, columns = tf.range(images.shape[1]), tf.range(images.shape[2])
     inside_y = (rows >= box[0]) & (rows < box[0] + box[2])

@@ -63,7 +63,7 @@ def training_batches(
     """
     batch_size = min(batch_size, len(examples))
     kept = positions(batch_size, share)
-    # Of a part that is mixed the first image needs its neighbour, the last one of the part before.
+    # Of a part that is mixed the first image needs its neighbor, the last one of the part before.
     blend = mixes(data)
     apart = blend and len(kept) < batch_size
     used = np.concatenate([kept[:1] - 1, kept]) % batch_size if apart else kept

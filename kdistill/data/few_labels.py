@@ -1,7 +1,7 @@
-"""Partly labelled data: which labels students may see, and what that makes of the training images. NumPy alone.
+"""Partly labeled data: which labels students may see, and what that makes of the training images. NumPy alone.
 
-The labelled images are chosen with the same share of every class, the same whatever a run's seed, and validation is
-held out of them: whoever has 1,000 labels has no others to validate with. The rest are unlabelled: they count towards
+The labeled images are chosen with the same share of every class, the same whatever a run's seed, and validation is
+held out of them: whoever has 1,000 labels has no others to validate with. The rest are unlabeled: they count towards
 the teacher's terms only. `splits` is a `data.Splits` in all of this module, which stands before `data`.
 """
 
@@ -15,13 +15,13 @@ from kdistill.recipe import Data
 
 
 def choose(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks over the images with these labels, bool `[n]`: held out for validation, and labelled in training.
+    """Two masks over the images with these labels, bool `[n]`: held out for validation, and labeled in training.
 
-    `data.labelled` images, or `data.labelled_share` of all if that is fewer, are labelled, in equal numbers by class
+    `data.labeled` images, or `data.labeled_share` of all if that is fewer, are labeled, in equal numbers by class
     (as far as they divide); `data.validation` of them are held out, one of each class at least.
     """
     classes = np.unique(labels)
-    count = min(data.labelled, int(data.labelled_share * len(labels)))
+    count = min(data.labeled, int(data.labeled_share * len(labels)))
     share, more = divmod(count, len(classes))
     held, known = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     random = np.random.Generator(np.random.Philox(key=[1, 0]))
@@ -30,9 +30,9 @@ def choose(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
         wanted = share + (place < more)
         if wanted < 2 or wanted > len(members):
             raise InputError(
-                f"{count} labelled images of {len(classes)} classes are {wanted} of class {label}, which has "
-                f"{len(members)}; expected 2 at least, one of them for validation. Mend data.labelled or "
-                "data.labelled_share."
+                f"{count} labeled images of {len(classes)} classes are {wanted} of class {label}, which has "
+                f"{len(members)}; expected 2 at least, one of them for validation. Mend data.labeled or "
+                "data.labeled_share."
             )
         aside = min(max(1, round(data.validation * wanted)), wanted - 1)
         held[members[:aside]] = True
@@ -49,7 +49,7 @@ def for_student(splits):
 
 
 def for_control(splits):
-    """The splits for training on labels alone: the labelled images, repeated to as many as there are images in all.
+    """The splits for training on labels alone: the labeled images, repeated to as many as there are images in all.
 
     So the control takes the same number of steps of the same batch size, and every image in a batch has a label. Drawn
     from all images its batches would be nearly empty, and the comparison unfair.
@@ -71,4 +71,4 @@ def for_teacher(splits, data: Data):
 def counts(splits) -> dict[str, int]:
     """How many training images have a label that students see, and how many have none."""
     known = len(splits.train) if splits.known is None else int(splits.known.sum())
-    return {"labelled": known, "unlabelled": len(splits.train) - known}
+    return {"labeled": known, "unlabeled": len(splits.train) - known}

@@ -20,7 +20,7 @@ import numpy as np
 from kdistill.errors import InputError
 from kdistill.files import cache_root, write
 
-CENTRE = 0.875  # evaluation sees the middle square, 224 of 256 of the shorter side: the custom of ImageNet
+CENTER = 0.875  # evaluation sees the middle square, 224 of 256 of the shorter side: the custom of ImageNet
 MEGAPIXELS = 50  # what claims to be larger is not decoded
 PNG = 4  # how an image is decoded: a JPEG shrunk by 2 to the power 0, 1, 2 or 3, or a PNG
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -198,7 +198,7 @@ def subset(images, which):
 def middle(headers: np.ndarray, side: int) -> np.ndarray:
     """The middle square of each image: int32 `[n, 5]`, top, left, height, width and how it is decoded."""
     height, width = headers[:, 0], headers[:, 1]
-    edge = np.maximum(1, np.round(np.minimum(height, width) * CENTRE)).astype(np.int64)
+    edge = np.maximum(1, np.round(np.minimum(height, width) * CENTER)).astype(np.int64)
     return _boxes((height - edge) // 2, (width - edge) // 2, edge, edge, headers[:, 2], side)
 
 
@@ -225,7 +225,7 @@ def _boxes(top, left, height, width, png, side: int) -> np.ndarray:
 
 
 def decoded(content, box, side: int, kind: int | None = None):
-    """uint8 `[side, side, 3]` of an encoded image: greyscale becomes grey, CMYK is converted, transparency dropped.
+    """uint8 `[side, side, 3]` of an encoded image: grayscale becomes gray, CMYK is converted, transparency dropped.
 
     `kind`: the way of decoding, where it is the same for all; None: it is the last number of `box`.
     """

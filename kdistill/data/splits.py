@@ -59,7 +59,7 @@ class Splits:
     class_names: tuple[str, ...]
     source: str
     fingerprint: str
-    known: np.ndarray | None = None  # bool [training images]: those whose label students see; None: all (see labelled)
+    known: np.ndarray | None = None  # bool [training images]: those whose label students see; None: all (see labeled)
 
 
 def load(
@@ -87,7 +87,7 @@ def load(
         shapes = [examples[name].images.shape[1:] for name in ("train", "test")]
         raise InputError(f"{source}: the training images are {shapes[0]}, the test images {shapes[1]}.")
     limit = data.train_limit
-    if limit is None or data.labelled is not None:  # what is left out later has no label that would be missed
+    if limit is None or data.labeled is not None:  # what is left out later has no label that would be missed
         examples["train"] = _whole(examples["train"].select(slice(limit)), say)
     train, validation, known = _held_out(examples["train"], data)
     train, validation, test = (
@@ -148,7 +148,7 @@ def _whole(examples: Examples, say: Callable[[str], None]) -> Examples:
 
 def _held_out(examples: Examples, data: Data) -> tuple[Examples, Examples, np.ndarray | None]:
     """Training, validation, and which training labels students see: the same share by class for every seed."""
-    if data.labelled is not None:
+    if data.labeled is not None:
         held, known = few_labels.choose(examples.labels, data)
         return examples.select(~held), examples.select(held), known[~held]
     share, chosen = data.validation, np.zeros(len(examples), bool)

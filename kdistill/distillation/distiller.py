@@ -24,7 +24,7 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 @keras.saving.register_keras_serializable(package="kdistill")
 class Distiller(Supervised):
-    """Distils `teacher` into `student` (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+    """Distills `teacher` into `student` (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
 
     The loss is `(1 - w) * hard + w * T^2 * KL(softmax(t/T) || softmax(s/T)) + sum of weight * term`: `w = 0` is labels
     only, `w = 1` the teacher only. `hard` is the loss given to `compile`, by default cross-entropy with the labels.

@@ -42,7 +42,7 @@ def hint(student_features, teacher_features) -> tf.Tensor:
 def attention_transfer(student_features, teacher_features) -> tf.Tensor:
     """Squared distance of unit attention maps, `[batch]`, from 0 to 2 (Zagoruyko and Komodakis 2017, arXiv 1612.03928).
 
-    The map of `[height, width, channels]` is the sum of squares over channels, l2-normalised over height x width. Maps
+    The map of `[height, width, channels]` is the sum of squares over channels, l2-normalized over height x width. Maps
     of different sizes are averaged, by area, to the smaller height and the smaller width. A map of zeros stays zeros.
     Raises `InputError` unless both features are `[batch, height, width, channels]`. The authors' code takes the mean
     over the map where this takes the sum: their weight of 1000 is 1000 / (height * width) here.

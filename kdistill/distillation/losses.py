@@ -54,7 +54,7 @@ def hard_cross_entropy(labels, student_logits) -> tf.Tensor:
     """Cross-entropy with the labels in nats, `[batch]`.
 
     Labels are classes `[batch]` or distributions `[batch, classes]`. A class below 0 means
-    "unlabelled": its loss is 0.
+    "unlabeled": its loss is 0.
     """
     logits = wide(student_logits)
     labels = tf.convert_to_tensor(labels)
@@ -87,7 +87,7 @@ def dkd(student_logits, teacher_logits, labels, alpha=1.0, beta=8.0, temperature
 
     TCKD is the KL of (target, all others together), NCKD the KL among the others alone. `alpha = 1` and
     `beta = 1 - p_teacher(target)` would be `losses.kl_logits`. Labels are classes `[batch]`, or distributions
-    `[batch, classes]`, of which the largest counts. A label below 0 means "unlabelled": its target is the teacher's
+    `[batch, classes]`, of which the largest counts. A label below 0 means "unlabeled": its target is the teacher's
     class. Finite for any finite logits: no probability is subtracted from 1.
     """
     student, teacher = _pair(student_logits, teacher_logits)
@@ -112,16 +112,16 @@ def dist(student_logits, teacher_logits, beta=1.0, gamma=1.0, temperature=1.0) -
     student, teacher = _pair(student_logits, teacher_logits)
     temperature = wide(temperature)
     student, teacher = tf.nn.softmax(student / temperature), tf.nn.softmax(teacher / temperature)
-    inter = tf.reduce_sum(_apart(_centred(student, -1), _centred(teacher, -1), axis=-1), axis=-1)
+    inter = tf.reduce_sum(_apart(_centered(student, -1), _centered(teacher, -1), axis=-1), axis=-1)
     batch = tf.cast(tf.shape(student)[0], tf.float64)
-    intra = batch * tf.reduce_mean(_apart(_centred(student, 0), _centred(teacher, 0), axis=0), axis=-1)
+    intra = batch * tf.reduce_mean(_apart(_centered(student, 0), _centered(teacher, 0), axis=0), axis=-1)
     return narrow(temperature**2 * (wide(beta) * inter + wide(gamma) * intra))
 
 
-def standardised_kl(student_logits, teacher_logits, temperature=2.0) -> tf.Tensor:
+def standardized_kl(student_logits, teacher_logits, temperature=2.0) -> tf.Tensor:
     """`T^2 * KL(softmax(z(t)/T) || softmax(z(s)/T))` in nats, `z` the z-score over classes, `[batch]`.
 
-    Logit standardisation (Sun et al. 2024, arXiv 2403.01427). T is the paper's base temperature; the standard deviation
+    Logit standardization (Sun et al. 2024, arXiv 2403.01427). T is the paper's base temperature; the standard deviation
     divides by the number of classes. A constant added to, or a positive factor on, either model's logits changes
     nothing. Logits that are all equal have z-scores of 0 (uniform).
     """
@@ -155,16 +155,16 @@ def _apart(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tensor:
     return ((student - teacher) ** 2 + one_is_zero / tf.cast(tf.shape(student)[axis], tf.float64)) / 2
 
 
-def _centred(values: tf.Tensor, axis: int) -> tf.Tensor:
+def _centered(values: tf.Tensor, axis: int) -> tf.Tensor:
     """`values` minus their mean along `axis`; exactly 0 where they are constant but for rounding."""
-    centred = values - tf.reduce_mean(values, axis=axis, keepdims=True)
+    centered = values - tf.reduce_mean(values, axis=axis, keepdims=True)
     size = tf.reduce_max(tf.abs(values), axis=axis, keepdims=True)
-    constant = tf.reduce_all(tf.abs(centred) <= ROUNDING * size, axis=axis, keepdims=True)
-    return tf.where(constant, tf.zeros_like(centred), centred)
+    constant = tf.reduce_all(tf.abs(centered) <= ROUNDING * size, axis=axis, keepdims=True)
+    return tf.where(constant, tf.zeros_like(centered), centered)
 
 
 def _z_score(logits: tf.Tensor) -> tf.Tensor:
-    return unit(_centred(logits, -1), -1) * tf.sqrt(tf.cast(tf.shape(logits)[-1], tf.float64))
+    return unit(_centered(logits, -1), -1) * tf.sqrt(tf.cast(tf.shape(logits)[-1], tf.float64))
 
 
 def _classes(labels, teacher: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,7 @@
 """`Supervised(keras.Model)`: the training step that teacher, control and student share.
 
 One place holds what is easy to get wrong: division by the global batch, loss scaling, overflow on any replica,
-regularisation losses, sample weights, and a step counter that advances when a scaled step is skipped.
+regularization losses, sample weights, and a step counter that advances when a scaled step is skipped.
 """
 
 from typing import NamedTuple
@@ -15,23 +15,23 @@ from kdistill.networks.heads import as_logits
 
 
 class Batch(NamedTuple):
-    """What a step is given, and what it counts: `count` and `labelled` on this replica, `share` over all of them."""
+    """What a step is given, and what it counts: `count` and `labeled` on this replica, `share` over all of them."""
 
     inputs: object
     labels: tf.Tensor
     weights: tf.Tensor  # [batch], ones without sample weights
     given: object  # what comes from elsewhere than the student, such as the teacher's outputs; no gradient
     count: tf.Tensor  # examples; padding is none
-    labelled: tf.Tensor  # examples with a label
-    share: tf.Tensor  # labelled examples of all examples, over all replicas
+    labeled: tf.Tensor  # examples with a label
+    share: tf.Tensor  # labeled examples of all examples, over all replicas
 
 
 @keras.saving.register_keras_serializable(package="kdistill")
 class Supervised(keras.Model):
     """A student trained on labels: `compile`, `fit`, `evaluate`, `predict` and callbacks as for any Keras model.
 
-    Inputs, outputs and weights are the student's. Logs `loss` (with regularisation), `hard` (the loss on labels) and
-    `accuracy`. Labels are classes `[batch]` or distributions `[batch, classes]`; a class below 0 is "unlabelled": such
+    Inputs, outputs and weights are the student's. Logs `loss` (with regularization), `hard` (the loss on labels) and
+    `accuracy`. Labels are classes `[batch]` or distributions `[batch, classes]`; a class below 0 is "unlabeled": such
     examples count neither in `hard`, which is the mean over those with a label, nor in `accuracy`. Targets may also be
     `{"labels": ..., "teacher_logits": ...}`, as a `Distiller` takes them: the logits are then left aside.
     """
@@ -95,15 +95,15 @@ class Supervised(keras.Model):
     # -- the step ---------------------------------------------------------------------------------------------------
 
     def _hard(self, batch: Batch, outputs) -> tf.Tensor:
-        """The loss on labels, `[batch]`, scaled so that its mean over all examples is that over the labelled ones."""
+        """The loss on labels, `[batch]`, scaled so that its mean over all examples is that over the labeled ones."""
         if self.hard_loss is None:
             per_example = losses.hard_cross_entropy(batch.labels, as_logits(outputs))
         else:
-            labels, labelled = batch.labels, _labelled(batch.labels, batch.weights)
+            labels, labeled = batch.labels, _labeled(batch.labels, batch.weights)
             if _is_classes(labels):  # a Keras loss knows no class below 0
                 labels = tf.maximum(labels, tf.zeros_like(labels))
             per_example = getattr(self.hard_loss, "call", self.hard_loss)(labels, outputs)
-            per_example = tf.where(labelled > 0, tf.cast(per_example, tf.float32), tf.zeros_like(labelled))
+            per_example = tf.where(labeled > 0, tf.cast(per_example, tf.float32), tf.zeros_like(labeled))
         return tf.math.divide_no_nan(tf.cast(per_example, tf.float32), batch.share)
 
     def _forward(self, inputs, training: bool) -> tuple:
@@ -125,9 +125,9 @@ class Supervised(keras.Model):
         labels, stored = _apart(labels)
         weights = weights["labels"] if isinstance(weights, dict) else weights  # Keras copies them to every target
         weights = _weights(weights, labels)
-        count, labelled = _count(labels, weights), tf.reduce_sum(_labelled(labels, weights))
-        share = tf.math.divide_no_nan(_sum_over_replicas(labelled), _sum_over_replicas(count))
-        return Batch(inputs, labels, weights, self._given(inputs, stored), count, labelled, share)
+        count, labeled = _count(labels, weights), tf.reduce_sum(_labeled(labels, weights))
+        share = tf.math.divide_no_nan(_sum_over_replicas(labeled), _sum_over_replicas(count))
+        return Batch(inputs, labels, weights, self._given(inputs, stored), count, labeled, share)
 
     def train_step(self, data):
         batch = self._batch(data)
@@ -179,13 +179,13 @@ class Supervised(keras.Model):
         values = {"loss": tf.reduce_sum(total * weights) / safe + penalty}
         values |= {name: tf.reduce_sum(part * weights) / safe for name, part in parts.items()}
         # The scale of `hard` goes with the whole batch; what this replica logs is the mean over its own labels.
-        values["hard"] = values["hard"] * batch.share * safe / tf.maximum(batch.labelled, 1.0)
+        values["hard"] = values["hard"] * batch.share * safe / tf.maximum(batch.labeled, 1.0)
         for tracker in self._trackers:
             if tracker.name in values:
-                examples = batch.labelled if tracker.name == "hard" else count
+                examples = batch.labeled if tracker.name == "hard" else count
                 total = values[tracker.name] * examples
             else:
-                mask = _labelled(labels, weights) if tracker.name == "accuracy" else _real(labels, weights)
+                mask = _labeled(labels, weights) if tracker.name == "accuracy" else _real(labels, weights)
                 total, examples = tf.reduce_sum(rates[tracker.name] * mask), tf.reduce_sum(mask)
             # What update_state does, in a fifth of the operations: for a small student these are felt.
             tracker.total.assign(tracker.total + total)
@@ -257,7 +257,7 @@ def _is_classes(labels) -> bool:
     return len(labels.shape) == 1 or labels.shape[-1] == 1
 
 
-def _labelled(labels, weights) -> tf.Tensor:
+def _labeled(labels, weights) -> tf.Tensor:
     """1 for examples with a label, 0 for the others, `[batch]`."""
     if not _is_classes(labels):
         return tf.ones_like(weights)
@@ -266,7 +266,7 @@ def _labelled(labels, weights) -> tf.Tensor:
 
 def _real(labels, weights) -> tf.Tensor:
     """0 for padding, which has neither a label nor a weight; 1 for every example, `[batch]`."""
-    return tf.maximum(_labelled(labels, weights), tf.cast(weights != 0, tf.float32))
+    return tf.maximum(_labeled(labels, weights), tf.cast(weights != 0, tf.float32))
 
 
 def _count(labels, weights) -> tf.Tensor:

@@ -17,7 +17,7 @@ LOSSES: dict[str, Callable] = {
     for name in (*LOGIT_LOSSES, *FEATURE_LOSSES)
 }
 # Of two numbers, a z-score and a correlation over classes say only which is larger: there is no gradient.
-MORE_THAN_TWO_CLASSES = ("standardised_kl", "dist")
+MORE_THAN_TWO_CLASSES = ("standardized_kl", "dist")
 
 
 def term_loss(

@@ -115,7 +115,7 @@ def smaller(image: np.ndarray) -> np.ndarray:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A uint8 image `[h, w, c]` as PNG: grey for one channel, RGB for three, else the mean of the channels in grey."""
+    """A uint8 image `[h, w, c]` as PNG: gray for one channel, RGB for three, else the mean of the channels in gray."""
     if image.shape[2] not in (1, 3):
         image = np.rint(image.mean(axis=2, keepdims=True)).astype(np.uint8)
     height, width, channels = image.shape

@@ -27,7 +27,7 @@ def evaluate(
     batch_size: int = 256,
     logits: np.ndarray | None = None,
 ) -> dict:
-    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labelled images.
+    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labeled images.
 
     `logits` are what `predict` gave for these images, where that is known: the model is not run over them again.
     Returns accuracy, top5, ece, with `teacher_logits` (`[n, classes]`) also agreement and kl (see `measure`), and

@@ -19,7 +19,7 @@ def teacher_warning(teacher: keras.Model, images: np.ndarray, labels: np.ndarray
     """What looks wrong with a teacher on these images (raw pixels), or None.
 
     Less than twice the accuracy of chance is told; and a range of pixels (0..1, -1..1) with which the teacher is right
-    for 10 points more of the images: its inputs are not normalised as they were when it was trained.
+    for 10 points more of the images: its inputs are not normalized as they were when it was trained.
     """
     images, labels = images[:LOOKED_AT].astype(np.float32), labels[:LOOKED_AT]
 
@@ -32,13 +32,13 @@ def teacher_warning(teacher: keras.Model, images: np.ndarray, labels: np.ndarray
     if others[best] > max(raw + MARGIN, 2 / classes):
         return (
             f"The teacher '{teacher.name}' is right on {raw:.1%} of {len(labels)} validation images, but on "
-            f"{others[best]:.1%} of them with {best}: its inputs look unnormalised. Put that in front of it, such as "
+            f"{others[best]:.1%} of them with {best}: its inputs look unnormalized. Put that in front of it, such as "
             "keras.layers.Rescaling, or kdistill.Adapted(teacher, scale=...)."
         )
     if raw < 2 / classes:
         return (
             f"The teacher '{teacher.name}' is right on {raw:.1%} of {len(labels)} validation images; chance is "
-            f"{1 / classes:.1%}. It teaches noise: check its classes' order, its normalisation and its training."
+            f"{1 / classes:.1%}. It teaches noise: check its classes' order, its normalization and its training."
         )
     return None
 
@@ -50,7 +50,7 @@ def unscaled_warning(model: "keras.Model", images: np.ndarray) -> str | None:
     """A warning if the first layer with weights sees raw pixels, or None.
 
     With inputs of 0 to 255 the usual learning rates are too large by the square of that: the tutorial's student
-    overflows and stays at 9.8 % of MNIST. A layer that normalises (BatchNormalization) counts as scaling.
+    overflows and stays at 9.8 % of MNIST. A layer that normalizes (BatchNormalization) counts as scaling.
     """
     import keras
 

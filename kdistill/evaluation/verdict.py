@@ -146,7 +146,7 @@ def t_quantile(p: float, freedom: int) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (modified Lentz method).
+    """The regularized incomplete beta function I_x(a, b), by its continued fraction (modified Lentz method).
 
     See NIST's Digital Library of Mathematical Functions, 8.17.22.
     """

@@ -68,13 +68,13 @@ def application(
         weights: None (new ones), "imagenet" (those of Keras: from its cache, or fetched if `download`), or a file with
             weights of keras.applications for these classes. With "imagenet" and other than 1,000 classes the head is
             new: mean over the places, then one dense layer.
-        momentum: of the batch normalisation, which is synchronised over replicas; None: the network's own (0.99 or
+        momentum: of the batch normalization, which is synchronized over replicas; None: the network's own (0.99 or
             0.999, which takes thousands of steps to follow).
         options: further arguments of the function, such as `alpha` or `dropout_rate`.
     """
     known, size = APPLICATIONS[name], size or APPLICATIONS[name].size
     if shape[-1] != 3:
-        raise InputError(f"The network '{name}' expects colour images (3 channels), received {shape}.")
+        raise InputError(f"The network '{name}' expects color images (3 channels), received {shape}.")
     fetch = fetched({"weights": weights})
     headless = fetch and classes != IMAGENET_CLASSES
     if fetch:
@@ -87,7 +87,7 @@ def application(
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(x)
     elif known.preprocessing == "caffe":
         # Red first, as the pixels are: loaded weights get their first kernel turned round instead of every image.
-        x = layers.Rescaling(1.0, offset=[-mean for mean in reversed(CAFFE_MEAN)], name="centre")(x)
+        x = layers.Rescaling(1.0, offset=[-mean for mean in reversed(CAFFE_MEAN)], name="center")(x)
     head = {"include_top": False, "pooling": "avg"} if headless else {"classes": classes, "classifier_activation": None}
     function = getattr(keras.applications, known.function)
     model = function(weights=weights, input_tensor=x, input_shape=(size, size, 3), name=name, **head, **options)
@@ -97,7 +97,7 @@ def application(
         first.set_weights([kernel[:, :, ::-1], *bias])
     outputs = layers.Dense(classes, name="logits")(model.outputs[0]) if headless else model.outputs[0]
     model = keras.Model(model.inputs[0], outputs, name=name)  # one image, where keras.applications has a list of one
-    return _synchronised(model, momentum)
+    return _synchronized(model, momentum)
 
 
 def fetched(options: dict) -> bool:
@@ -120,8 +120,8 @@ def _check_at_hand(name: str, file: str, download: bool, options: dict) -> None:
         )
 
 
-def _synchronised(model: keras.Model, momentum: float | None) -> keras.Model:
-    """The same model with batch normalisation over the global batch, as `small_cnn` has it."""
+def _synchronized(model: keras.Model, momentum: float | None) -> keras.Model:
+    """The same model with batch normalization over the global batch, as `small_cnn` has it."""
 
     def again(layer):
         config = layer.get_config()

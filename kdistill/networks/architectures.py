@@ -24,7 +24,7 @@ def lenet(shape, classes: int, filters=(20, 50), units: int = 500, dropout: floa
 
 
 def small_cnn(shape, classes: int, widths=(8, 16, 24)) -> keras.Model:
-    """A 5x5 convolution of stride 2, then 3x3 ones with pooling, each normalised: 7,170 parameters on MNIST."""
+    """A 5x5 convolution of stride 2, then 3x3 ones with pooling, each normalized: 7,170 parameters on MNIST."""
     image = keras.Input(shape, name="image")
     x = layers.Rescaling(1 / 255, name="scale")(image)
     for index, width in enumerate(widths, 1):
@@ -83,7 +83,7 @@ def _cifar_caffe(shape, classes: int, filters, name: str) -> keras.Model:
 
     image = keras.Input(shape, name="image")
     mean = [-value for value in CIFAR_MEAN] if shape[-1] == 3 else -sum(CIFAR_MEAN) / 3
-    x = layers.Rescaling(1.0, offset=mean, name="centre")(image)
+    x = layers.Rescaling(1.0, offset=mean, name="center")(image)
     for index, width in enumerate(filters, 1):
         kernel = gaussian(1e-4 if index == 1 else 1e-2)
         if width:
@@ -103,7 +103,7 @@ def _cifar_caffe(shape, classes: int, filters, name: str) -> keras.Model:
 def resnet(shape, classes: int, depth: int = 56, width: int = 16) -> keras.Model:
     """The residual networks for CIFAR of He et al. (2015, arXiv 1512.03385), of depth 6n + 2: 8, 14, 20, 56, 110.
 
-    Where the size halves, the shortcut is a 1x1 convolution; batch normalisation is synchronised over replicas.
+    Where the size halves, the shortcut is a 1x1 convolution; batch normalization is synchronized over replicas.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

@@ -1,6 +1,6 @@
 """A copy of a trained model that computes the same in less time: for teachers, which are only ever asked.
 
-Batch normalisation behind a convolution or a dense layer becomes part of its weights; on request all but the last layer
+Batch normalization behind a convolution or a dense layer becomes part of its weights; on request all but the last layer
 computes in bfloat16. The copy is a snapshot: it does not follow later changes of the model's weights.
 """
 
@@ -19,7 +19,7 @@ SAME = 1e-3  # largest difference of logits that folding may make, as a share of
 def compiled(model: keras.Model, precision: str | None = None, taps: Collection[str] = ()) -> keras.Model:
     """The model for inference; `precision` is a dtype policy such as `mixed_bfloat16`, None keeps the model's own.
 
-    Layers named in `taps` give what they give in the model: a normalisation is not folded into one of them.
+    Layers named in `taps` give what they give in the model: a normalization is not folded into one of them.
 
     What cannot be copied so (subclassed and nested models) is returned as it is, and so is a model in which there is
     nothing to fold if no precision is asked for.
@@ -45,7 +45,7 @@ def compiled(model: keras.Model, precision: str | None = None, taps: Collection[
         return type(layer).from_config(config)
 
     def call(layer, *args, **kwargs):
-        if isinstance(layer, keras.layers.Identity):  # in the place of a normalisation, whose options it does not know
+        if isinstance(layer, keras.layers.Identity):  # in the place of a normalization, whose options it does not know
             return layer(*args)
         return layer(*args, **kwargs)
 
@@ -64,7 +64,7 @@ def is_functional(model: keras.Model) -> bool:
 
 
 def _norm_behind(layer) -> keras.layers.BatchNormalization | None:
-    """The batch normalisation that is the only thing behind a linear layer, if it normalises the layer's channels."""
+    """The batch normalization that is the only thing behind a linear layer, if it normalizes the layer's channels."""
     if type(layer) not in FOLDED or getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
     if layer.activation is not keras.activations.linear or len(layer._inbound_nodes) != 1:
@@ -77,7 +77,7 @@ def _norm_behind(layer) -> keras.layers.BatchNormalization | None:
 
 
 def _with_norm(layer, norm) -> list[np.ndarray]:
-    """Kernel and bias of the layer with the normalisation in them."""
+    """Kernel and bias of the layer with the normalization in them."""
     kernel = layer.kernel.numpy().astype(np.float64)
     bias = layer.bias.numpy().astype(np.float64) if layer.use_bias else 0.0
     scale = 1.0 / np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
@@ -114,7 +114,7 @@ def checked(
     if off > SAME and any(layer.compute_dtype != "float32" for layer in model.layers):
         folded = model  # it rounds in other places; no mistake, but no longer the same teacher
     elif off > SAME:
-        raise CheckFailed(f"The teacher with its batch normalisation folded is {off:.2g} off: a mistake in kdistill.")
+        raise CheckFailed(f"The teacher with its batch normalization folded is {off:.2g} off: a mistake in kdistill.")
     if precision is None:
         return folded
     twin = compiled(model, precision, taps)

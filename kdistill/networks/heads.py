@@ -14,8 +14,8 @@ def as_logits(outputs) -> tf.Tensor:
     """
     if isinstance(outputs, (dict, list, tuple)):
         raise InputError(
-            f"The model gives {len(outputs)} outputs; kdistill distils one tensor of logits [batch, classes]. "
-            "Wrap it: keras.Model(model.inputs, <the output to distil>)."
+            f"The model gives {len(outputs)} outputs; kdistill distills one tensor of logits [batch, classes]. "
+            "Wrap it: keras.Model(model.inputs, <the output to distill>)."
         )
     logits = getattr(outputs, "_keras_logits", outputs)
     if logits.shape.rank != 2 or logits.shape[-1] == 1:

@@ -22,14 +22,14 @@ def checked(recipe: Recipe) -> Recipe:
     for name in ("mixup", "cutmix"):
         alpha = getattr(data, name)
         _check(0 <= alpha < math.inf, f"data.{name}", "0 (off) or more", alpha)
-        _check(not alpha or data.labelled is None, f"data.{name}", "0 with data.labelled: no label is no blend", alpha)
+        _check(not alpha or data.labeled is None, f"data.{name}", "0 with data.labeled: no label is no blend", alpha)
     _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
-    _check(data.labelled is None or data.labelled >= 1, "data.labelled", "1 or more, or none", data.labelled)
-    _check(0 < data.labelled_share <= 1, "data.labelled_share", "a share above 0, up to 1", data.labelled_share)
+    _check(data.labeled is None or data.labeled >= 1, "data.labeled", "1 or more, or none", data.labeled)
+    _check(0 < data.labeled_share <= 1, "data.labeled_share", "a share above 0, up to 1", data.labeled_share)
     _check(data.teacher_labels in ("all", "same"), "data.teacher_labels", "all or same", data.teacher_labels)
-    if data.labelled is None:
-        _check(data.labelled_share == 1, "data.labelled_share", "1 without data.labelled", data.labelled_share)
-        _check(data.teacher_labels == "all", "data.teacher_labels", "all without data.labelled", data.teacher_labels)
+    if data.labeled is None:
+        _check(data.labeled_share == 1, "data.labeled_share", "1 without data.labeled", data.labeled_share)
+        _check(data.teacher_labels == "all", "data.teacher_labels", "all without data.labeled", data.teacher_labels)
     _check(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
     _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")

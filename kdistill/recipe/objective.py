@@ -13,7 +13,7 @@ LOGIT_LOSSES: dict[str, tuple[str, ...]] = {
     "cosine": (),
     "dkd": ("alpha", "beta", "temperature"),
     "dist": ("beta", "gamma", "temperature"),
-    "standardised_kl": ("temperature",),
+    "standardized_kl": ("temperature",),
 }
 FEATURE_LOSSES = ("hint", "attention_transfer", "rkd_distance", "rkd_angle", "similarity_preserving")
 PROJECTORS = ("conv1x1", "dense")

@@ -28,8 +28,8 @@ class Data:
     cutmix: float = 0.0  # alpha: a rectangle of one image in another, and their labels; with mixup: one or the other
     max_undecodable: float = 0.001  # share of damaged image files that is borne (left out, and named)
     train_limit: int | None = None  # use only the first so many images of each split (smoke variants)
-    labelled: int | None = None  # students see the labels of so many images, validation among them; None: of all
-    labelled_share: float = 1.0  # and of this share of the images at most
+    labeled: int | None = None  # students see the labels of so many images, validation among them; None: of all
+    labeled_share: float = 1.0  # and of this share of the images at most
     teacher_labels: str = (
         "all"  # all: the teacher knows every label, as one trained elsewhere; same: the students' only
     )
@@ -66,7 +66,7 @@ class Training:
     warmup: float = 0.0  # share of the steps in which the rate climbs from zero
 
 
-# What a compression does, one step after the other, each fine-tuned; int8 is quantisation without training.
+# What a compression does, one step after the other, each fine-tuned; int8 is quantization without training.
 SCHEMES = {
     "prune": ("prune",),
     "prune_2_4": ("prune_2_4",),
@@ -143,7 +143,7 @@ class Profile:
     output_type: str = "float32"  # float32; int8 and uint8 with int8 only
     batch: int | None = None  # None: any batch size
     output: str | None = None  # None: what the model gives; logits; probabilities (a softmax is added if need be)
-    channels: int | None = None  # None: as the model; 3: a model of grey images gets colour and reduces it itself
+    channels: int | None = None  # None: as the model; 3: a model of gray images gets color and reduces it itself
     operators: str = "builtin"  # builtin; micro: only those that TensorFlow Lite Micro has as well
     c_array: bool = False  # write the file also as C++ source, and estimate the arena
     mean: tuple[float, ...] = ()  # the graph gives the model (pixel - mean) / deviation: one number, or one per channel

@@ -52,7 +52,7 @@ def markdown(report: dict) -> str:
         f"- Command: `{report['command']}`",
         f"- Data: {report['data']['source']}; fingerprint {report['data']['fingerprint']}; "
         f"{report['data']['train']:,} training, {report['data']['validation']:,} validation images"
-        + (f"; {report['data']['unlabelled']:,} training images have no label" if _partly(report) else ""),
+        + (f"; {report['data']['unlabeled']:,} training images have no label" if _partly(report) else ""),
         f"- Seed: {_range(report)}; precision {report['recipe']['precision']}",
         "- Training: " + ", ".join(f"{name} {fit['seconds']:.0f} s" for name, fit in report["training"].items()),
         f"- Machine: {report['machine']}",
@@ -71,7 +71,7 @@ def warnings(report: dict) -> list[str]:
 
 def layers(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     """The headings and cells of a table of stages: what compression has done, layer by layer."""
-    words = ["pruned", "clustered", "quantised"]
+    words = ["pruned", "clustered", "quantized"]
     cells = [
         [
             *(row["layer"], row["kind"], f"{row['parameters']:,}"),
@@ -91,7 +91,7 @@ def _compressions(report: dict) -> list[str]:
         return []
     lines = [
         "Compressions: `NAME` is the student compressed with the teacher kept on, `NAME_labels` on labels alone in the "
-        "same budget, `NAME.tflite` its file: int8 where the scheme quantises, else float32. Zeros and clusters show "
+        "same budget, `NAME.tflite` its file: int8 where the scheme quantizes, else float32. Zeros and clusters show "
         "in the deflated bytes only.",
     ]
     for name, each in made.items():
@@ -103,7 +103,7 @@ def _compressions(report: dict) -> list[str]:
 
 
 def _partly(report: dict) -> bool:
-    return report["data"].get("unlabelled", 0) > 0
+    return report["data"].get("unlabeled", 0) > 0
 
 
 def same(report: dict) -> str:
@@ -111,8 +111,8 @@ def same(report: dict) -> str:
         return "same data, order, steps and seed"
     teacher = "on all labels" if report["recipe"]["data"]["teacher_labels"] == "all" else "on the same labels"
     return (
-        f"same steps, batch size and seed, every batch drawn from the {report['data']['labelled']:,} labelled images; "
-        f"the student also learns from the teacher's outputs on {report['data']['unlabelled']:,} unlabelled ones. "
+        f"same steps, batch size and seed, every batch drawn from the {report['data']['labeled']:,} labeled images; "
+        f"the student also learns from the teacher's outputs on {report['data']['unlabeled']:,} unlabeled ones. "
         f"The teacher is trained {teacher}"
     )
 

@@ -253,7 +253,7 @@ def _mistakes(found: dict) -> str:
         chart = svg.heatmap(f"Confusion of the {name}", kind_of(name), each["confusion"], names)
         wrong = sum(n for n, _, _ in pairs)
         figures.append(
-            figure(name.capitalize(), chart, f"{wrong:,} mistakes; the stronger the colour, the more.", (), listed)
+            figure(name.capitalize(), chart, f"{wrong:,} mistakes; the stronger the color, the more.", (), listed)
         )
     shown = [(name, each["per_class"]) for name, each in about.items() if each.get("per_class")]
     by_class = ""

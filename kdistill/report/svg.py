@@ -1,8 +1,8 @@
-"""Charts as SVG inside of a page: no script, no network, colours from the page's style sheet. Standard library only.
+"""Charts as SVG inside of a page: no script, no network, colors from the page's style sheet. Standard library only.
 
 Every chart is one `<svg role="img">` with a text alternative, drawn for a width of 360 pixels, a phone's: wider pages
 set several side by side, and text keeps its size. A `kind` (teacher, control, student, a ...) is a class of the style
-sheet, which gives it colour and dash, so that both themes and readers who do not see colours are served.
+sheet, which gives it color and dash, so that both themes and readers who do not see colors are served.
 """
 
 import math

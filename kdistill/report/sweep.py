@@ -102,7 +102,7 @@ def markdown(result: dict, pictures: list[str]) -> str:
         "",
         f"- Command: `{result['command']}`",
         f"- Data: {result['data']['source']}; fingerprint {result['data']['fingerprint']}; "
-        f"{result['data']['train']:,} training ({result['data']['labelled']:,} labelled), "
+        f"{result['data']['train']:,} training ({result['data']['labeled']:,} labeled), "
         f"{result['data']['validation']:,} validation, {result['data']['test']:,} test images",
         f"- Machine: {result['machine']}",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",

@@ -95,7 +95,7 @@ def _along(result: dict) -> dict[str, str]:
 
 def _first_steps(names: dict[str, str], curves: dict, steps: int):
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    colours = plt.get_cmap("viridis")
+    colors = plt.get_cmap("viridis")
     for place, (label, name) in enumerate(names.items()):
         curve = curves[name]
         points = [
@@ -103,7 +103,7 @@ def _first_steps(names: dict[str, str], curves: dict, steps: int):
             for step, value in zip(curve["step"], curve["validation"], strict=True)
             if value is not None and step <= steps
         ]
-        axis.plot(*zip(*points, strict=True), color=colours(place / max(1, len(names) - 1)), linewidth=1.2, label=label)
+        axis.plot(*zip(*points, strict=True), color=colors(place / max(1, len(names) - 1)), linewidth=1.2, label=label)
     axis.set(xlabel="step", ylabel="validation accuracy %")
     _legend(axis, 8)
     axis.grid(alpha=0.3)
@@ -113,7 +113,7 @@ def _first_steps(names: dict[str, str], curves: dict, steps: int):
 def _losses(names: dict[str, str], curves: dict):
     logged = [key for key in ("hard", "kd") if any(key in curves[name] for name in names.values())]
     figure, axes = plt.subplots(1, len(logged), figsize=(5 * len(logged), 4.2), layout="constrained", squeeze=False)
-    colours = plt.get_cmap("viridis")
+    colors = plt.get_cmap("viridis")
     for axis, key in zip(axes[0], logged, strict=True):
         for place, (label, name) in enumerate(names.items()):
             curve = curves[name]
@@ -122,7 +122,7 @@ def _losses(names: dict[str, str], curves: dict):
             if highest > 0:
                 scaled = [(step, value / highest) for step, value in points]
                 axis.plot(
-                    *zip(*scaled, strict=True), color=colours(place / max(1, len(names) - 1)), linewidth=1, label=label
+                    *zip(*scaled, strict=True), color=colors(place / max(1, len(names) - 1)), linewidth=1, label=label
                 )
         axis.set(xlabel="step", ylabel="share of its own maximum", title=f"{key} loss", ylim=(0, 1.05))
         axis.grid(alpha=0.3)

@@ -21,8 +21,8 @@ from kdistill.recipe.values import as_dict
 from kdistill.runs.arms import Arms
 
 LABELS = "_labels"  # ends the name of what was fine-tuned on labels alone
-# What a quantised file may lose against its float32 model, whose weights were trained to be rounded.
-QUANTISED = Profile("compressed", quantization="int8", max_drop=0.005, min_agreement=0.98)
+# What a quantized file may lose against its float32 model, whose weights were trained to be rounded.
+QUANTIZED = Profile("compressed", quantization="int8", max_drop=0.005, min_agreement=0.98)
 
 
 def run_stages(arms: Arms) -> dict[str, dict]:
@@ -129,12 +129,12 @@ def told(result: Compressed) -> dict:
 def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | None = None) -> dict:
     """The checked `.tflite` of a compression, in `folder` with its labels and `model.json`; a description of it.
 
-    A scheme that quantises has a file of its own; of the others it is the float32 file of the profile `reference`.
+    A scheme that quantizes has a file of its own; of the others it is the float32 file of the profile `reference`.
     Written only if it is as good as its model on the test images, and has the model's zeros and clusters: the dict says
     in `kept` what was counted in the file, layer by layer. Raises `CheckFailed`; `folder` stays as it was then.
     """
-    if result.quantised:
-        built = converted_elsewhere(result.tflite(), result.model, QUANTISED, splits.class_names, about)
+    if result.quantized:
+        built = converted_elsewhere(result.tflite(), result.model, QUANTIZED, splits.class_names, about)
     else:
         built = build(result.model, "reference", None, splits.class_names, about)
     kept = result.check_file(built.content)

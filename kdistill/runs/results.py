@@ -62,8 +62,8 @@ def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[s
     for profile in profiles:
         arms.say(f"Exporting {profile.name}")
         place, names, images = folder / profile.name, splits.class_names, splits.train.images
-        # What is compared with the file is the student itself, but for mixed precision and a normalisation before it.
-        known = logits if graph.normalised(float32.ready(student), profile) is student else None
+        # What is compared with the file is the student itself, but for mixed precision and a normalization before it.
+        known = logits if graph.normalized(float32.ready(student), profile) is student else None
         options = {"class_names": names, "about": about}
         file = verify.export_checked(student, place, profile, images, splits.test, known, **options)
         found[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}

@@ -119,7 +119,7 @@ def _trained(arms: Arms, groups: dict, teacher, seeds: list[int], together: int 
     found = [{"students": {}, "curves": {}, "cost": []} for _ in seeds]
     if arms.splits.known is None:
         chosen = {"control": arms.recipe, **chosen}
-    else:  # the control's batches hold labelled images alone, so it cannot train on those of the students
+    else:  # the control's batches hold labeled images alone, so it cannot train on those of the students
         for seed, each in zip(seeds, found, strict=True):
             control = arms.control(f"control-{seed}", seed)
             outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]

@@ -15,7 +15,7 @@ class Adapted:
     """A teacher that sees the images in its own way: size, number of channels, range of values.
 
     `teacher` is a model or a function. In this order, each only where given: `size` (height, width), bilinear, with
-    anti-aliasing where the image shrinks; `channels`, 1 to 3 (grey three times) or 3 to 1 (luminance); `bgr` swaps red
+    anti-aliasing where the image shrinks; `channels`, 1 to 3 (gray three times) or 3 to 1 (luminance); `bgr` swaps red
     and blue; then `(image * scale - mean) / std`, mean and std one number or one for each channel. Give the values for
     pixels as the student gets them, 0..255 in a recipe.
     """

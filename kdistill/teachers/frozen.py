@@ -22,7 +22,7 @@ def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str]
 
     Models run with `training=False` and without gradients. Several are blended in probability space, as in
     Geras et al. 2016 (arXiv 1511.06433): the logits are the log of the weighted mean of their probabilities.
-    `weights` are positive, one per teacher, and are normalised to a sum of 1.
+    `weights` are positive, one per teacher, and are normalized to a sum of 1.
 
     With `taps` (names of layers, and the settings that named them) the function gives a dict of `logits` and each tap,
     from one forward. Of several teachers, a tap is the number of the teacher and the layer, `0/conv1`. A function as

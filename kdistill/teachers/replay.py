@@ -35,8 +35,8 @@ SAME_PIXELS = (
     "image_size",
     "max_undecodable",
     "train_limit",
-    "labelled",
-    "labelled_share",
+    "labeled",
+    "labeled_share",
     "teacher_labels",
 )
 CHUNK_BYTES = 8 << 20  # what is read from a memory map at once: a Python call for each batch would cost more

@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from kdistill.errors import InputError
 from kdistill.files import sizes
 from kdistill.tflite import flatbuffer
-from kdistill.tflite.interpreter import REFUSED, File, call_times, quantised, quiet, run_apart
+from kdistill.tflite.interpreter import REFUSED, File, call_times, quantized, quiet, run_apart
 
 SECONDS = 1800
 WARMUP, RUNS, REPEATS = 20, 200, 3
@@ -153,7 +153,7 @@ def _by_operator(path: Path) -> tuple[list[dict], list[str]]:
         "scale": taken["quantization"][0],
         "zero_point": taken["quantization"][1],
     }
-    whole.set_tensor(taken["index"], quantised(noise, end))
+    whole.set_tensor(taken["index"], quantized(noise, end))
     whole.invoke()
     makers = {operator.outputs[0]: operator for operator, _ in flatbuffer.steps(model, graph)}
     stored = {

@@ -9,7 +9,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 
 from kdistill.errors import InputError
 
-SMALL = 1024  # the converter's dynamic-range quantisation leaves constants with fewer elements float
+SMALL = 1024  # the converter's dynamic-range quantization leaves constants with fewer elements float
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 # Inputs at which these take their bias, which is float in a file without int8 activations.
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "CONV_3D": 2, "TRANSPOSE_CONV": 3}
@@ -48,7 +48,7 @@ def operators(model: schema.ModelT) -> list[dict]:
 
 
 def _described(model: schema.ModelT, graph: schema.SubGraphT):
-    stored = _dequantised(model, graph)
+    stored = _dequantized(model, graph)
     for operator, name in steps(model, graph):
         if name == "DEQUANTIZE" and operator.outputs[0] in stored:
             continue  # the way in which weights are kept, no step of the computation
@@ -69,7 +69,7 @@ def _described(model: schema.ModelT, graph: schema.SubGraphT):
         }
 
 
-def _dequantised(model: schema.ModelT, graph: schema.SubGraphT) -> dict[int, schema.TensorT]:
+def _dequantized(model: schema.ModelT, graph: schema.SubGraphT) -> dict[int, schema.TensorT]:
     """Outputs of DEQUANTIZE -> the constant that is stored."""
     return {
         operator.outputs[0]: graph.tensors[operator.inputs[0]]
@@ -101,7 +101,7 @@ def min_runtime(model: schema.ModelT) -> str | None:
 
 
 def stayed_float(model: schema.ModelT, quantization: str) -> list[dict]:
-    """Operators of a quantised file that kept float numbers: dicts with operator, tensor (a name) and reason.
+    """Operators of a quantized file that kept float numbers: dicts with operator, tensor (a name) and reason.
 
     In an int8 file those that compute in float; in a float16, dynamic or int4 file those with float32 constants, biases
     left aside. Nothing for `none`.
@@ -145,8 +145,8 @@ def _reason(name: str, size: int, quantization: str) -> str:
     if quantization == "int4":
         return f"{size:,} elements: litert-quantizer has no int4 version of {name}"
     if size < SMALL:
-        return f"{size:,} elements: dynamic-range quantisation leaves constants of fewer than {SMALL:,} float"
-    return f"{size:,} elements: dynamic-range quantisation does not know the operator {name}"
+        return f"{size:,} elements: dynamic-range quantization leaves constants of fewer than {SMALL:,} float"
+    return f"{size:,} elements: dynamic-range quantization does not know the operator {name}"
 
 
 def _entry(name: str, tensor: schema.TensorT, reason: str) -> dict:
@@ -168,7 +168,7 @@ _KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPO
 def look_inside(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """(layer -> its int8 or float weights, output channels first, layer -> operators of it that compute in float).
 
-    Of a file made by `converted`: there quantised layers name themselves.
+    Of a file made by `converted`: there quantized layers name themselves.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     weights, floats = {}, {}

@@ -63,11 +63,11 @@ def lines(found: dict) -> list[str]:
     if not told:
         text.append("Metadata: none.")
     else:
-        named = [f"{key} {told[key]}" for key in ("name", "version", "author", "licence") if told.get(key)]
+        named = [f"{key} {told[key]}" for key in ("name", "version", "author", "license") if told.get(key)]
         text.append(f"Metadata: {'; '.join(named)}")
         for each in told["inputs"]:
             numbers = f"(pixel - {each['mean']}) / {each['deviation']}" if each["mean"] else "not told"
-            text.append(f"  input '{each['name']}': {each['colours'] or 'colours not told'}; normalisation {numbers}")
+            text.append(f"  input '{each['name']}': {each['colors'] or 'colors not told'}; normalization {numbers}")
         if told["labels"]:
             shown = ", ".join(told["labels"][:10]) + (", ..." if len(told["labels"]) > 10 else "")
             text.append(f"  {len(told['labels'])} labels: {shown}")
@@ -77,7 +77,7 @@ def lines(found: dict) -> list[str]:
         if origin.get("recipe"):
             text.append(f"  recipe: {origin['recipe'].get('name')} (whole in --json)")
     if "cost" in found:
-        text += ["", f"{'dB':>5} {'noise added':>12}  the layers that quantisation costs most in"]
+        text += ["", f"{'dB':>5} {'noise added':>12}  the layers that quantization costs most in"]
         for each in found["cost"][:10]:
             share = f"{each['cost']:.2%}"
             text.append(

@@ -62,7 +62,7 @@ class File:
     def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """float32 `[n, classes]` of images `[n, h, w, c]`, uint8 or float, raw pixels 0..255.
 
-        Images are quantised, and outputs dequantised, with the file's own scale and zero point. Grey images are
+        Images are quantized, and outputs dequantized, with the file's own scale and zero point. Gray images are
         repeated for a file that takes three channels.
         """
         expected = self.input["shape"][1:]
@@ -99,7 +99,7 @@ class File:
             interpreter.resize_tensor_input(self._in, shape)
             interpreter.allocate_tensors()
         pixels = np.random.default_rng(0).integers(0, 256, shape)
-        interpreter.set_tensor(self._in, quantised(pixels, self.input))
+        interpreter.set_tensor(self._in, quantized(pixels, self.input))
         return interpreter
 
     def operators(self) -> list[str]:
@@ -152,7 +152,7 @@ class File:
                 with quiet():
                     interpreter.resize_tensor_input(self._in, images.shape)
                     interpreter.allocate_tensors()
-            interpreter.set_tensor(self._in, quantised(images, self.input))
+            interpreter.set_tensor(self._in, quantized(images, self.input))
             interpreter.invoke()
             outputs = interpreter.get_tensor(self._out)
         except (ValueError, RuntimeError) as error:
@@ -227,7 +227,7 @@ def call_times(interpreter, runs: int) -> np.ndarray:
     return times
 
 
-def quantised(images: np.ndarray, end: dict) -> np.ndarray:
+def quantized(images: np.ndarray, end: dict) -> np.ndarray:
     """Pixels as the numbers that an input takes."""
     kind = np.dtype(end["type"])
     if kind == np.float32:

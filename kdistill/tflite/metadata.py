@@ -1,4 +1,4 @@
-"""What a `.tflite` file says of itself: labels, normalisation, version, licence, provenance. No TensorFlow.
+"""What a `.tflite` file says of itself: labels, normalization, version, license, provenance. No TensorFlow.
 
 The form is TFLite's own (the schema "M001", which MediaPipe and Android Studio read): a flatbuffer in the file's
 metadata entry `TFLITE_METADATA`, and a zip archive behind the model with `labels.txt` and `model.json`. Tools that
@@ -23,16 +23,16 @@ from kdistill.tflite import flatbuffer
 ENTRY, IDENTIFIER = b"TFLITE_METADATA", b"M001"
 LABELS, DOCUMENT = "labels.txt", "model.json"
 LARGEST = 1 << 24  # bytes of a file in the archive that is read
-# Numbers of the schema: kinds of associated files, of content, of colours.
+# Numbers of the schema: kinds of associated files, of content, of colors.
 _DESCRIPTIONS, _AXIS_LABELS = 1, 2
 _FEATURE, _IMAGE = 1, 2
-_RGB, _GREYSCALE = 1, 2
+_RGB, _GRAYSCALE = 1, 2
 
 
 def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes:
     """The bytes of a `.tflite` file with metadata, instead of what it had.
 
-    `document` becomes `model.json` and is what the entry is made of: name, description, version, licence, input (shape,
+    `document` becomes `model.json` and is what the entry is made of: name, description, version, license, input (shape,
     type, mean, deviation) and outputs (a list of dicts with a name; the first one has the labels).
     """
     model = flatbuffer.parsed(bare(content))
@@ -64,7 +64,7 @@ def bare(content: bytes) -> bytes:
 
 
 def read(content: bytes) -> dict | None:
-    """What `write` wrote: name, description, version, author, licence, inputs, outputs, labels, document.
+    """What `write` wrote: name, description, version, author, license, inputs, outputs, labels, document.
 
     None without metadata; labels and document are None where there are none. Raises `InputError` if it is damaged.
     The file itself has been opened by the interpreter before.
@@ -105,19 +105,19 @@ def _files(content: bytes) -> dict[str, bytes]:
         return {info.filename: archive.read(info) for info in archive.infolist() if info.file_size <= LARGEST}
 
 
-def _entry(document: dict, labelled: bool) -> bytes:
+def _entry(document: dict, labeled: bool) -> bytes:
     taken, given = document["input"], document["outputs"]
     height, width, channels = taken["shape"][1:]
-    colours = _RGB if channels == 3 else _GREYSCALE
-    image = {0: ("Int8", colours), 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
+    colors = _RGB if channels == 3 else _GRAYSCALE
+    image = {0: ("Int8", colors), 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
     numbers = [np.asarray(taken[key], np.float32) for key in ("mean", "deviation")]
-    normalisation = {0: ("Uint8", 1), 1: {0: numbers[0], 1: numbers[1]}}
+    normalization = {0: ("Uint8", 1), 1: {0: numbers[0], 1: numbers[1]}}
     range_ = [np.asarray([limit], np.float32) for limit in (255, 0)]
     inputs = {
         0: "image",
         1: taken["values"],
         3: {0: ("Uint8", _IMAGE), 1: image},
-        4: [normalisation],
+        4: [normalization],
         5: {0: range_[0], 1: range_[1]},
     }
     outputs = []
@@ -125,7 +125,7 @@ def _entry(document: dict, labelled: bool) -> bytes:
         table = {0: each["name"], 1: each["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
         if index == 0 and each["values"] == "probabilities":
             table[5] = {0: np.asarray([1], np.float32), 1: np.asarray([0], np.float32)}
-        if index == 0 and labelled:
+        if index == 0 and labeled:
             table[6] = [
                 {0: LABELS, 1: "The classes, one a line, in the order of the output.", 2: ("Int8", _AXIS_LABELS)}
             ]
@@ -138,7 +138,7 @@ def _entry(document: dict, labelled: bool) -> bytes:
         2: document["version"],
         3: [{0: "main", 2: [inputs], 3: outputs}],
         4: document["author"],
-        5: document["licence"],
+        5: document["license"],
         6: [{0: DOCUMENT, 1: "Input, output, provenance and figures, as JSON.", 2: ("Int8", _DESCRIPTIONS)}],
         7: "1.0.0",
     }
@@ -234,20 +234,20 @@ def _read_entry(data: bytes) -> dict:
         "description": model.text(1),
         "version": model.text(2),
         "author": model.text(4),
-        "licence": model.text(5),
+        "license": model.text(5),
         "inputs": [_read_input(each) for each in graph.tables(2)] if graph else [],
         "outputs": [_read_output(each) for each in graph.tables(3)] if graph else [],
     }
 
 
 def _read_input(tensor: _Table) -> dict:
-    found = {"name": tensor.text(0), "description": tensor.text(1), "mean": None, "deviation": None, "colours": None}
+    found = {"name": tensor.text(0), "description": tensor.text(1), "mean": None, "deviation": None, "colors": None}
     for unit in tensor.tables(4):
         if unit.number(0, "<B") == 1 and (options := unit.table(1)):
             found |= {"mean": options.floats(0), "deviation": options.floats(1)}
     content = tensor.table(3)
     if content and content.number(0, "<B") == _IMAGE and (image := content.table(1)):
-        found["colours"] = {_RGB: "rgb", _GREYSCALE: "grey"}.get(image.number(0))
+        found["colors"] = {_RGB: "rgb", _GRAYSCALE: "gray"}.get(image.number(0))
     return found
 
 

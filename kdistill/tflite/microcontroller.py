@@ -56,7 +56,7 @@ def arena(model: schema.ModelT) -> dict[str, int]:
     """The memory that the file needs at run time, in bytes: activations, bookkeeping (an estimate), total.
 
     Activations are placed as TensorFlow Lite Micro's greedy planner does: the largest first, at the lowest place where
-    no buffer is that is alive at the same time. Scratch memory of optimised kernels (CMSIS-NN) comes on top.
+    no buffer is that is alive at the same time. Scratch memory of optimized kernels (CMSIS-NN) comes on top.
     """
     graph = model.subgraphs[0]
     alive = {index: [0, 0] for index in graph.inputs}
@@ -110,7 +110,7 @@ alignas({ALIGNMENT}) extern const unsigned char kModel[];
 constexpr std::size_t kModelSize = {len(content)};
 
 // An estimate for a 64-bit machine: activations {memory["activations"]:,}, bookkeeping {memory["bookkeeping"]:,}. The
-// scratch memory of optimised kernels comes on top. Measure it: interpreter.arena_used_bytes().
+// scratch memory of optimized kernels comes on top. Measure it: interpreter.arena_used_bytes().
 constexpr std::size_t kArenaSize = {memory["total"]};
 
 constexpr int kHeight = {height}, kWidth = {width}, kChannels = {channels}, kClasses = {file["output"]["shape"][1]};

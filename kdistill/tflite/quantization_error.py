@@ -1,4 +1,4 @@
-"""Which layers a quantised file loses most in: its tensors against those of the same model in float32. No TensorFlow.
+"""Which layers a quantized file loses most in: its tensors against those of the same model in float32. No TensorFlow.
 
 Both files run operator by operator, with every tensor kept, in a process of their own
 (`python -m kdistill.tflite.quantization_error`); tensors of the same name are compared.
@@ -14,17 +14,17 @@ import numpy as np
 
 from kdistill.errors import InputError
 from kdistill.tflite import flatbuffer
-from kdistill.tflite.interpreter import REFUSED, File, quantised, quiet, run_apart
+from kdistill.tflite.interpreter import REFUSED, File, quantized, quiet, run_apart
 
 IMAGES = 32  # each holds all tensors of both files in memory; more images change the order of the layers little
 SECONDS = 1800
 
 
 def compare(path: str | Path, reference: str | Path, images: np.ndarray) -> list[dict]:
-    """The operators of a quantised file, those that cost most first.
+    """The operators of a quantized file, those that cost most first.
 
     `reference` is the float32 file of the same model, `images` `[n, h, w, c]` are raw pixels, of which up to 32 are
-    taken, evenly spaced. Dicts: operator, tensor (the name of its output), sqnr (signal to quantisation noise, dB, inf
+    taken, evenly spaced. Dicts: operator, tensor (the name of its output), sqnr (signal to quantization noise, dB, inf
     if there is none) and cost: the share of the signal's power that this operator adds as noise to what its inputs
     bring. Raises `InputError` if a file does not run, or if they have no tensor in common.
     """
@@ -117,7 +117,7 @@ class _Kept:
         if channels == 3 and image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)
         image = np.repeat(image, self.file.batch or 1, axis=0)
-        self._interpreter.set_tensor(self._input, quantised(image, self.file.input))
+        self._interpreter.set_tensor(self._input, quantized(image, self.file.input))
         self._interpreter.invoke()
 
     def values(self, index: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def test_training_behaves_alike():
 
 
 def test_penalties_are_kept():
-    model = randomised(CASES["regularised"]())
+    model = randomised(CASES["regularized"]())
     np.testing.assert_allclose(float(sum(model.losses)), float(sum(to_tf_keras(model).losses)), rtol=1e-6)
 
 
@@ -184,7 +184,7 @@ def wrong(layer):
         (lambda: chain((4,), Doubled(name="two"), L.Dense(2)), {Doubled: wrong}, "Layer 'two' .* gives other outputs"),
         (kernel_used_directly, None, "'matmul.*' uses a variable of a layer directly"),
         (lambda: changed("enable_lora", 2), None, "options that tf_keras lacks: lora_rank=2"),
-        (lambda: changed("quantize", "int8"), None, "is already quantised .int8"),
+        (lambda: changed("quantize", "int8"), None, "is already quantized .int8"),
         (gated, None, "options that tf_keras lacks: use_gate=True"),
         (lambda: chain((4,), L.Dense(2, activation=L.PReLU())), None, "is a layer with weights .PReLU"),
         (lambda: chain((4, 3), L.LSTM(2, activation=squared, name="m")), None, "'m' has an activation of its own"),
@@ -238,7 +238,7 @@ def test_the_way_back_out_of_clustering():
     assert_equal(model(examples(model)), wrapped(examples(model), training=False))
 
 
-def test_the_way_back_out_of_quantisers():
+def test_the_way_back_out_of_quantizers():
     model = small()
     wrapped = fitted(load_tfmot().quantization.keras.quantize_model(to_tf_keras(model)))
     before = model.get_weights()

@@ -70,7 +70,7 @@ def test_schemes_keep_their_promises(scheme, compressed, student, tmp_path):
     if "cluster" in parts and "prune" in parts:
         assert row(result, "top")["clustered"].startswith("too small: ")
     if "qat" in parts or scheme == "int8":
-        assert {row["quantised"] for row in result.stages} == {"yes"}
+        assert {row["quantized"] for row in result.stages} == {"yes"}
         path = tmp_path / "student.tflite"
         path.write_bytes(result.tflite())
         file = File(path)
@@ -79,7 +79,7 @@ def test_schemes_keep_their_promises(scheme, compressed, student, tmp_path):
         operators = set(file.operators())
         assert not operators & {"DELEGATE"} and {"CONV_2D", "DEPTHWISE_CONV_2D", "QUANTIZE"} <= operators
     else:
-        with pytest.raises(InputError, match=f"'{scheme}' quantises nothing.*qat, pqat"):
+        with pytest.raises(InputError, match=f"'{scheme}' quantizes nothing.*qat, pqat"):
             result.tflite()
 
 
@@ -120,11 +120,11 @@ def odd():
 
 def test_nothing_is_lost_quietly():
     result = compress(odd(), "pqat", None, examples(48), batch_size=24, final_sparsity=0.5, say=lambda text: None)
-    assert row(result, "swish")["quantised"] == "yes" and row(result, "gate")["quantised"] == "yes"
+    assert row(result, "swish")["quantized"] == "yes" and row(result, "gate")["quantized"] == "yes"
     assert row(result, "sep.pointwise")["pruned"] == "yes" and row(result, "sep.pointwise")["sparsity"] == 0.5
     assert row(result, "sep")["pruned"] == "DepthwiseConv2D layers are not pruned"
-    assert row(result, "prelu")["quantised"] == "tfmot has no 8-bit scheme for PReLU layers"
-    assert "computes in float" in row(result, "lonely")["quantised"]
+    assert row(result, "prelu")["quantized"] == "tfmot has no 8-bit scheme for PReLU layers"
+    assert "computes in float" in row(result, "lonely")["quantized"]
     assert np.mean(np.asarray(result.model.get_layer("sep").pointwise_kernel) == 0) == 0.5
 
 
@@ -133,7 +133,7 @@ def test_a_residual_network_is_all_int8():
     model = architectures.build(Network("resnet", {"depth": 8}), (32, 32, 3), CLASSES)
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype("uint8")
     result = compress(model, "qat", model, (images, np.arange(16) % CLASSES), batch_size=8, say=lambda text: None)
-    assert {row["quantised"] for row in result.stages} == {"yes"} and len(result.stages) == 19
+    assert {row["quantized"] for row in result.stages} == {"yes"} and len(result.stages) == 19
     assert stayed_float(parsed(result.tflite()), "int8") == []
 
 
@@ -183,8 +183,8 @@ def test_the_check_of_the_file_fails_where_it_should(compressed):
         checks.check_file(compressed("qat").tflite(), clustered, {"first", "plain"})
 
 
-def test_kernels_before_a_relu_are_quantised_in_training(student):
-    """tfmot alone would quantise no weights of a convolution with a ReLU layer behind it."""
+def test_kernels_before_a_relu_are_quantized_in_training(student):
+    """tfmot alone would quantize no weights of a convolution with a ReLU layer behind it."""
     wrapped, _ = tfmot.quantize(to_tf_keras(student), False, False)
     names = [v.name for v in wrapped.get_layer("quant_plain").weights]
     assert any("kernel_min" in name for name in names) and not any("post_activation" in name for name in names)
@@ -198,7 +198,7 @@ def test_activations_of_layers_compute_in_int8():
     student = keras.Sequential([keras.Input((10, 10, 4)), L.Rescaling(1 / 255), *stack, L.Flatten(), L.Dense(CLASSES)])
     result = compress(student, "qat", None, examples(24), **QUIET)
     assert stayed_float(parsed(result.tflite()), "int8") == []
-    assert {row["quantised"] for row in result.stages} == {"yes"}
+    assert {row["quantized"] for row in result.stages} == {"yes"}
 
 
 class Subclassed(keras.Model):

@@ -65,7 +65,7 @@ def test_probabilities_are_trained_as_such():
 
 
 def test_examples_without_a_label_count_for_the_teacher_alone():
-    """By hand: the labels' loss is the mean over the labelled, the teacher's over all."""
+    """By hand: the labels' loss is the mean over the labeled, the teacher's over all."""
     keras.utils.set_random_seed(0)
     model, teacher = (keras.Sequential([keras.Input((3,)), L.Dense(4)]) for _ in range(2))
     x, y = tf.random.normal((8, 3)), tf.range(8) % 4

@@ -116,7 +116,7 @@ def test_what_stays_float_is_told_with_its_layer_and_reason(tmp_path):
     assert export(net, tmp_path, "phone_gpu")["float_layers"] == []
 
 
-def test_dense_layers_are_quantised_per_tensor_for_older_runtimes(tmp_path):
+def test_dense_layers_are_quantized_per_tensor_for_older_runtimes(tmp_path):
     net = keras.Sequential(
         [keras.Input((12, 12, 1)), layers.Flatten(), layers.Dense(32, name="wide"), layers.Dense(4, name="thin")]
     )

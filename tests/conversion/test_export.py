@@ -74,7 +74,7 @@ def test_every_profile_that_ships(name, student, digits, tmp_path):
     )
 
 
-def test_full_int8_holds_nothing_in_float_and_quantises_its_input(student, digits, tmp_path):
+def test_full_int8_holds_nothing_in_float_and_quantizes_its_input(student, digits, tmp_path):
     made = export(student, tmp_path / "s.tflite", "npu", digits.train.images)
     assert made["float_layers"] == [] and made["bytes"] < 24 * 1024
     assert made["input"]["type"] == made["output"]["type"] == "int8"

@@ -1,4 +1,4 @@
-"""One graph from pixels to probabilities: normalisation, colours, softmax, raw uint8 pixels, several outputs."""
+"""One graph from pixels to probabilities: normalization, colors, softmax, raw uint8 pixels, several outputs."""
 
 import keras
 import numpy as np
@@ -40,15 +40,15 @@ def test_raw_pixels_in_and_probabilities_out(model, quantization, tmp_path):
     assert rows[0]["accuracy"] == rows[1]["accuracy"] and rows[0]["ece"] == pytest.approx(rows[1]["ece"], abs=1e-4)
 
 
-def test_grey_models_get_colour_and_metadata_for_mediapipe(model, tmp_path):
+def test_gray_models_get_color_and_metadata_for_mediapipe(model, tmp_path):
     found = export_checked(model, tmp_path / "out", "mediapipe", None, EXAMPLES, class_names=CLASSES)
     assert found["input"]["shape"] == [1, 12, 12, 3] and found["check"]["agreement"] == 1.0
-    colour = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3)).astype(np.uint8)
-    grey = colour.astype(np.float32) @ np.float32([[0.299], [0.587], [0.114]])
-    np.testing.assert_allclose(File(found["path"]).predict(colour), softmax(predict(model, grey)), atol=1e-4)
+    color = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3)).astype(np.uint8)
+    gray = color.astype(np.float32) @ np.float32([[0.299], [0.587], [0.114]])
+    np.testing.assert_allclose(File(found["path"]).predict(color), softmax(predict(model, gray)), atol=1e-4)
     told = metadata.of_file(found["path"])
     assert told["inputs"][0] | {"description": ""} == {
-        **{"name": "image", "description": "", "colours": "rgb"},
+        **{"name": "image", "description": "", "colors": "rgb"},
         **{"mean": [0.0], "deviation": [1.0]},
     }
     assert told["labels"] == list(CLASSES) and "three channels" in told["description"]
@@ -56,7 +56,7 @@ def test_grey_models_get_colour_and_metadata_for_mediapipe(model, tmp_path):
     assert figures["agreement"] == 1.0 and figures["images"] == 100
 
 
-def test_normalisation_goes_into_the_graph(tmp_path):
+def test_normalization_goes_into_the_graph(tmp_path):
     keras.utils.set_random_seed(1)
     image = keras.Input((6, 6, 3))
     model = keras.Model(image, layers.Dense(4, name="last")(layers.Flatten()(image)))
@@ -66,10 +66,10 @@ def test_normalisation_goes_into_the_graph(tmp_path):
     found = export(model, tmp_path, profile)
     expected = predict(model, (pixels - np.float32(mean)) / np.float32(deviation))
     np.testing.assert_allclose(File(found["path"]).predict(pixels), expected, atol=1e-4)
-    np.testing.assert_allclose(predict(graph.normalised(model, profile), pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(predict(graph.normalized(model, profile), pixels), expected, atol=1e-4)
     one = Profile("one", "none", mean=(127.5,), deviation=(127.5,))
     np.testing.assert_allclose(
-        predict(graph.normalised(model, one), pixels), predict(model, pixels / 127.5 - 1), atol=1e-4
+        predict(graph.normalized(model, one), pixels), predict(model, pixels / 127.5 - 1), atol=1e-4
     )
     with pytest.raises(InputError, match="mean expects 1 or 3 numbers.*received 2"):
         export(model, tmp_path, Profile("two", mean=(1.0, 2.0)))
@@ -106,7 +106,7 @@ def test_several_outputs_keep_their_names(tmp_path):
 def test_what_cannot_be_had_is_refused(model, tmp_path):
     with pytest.raises(InputError, match="wants logits, but the model 'small' ends in a softmax"):
         export(network(softmax=True), tmp_path, Profile("p", output="logits"))
-    colour = keras.Sequential([keras.Input((6, 6, 3)), layers.Flatten(), layers.Dense(2)])
+    color = keras.Sequential([keras.Input((6, 6, 3)), layers.Flatten(), layers.Dense(2)])
     with pytest.raises(InputError, match="wants images of 1 channels; the model .* takes 3"):
-        export(colour, tmp_path, Profile("p", channels=1))
+        export(color, tmp_path, Profile("p", channels=1))
     assert list(tmp_path.iterdir()) == []

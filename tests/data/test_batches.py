@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.image_files import COLOURS, content, folders
+from support.image_files import COLORS, content, folders
 from support.image_files import image as picture_of
 
 from kdistill.data import augmentation
@@ -195,7 +195,7 @@ def test_every_way_of_decoding_in_one_folder(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for size in sizes:
                 kind = "PNG" if size == 24 else "JPEG"
-                picture = content(picture_of(COLOURS[name], size, size + 5), kind)
+                picture = content(picture_of(COLORS[name], size, size + 5), kind)
                 (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
     encoded = data_splits.load(ENCODED, tmp_path, say=lambda text: None).test
     array = dataclasses.replace(encoded, images=encoded.images[:])
@@ -221,7 +221,7 @@ def test_random_parts_of_an_image_are_inside_it(splits, kind):
     examples = both(splits)[kind]
     for images, labels in epoch_of(examples, dataclasses.replace(ENCODED, crop_area=0.1)):
         for image, label in zip(images, labels, strict=True):
-            assert abs(image[..., 0].mean() - list(COLOURS.values())[label][0]) < 15
+            assert abs(image[..., 0].mean() - list(COLORS.values())[label][0]) < 15
 
 
 def test_a_random_part_of_a_ramp_is_the_part_that_was_drawn():

@@ -1,4 +1,4 @@
-"""Partly labelled data: which labels are seen, by whom, and a run over two seeds on such data."""
+"""Partly labeled data: which labels are seen, by whom, and a run over two seeds on such data."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ def splits() -> data_splits.Splits:
     return data_splits.load(load_recipe("mnist", "few_labels").data)
 
 
-def test_the_sample_has_200_labelled_and_9800_unlabelled_images(splits):
+def test_the_sample_has_200_labeled_and_9800_unlabeled_images(splits):
     """Validation is held out of the 200: nobody has other labels to validate with."""
-    assert few_labels.counts(splits) == {"labelled": 180, "unlabelled": 9800} and len(splits.validation) == 20
+    assert few_labels.counts(splits) == {"labeled": 180, "unlabeled": 9800} and len(splits.validation) == 20
     assert (np.bincount(splits.train.labels[splits.known]) == 18).all()
     assert (np.bincount(splits.validation.labels) == 2).all()
 
 
-def test_all_of_mnist_has_1000_labelled_and_59000_unlabelled_images():
+def test_all_of_mnist_has_1000_labeled_and_59000_unlabeled_images():
     labels = np.arange(60000) % 10
     held, known = few_labels.choose(labels, load_recipe("mnist", "few_labels").data)
     assert (held.sum(), known.sum(), (~held & ~known).sum()) == (100, 900, 59000) and not (held & known).any()
@@ -37,12 +37,12 @@ def test_all_of_mnist_has_1000_labelled_and_59000_unlabelled_images():
 
 
 def test_numbers_that_do_not_divide():
-    held, known = few_labels.choose(np.arange(90) % 3, Data(labelled=20, validation=0.25))
+    held, known = few_labels.choose(np.arange(90) % 3, Data(labeled=20, validation=0.25))
     assert np.bincount((np.arange(90) % 3)[held | known]).tolist() == [7, 7, 6] and held.sum() == 6
-    held, known = few_labels.choose(np.arange(90) % 3, Data(labelled=90, labelled_share=0.1, validation=0.01))
+    held, known = few_labels.choose(np.arange(90) % 3, Data(labeled=90, labeled_share=0.1, validation=0.01))
     assert (held.sum(), known.sum()) == (3, 6)
-    with pytest.raises(InputError, match="4 labelled images of 3 classes are 1 of class 1"):
-        few_labels.choose(np.arange(90) % 3, Data(labelled=4))
+    with pytest.raises(InputError, match="4 labeled images of 3 classes are 1 of class 1"):
+        few_labels.choose(np.arange(90) % 3, Data(labeled=4))
 
 
 def test_student_and_control_see_the_same_labels(splits):
@@ -55,8 +55,8 @@ def test_student_and_control_see_the_same_labels(splits):
     assert len(np.unique(control.images.reshape(9980, -1), axis=0)) == 180
     counts = np.bincount(control.labels)
     assert counts.max() - counts.min() <= 18  # 9,980 is 55 times 180, and 80
-    assert few_labels.for_teacher(splits, Data(labelled=200)) is splits
-    assert len(np.unique(few_labels.for_teacher(splits, Data(labelled=200, teacher_labels="same")).train.labels)) == 10
+    assert few_labels.for_teacher(splits, Data(labeled=200)) is splits
+    assert len(np.unique(few_labels.for_teacher(splits, Data(labeled=200, teacher_labels="same")).train.labels)) == 10
 
 
 def test_the_choice_is_a_function_of_the_data_and_part_of_its_fingerprint(splits):
@@ -64,11 +64,11 @@ def test_the_choice_is_a_function_of_the_data_and_part_of_its_fingerprint(splits
     again = data_splits.load(few)
     np.testing.assert_array_equal(again.known, splits.known)
     assert again.fingerprint == splits.fingerprint
-    assert data_splits.load(dataclasses.replace(few, labelled=190)).fingerprint != splits.fingerprint
+    assert data_splits.load(dataclasses.replace(few, labeled=190)).fingerprint != splits.fingerprint
     assert data_splits.load(Data()).known is None
 
 
-def test_an_unlabelled_example_has_no_hard_loss():
+def test_an_unlabeled_example_has_no_hard_loss():
     logits = tf.constant([[2.0, 0.0], [2.0, 0.0]])
     loss = losses.hard_cross_entropy(tf.constant([-1, 1]), logits).numpy()
     assert loss[0] == 0 and loss[1] == pytest.approx(np.log(1 + np.exp(2)))
@@ -77,10 +77,10 @@ def test_an_unlabelled_example_has_no_hard_loss():
 def test_settings_that_do_nothing_are_refused():
     made = load_recipe("mnist")
     for bad, match in (
-        ({"labelled_share": 0.5}, "1 without data.labelled"),
-        ({"teacher_labels": "same"}, "all without data.labelled"),
-        ({"labelled": 100, "teacher_labels": "none"}, "all or same"),
-        ({"labelled": 0}, "1 or more"),
+        ({"labeled_share": 0.5}, "1 without data.labeled"),
+        ({"teacher_labels": "same"}, "all without data.labeled"),
+        ({"labeled": 100, "teacher_labels": "none"}, "all or same"),
+        ({"labeled": 0}, "1 or more"),
     ):
         with pytest.raises(InputError, match=match):
             checked(dataclasses.replace(made, data=dataclasses.replace(made.data, **bad)))
@@ -90,12 +90,12 @@ def test_settings_that_do_nothing_are_refused():
 
 def test_a_run_over_two_seeds_on_few_labels(tmp_path):
     smoke = load_recipe("mnist", "smoke")
-    few = dataclasses.replace(smoke.data, train_limit=400, labelled=40)
+    few = dataclasses.replace(smoke.data, train_limit=400, labeled=40)
     recipe = dataclasses.replace(smoke, data=few, seeds=2, seed=3, exports=())
     result = run(recipe, tmp_path / "run", say=lambda text: None)
     names = [row["name"] for row in result["models"]]
     assert names == ["teacher", "control", "student", "control-1", "student-1"]
-    assert result["data"]["labelled"] == 30 and result["data"]["unlabelled"] == 360
+    assert result["data"]["labeled"] == 30 and result["data"]["unlabeled"] == 360
     assert len({fit["steps"] for name, fit in result["training"].items() if name != "teacher"}) == 1
     accuracy = {row["name"]: row["accuracy"] for row in result["models"]}
     found = result["verdict"]
@@ -103,7 +103,7 @@ def test_a_run_over_two_seeds_on_few_labels(tmp_path):
     assert found["control"] == [accuracy["control"], accuracy["control-1"]]
     assert result["training"]["control"]["hard"] != result["training"]["control-1"]["hard"]
     text = (tmp_path / "run" / "report.md").read_text()
-    assert found["sentence"] in text and "| 4 |" in text and "360 unlabelled" in text and "3 to 4 (teacher: 3)" in text
+    assert found["sentence"] in text and "| 4 |" in text and "360 unlabeled" in text and "3 to 4 (teacher: 3)" in text
     more = dataclasses.replace(recipe, seeds=3)
     with pytest.raises(InputError, match="seeds: 2 -> 3"):
         run(more, tmp_path / "run", resume=True, say=lambda text: None)

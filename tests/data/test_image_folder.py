@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from support.image_files import COLOURS, content, folders, image
+from support.image_files import COLORS, content, folders, image
 
 from kdistill import files as files_module
 from kdistill.data import few_labels, lazy_images
@@ -42,7 +42,7 @@ def test_train_and_test_folders(tmp_path, test):
         assert np.bincount(part.labels).tolist() == [len(part) // 4] * 4
         means = part.images[:].mean((1, 2))
         for mean, label in zip(means, part.labels, strict=True):
-            assert np.abs(mean - list(COLOURS.values())[label]).max() < 12
+            assert np.abs(mean - list(COLORS.values())[label]).max() < 12
 
 
 def test_class_folders_alone_hold_a_share_out_for_testing(tmp_path):
@@ -90,7 +90,7 @@ def test_an_image_is_cut_to_its_middle_square_and_resized(tmp_path):
 
 
 def test_every_kind_of_image_file(tmp_path):
-    picture = image(COLOURS["red"], 40, 60, noise=0)
+    picture = image(COLORS["red"], 40, 60, noise=0)
     found = encoded_of(
         tmp_path,
         {
@@ -99,16 +99,16 @@ def test_every_kind_of_image_file(tmp_path):
             "c.jpg": content(picture, progressive=True),
             "d.png": content(picture.convert("RGBA"), "PNG"),
             "e.png": content(picture.convert("L"), "PNG"),
-            "f.jpg": content(image(COLOURS["red"], 1, 1, noise=0), quality=95),
-            "g.jpg": content(image(COLOURS["red"], 300, 2, noise=0)),
+            "f.jpg": content(image(COLORS["red"], 1, 1, noise=0), quality=95),
+            "g.jpg": content(image(COLORS["red"], 300, 2, noise=0)),
             "h.jpg": content(picture, exif=b"Exif\0\0" + bytes(60_000)),
-            "i.jpg": content(image(COLOURS["red"], 700, 900, noise=0)),  # shrunk while it is decoded
+            "i.jpg": content(image(COLORS["red"], 700, 900, noise=0)),  # shrunk while it is decoded
             "j.png": content(picture.quantize(), "PNG"),
         },
     )
-    grey = round(0.299 * 210 + 0.587 * 40 + 0.114 * 30)
+    gray = round(0.299 * 210 + 0.587 * 40 + 0.114 * 30)
     for name, pixels in zip(found.store.names, found[:], strict=True):
-        expected = [grey] * 3 if name in (b"b.jpg", b"e.png") else COLOURS["red"]
+        expected = [gray] * 3 if name in (b"b.jpg", b"e.png") else COLORS["red"]
         assert np.abs(pixels.astype(int) - expected).max() <= 5, name
     assert found[3].shape == (16, 16, 3) and found[np.array([1, 4])].shape == (2, 16, 16, 3)
     assert middle(found.store.headers[8:9], 16)[0].tolist() == [44, 144, 612, 612, 3]
@@ -178,7 +178,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds 0 folder\(s\)"):
         load(tmp_path)
-    folders(tmp_path / "one", ("train", "val"), colours={"red": (200, 0, 0)})
+    folders(tmp_path / "one", ("train", "val"), colors={"red": (200, 0, 0)})
     with pytest.raises(InputError, match=r"holds 1 folder\(s\); expected one for each class.*it has 'red' alone"):
         load(tmp_path / "one")
     folders(tmp_path / "no test", ("train",))
@@ -231,7 +231,7 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    pictures = [content(image(COLOURS[name], seed=i), quality=95) for i, name in enumerate([*COLOURS] * 5)]
+    pictures = [content(image(COLORS[name], seed=i), quality=95) for i, name in enumerate([*COLORS] * 5)]
     pixels = np.stack([tf.io.decode_jpeg(each).numpy() for each in pictures])
     rows = tf.data.Dataset.from_tensor_slices(
         {"image": pixels, "label": np.arange(20) % 4, "file_name": [f"n_{i}.JPEG" for i in range(20)]}
@@ -244,7 +244,7 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
         features=tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=list(COLOURS)),
+                "label": tfds.features.ClassLabel(names=list(COLORS)),
                 "file_name": tfds.features.Text(),
             }
         ),
@@ -253,10 +253,10 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     said, settings = [], Data("imagenet", image_size=16, validation=0.2)
     splits = data_splits.load(settings, say=said.append)
-    assert "TensorFlow Datasets, imagenet2012 5.1.0" in splits.source and splits.class_names == tuple(COLOURS)
+    assert "TensorFlow Datasets, imagenet2012 5.1.0" in splits.source and splits.class_names == tuple(COLORS)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 20]
     for mean, label in zip(splits.test.images[:].mean((1, 2)), splits.test.labels, strict=True):
-        assert np.abs(mean - list(COLOURS.values())[label]).max() < 12
+        assert np.abs(mean - list(COLORS.values())[label]).max() < 12
     assert len(said) == 2 and "once" in said[0]
     again = data_splits.load(settings, say=said.append)
     assert len(said) == 2 and again.fingerprint == splits.fingerprint

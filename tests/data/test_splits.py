@@ -43,7 +43,7 @@ def test_the_sample_is_real_balanced_and_split_without_loss():
     assert splits.fingerprint == data_splits.load(Data()).fingerprint == "88b56b69f60d3fa6"
 
 
-def test_source_licence_and_checksum_of_the_sample_are_stated_beside_it():
+def test_source_license_and_checksum_of_the_sample_are_stated_beside_it():
     note = (mnist.SAMPLE.parent / "README.md").read_text()
     for stated in ("Y. LeCun, C. Cortes, C. J. C. Burges", "CC BY-SA 3.0", mnist.SAMPLE_SHA256, mnist.SAMPLE.name):
         assert stated in note

@@ -143,17 +143,17 @@ def test_one_hot_labels_give_the_same():
 
 @pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
 def test_examples_without_a_label_count_in_the_teachers_part_alone(loss):
-    """`hard` and `accuracy` are means over the labelled examples, `kd` and `agreement` over all."""
+    """`hard` and `accuracy` are means over the labeled examples, `kd` and `agreement` over all."""
     student, teacher = dense(1), dense(2)
     few = np.where(np.arange(48) % 3 == 0, Y, -1).astype("int32")
-    everything, labelled = by_hand(student, teacher, 0.7, 4.0), by_hand(student, teacher, 0.7, 4.0, X[::3], Y[::3])
-    expected = 0.3 * labelled["hard"] + 0.7 * everything["kd"]
+    everything, labeled = by_hand(student, teacher, 0.7, 4.0), by_hand(student, teacher, 0.7, 4.0, X[::3], Y[::3])
+    expected = 0.3 * labeled["hard"] + 0.7 * everything["kd"]
     distiller = Distiller(student, teacher, distillation_weight=0.7)
     distiller.compile(keras.optimizers.SGD(1e-9), loss=loss)
     logs = distiller.evaluate(X, few, batch_size=48, verbose=0, return_dict=True)
     logs_of_fit = {k: v[0] for k, v in distiller.fit(X, few, batch_size=48, verbose=0).history.items()}
     for found in (logs, logs_of_fit):
-        assert found["hard"] == pytest.approx(labelled["hard"], abs=1e-5)
+        assert found["hard"] == pytest.approx(labeled["hard"], abs=1e-5)
         assert found["kd"] == pytest.approx(everything["kd"], abs=1e-5)
         assert found["loss"] == pytest.approx(expected, abs=1e-5)
     assert logs["accuracy"] == pytest.approx(np.mean(student(X[::3]).numpy().argmax(-1) == Y[::3]))

@@ -135,7 +135,7 @@ def test_hard_cross_entropy_against_float64(scale):
     np.testing.assert_allclose(slope, softmax(logits) - soft, rtol=1e-5, atol=1e-7)
 
 
-def test_an_unlabelled_example_costs_nothing_and_pulls_nowhere():
+def test_an_unlabeled_example_costs_nothing_and_pulls_nowhere():
     logits = pairs(1.0)[0][:2]
     assert losses.hard_cross_entropy([-1, 3], logits).numpy()[0] == 0
     assert np.all(gradient(lambda s: losses.hard_cross_entropy([-1, 3], s), logits)[0] == 0)

@@ -46,7 +46,7 @@ def dist_parts(student, teacher, temperature):
     return rows, columns
 
 
-def standardised_oracle(student, teacher, temperature=2.0):
+def standardized_oracle(student, teacher, temperature=2.0):
     student, teacher = ((x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in (student, teacher))
     pairs = zip(log_softmax(teacher / temperature), log_softmax(student / temperature), strict=True)
     return temperature**2 * np.array([kl(t, s) for t, s in pairs])
@@ -56,14 +56,14 @@ METHODS = {
     "cosine": losses.cosine,
     "dkd": lambda s, t: losses.dkd(s, t, LABELS[: len(s)]),
     "dist": lambda s, t: losses.dist(s, t, beta=2.0, gamma=3.0, temperature=4.0),
-    "standardised_kl": losses.standardised_kl,
+    "standardized_kl": losses.standardized_kl,
 }
 # Of each, the mean over the batch: for dist that is what the paper defines.
 MEANS = {
     "cosine": lambda s, t: cosine_oracle(s, t).mean(),
     "dkd": lambda s, t: dkd_oracle(s, t).mean(),
     "dist": lambda s, t: 16 * sum(w * part.mean() for w, part in zip((2.0, 3.0), dist_parts(s, t, 4.0), strict=True)),
-    "standardised_kl": lambda s, t: standardised_oracle(s, t).mean(),
+    "standardized_kl": lambda s, t: standardized_oracle(s, t).mean(),
 }
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -137,11 +137,9 @@ def test_dkd_takes_labels_of_every_form():
     expected = losses.dkd(student, teacher, LABELS).numpy()
     for labels in (LABELS[:, None], LABELS.astype(np.float32), np.eye(10)[LABELS], 0.9 * np.eye(10)[LABELS] + 0.01):
         np.testing.assert_array_equal(losses.dkd(student, teacher, labels), expected)
-    unlabelled = np.where(np.arange(8) < 4, -1, LABELS)
+    unlabeled = np.where(np.arange(8) < 4, -1, LABELS)
     filled = np.where(np.arange(8) < 4, teacher.argmax(-1), LABELS)
-    np.testing.assert_array_equal(
-        losses.dkd(student, teacher, unlabelled), losses.dkd(student, teacher, filled).numpy()
-    )
+    np.testing.assert_array_equal(losses.dkd(student, teacher, unlabeled), losses.dkd(student, teacher, filled).numpy())
 
 
 def test_dkd_refuses_a_class_that_does_not_exist():
@@ -175,9 +173,9 @@ def test_dist_gives_each_example_its_own_part():
     assert parts[0] > 2 * parts[1:].max() and parts.min() >= 0
 
 
-def test_standardised_kl_by_hand():
+def test_standardized_kl_by_hand():
     """Two logits have z-scores of 1 and -1: at T = 2, 4 * KL of (0.268941, 0.731059) and (0.731059, 0.268941)."""
-    value = losses.standardised_kl([[5.0, 1.0]], [[0.0, 2.0]], temperature=2.0)
+    value = losses.standardized_kl([[5.0, 1.0]], [[0.0, 2.0]], temperature=2.0)
     np.testing.assert_allclose(value, [4 * 0.462117], atol=1e-5)
 
 
@@ -188,7 +186,7 @@ def test_each_against_float64(scale):
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(METHODS["cosine"](student, teacher), cosine_oracle(*wide), **close)
     np.testing.assert_allclose(METHODS["dkd"](student, teacher), dkd_oracle(*wide), **close)
-    np.testing.assert_allclose(METHODS["standardised_kl"](student, teacher), standardised_oracle(*wide), **close)
+    np.testing.assert_allclose(METHODS["standardized_kl"](student, teacher), standardized_oracle(*wide), **close)
     for temperature in (1.0, 4.0):
         rows, columns = dist_parts(*wide, temperature)
         inter = losses.dist(student, teacher, 1.0, 0.0, temperature)
@@ -206,7 +204,7 @@ def test_each_gradient_against_float64(name, scale):
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["dkd", "dist", "standardised_kl"])
+@pytest.mark.parametrize("name", ["dkd", "dist", "standardized_kl"])
 def test_a_constant_on_either_models_logits_changes_nothing(name):
     student, teacher = logits(3.0)
     expected = METHODS[name](student, teacher)
@@ -214,7 +212,7 @@ def test_a_constant_on_either_models_logits_changes_nothing(name):
         np.testing.assert_allclose(METHODS[name](*moved), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cosine", "standardised_kl"])
+@pytest.mark.parametrize("name", ["cosine", "standardized_kl"])
 def test_a_factor_on_either_models_logits_changes_nothing(name):
     student, teacher = logits(3.0)
     expected = METHODS[name](student, teacher)
@@ -269,7 +267,7 @@ def test_what_does_not_vary_has_no_correlation():
     np.testing.assert_array_equal(losses.dist(ZEROS, ZEROS), np.zeros(4))
     uniform = np.log(10) + (log_softmax((NORMAL - NORMAL.mean(-1, keepdims=True)) / NORMAL.std(-1, keepdims=True) / 2))
     entropy_gap = 4 * (np.exp(uniform) / 10 * uniform).sum(-1)
-    np.testing.assert_allclose(losses.standardised_kl(ZEROS + 0.1, NORMAL), entropy_gap, rtol=1e-5)
+    np.testing.assert_allclose(losses.standardized_kl(ZEROS + 0.1, NORMAL), entropy_gap, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [3, 5, 7, 11])

@@ -43,7 +43,7 @@ def test_every_method_is_a_term_and_its_options_are_its_arguments():
 
 @pytest.mark.parametrize("ending", [None, "softmax"])
 def test_each_term_is_logged_as_its_function_gives_it_and_the_total_is_their_weighted_sum(ending):
-    """All twelve at once, with unlabelled examples; models that end in softmax have the same logits and features."""
+    """All twelve at once, with unlabeled examples; models that end in softmax have the same logits and features."""
     labels = np.where(np.arange(24) % 4 == 0, -1, Y).astype("int32")
     small, large = student(ending=ending), teacher(ending=ending)
     weights = {name: 0.1 + 0.05 * index for index, name in enumerate(LOSSES)}
@@ -269,7 +269,7 @@ def test_two_classes_work_or_are_refused_by_name(name):
     if name in FEATURE_LOSSES:
         return  # no classes in them
     s, t = (tf.constant(RNG.normal(size=(6, 2)).astype("float32")) for _ in range(2))
-    if name in ("standardised_kl", "dist"):
+    if name in ("standardized_kl", "dist"):
         with pytest.raises(InputError, match=f"{name} learns nothing from 2 classes"):
             term_loss(Term(name), s, t)
         return

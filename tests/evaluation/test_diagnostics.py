@@ -147,11 +147,11 @@ def test_unscaled_inputs_are_named():
     assert "The layer 'fc1' of 'mlp' sees inputs from 0 to 255: they look unscaled" in warning(1.0)
     assert input_checks.unscaled_warning(architectures.build(Network("lenet"), (28, 28, 1), 10), images) is None
     image = keras.Input((28, 28, 1))
-    centred = keras.Model(image, layers.Conv2D(2, 3)(image - 120.0))  # mean-subtracted, as some networks have it
-    normalised = keras.Model(image, layers.Conv2D(2, 3)(layers.BatchNormalization()(image)))
+    centered = keras.Model(image, layers.Conv2D(2, 3)(image - 120.0))  # mean-subtracted, as some networks have it
+    normalized = keras.Model(image, layers.Conv2D(2, 3)(layers.BatchNormalization()(image)))
     raw = keras.Model(image, layers.Conv2D(2, 3, name="first")(image))
     assert (
-        input_checks.unscaled_warning(centred, images) is None
-        and input_checks.unscaled_warning(normalised, images) is None
+        input_checks.unscaled_warning(centered, images) is None
+        and input_checks.unscaled_warning(normalized, images) is None
     )
     assert "'first'" in input_checks.unscaled_warning(raw, images)

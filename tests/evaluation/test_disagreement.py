@@ -56,9 +56,9 @@ def test_no_difference_is_said_without_a_picture(tmp_path):
 
 
 def test_the_grid_shows_the_pixels():
-    """Grey images keep their grey (no stretching to the darkest and lightest), colour ones their colour."""
-    grey = disagreement.grid(np.full((7, 8, 8, 1), 100, np.uint8), ["t"] * 7)
-    assert grey.dtype == np.uint8 and grey.shape == (380, 750, 4)
-    assert (grey[..., :3] == 100).all(axis=-1).mean() > 0.2
+    """Gray images keep their gray (no stretching to the darkest and lightest), color ones their color."""
+    gray = disagreement.grid(np.full((7, 8, 8, 1), 100, np.uint8), ["t"] * 7)
+    assert gray.dtype == np.uint8 and gray.shape == (380, 750, 4)
+    assert (gray[..., :3] == 100).all(axis=-1).mean() > 0.2
     red = disagreement.grid(np.full((1, 8, 8, 3), (200, 10, 30), np.uint8), ["t"])
     assert (red[..., :3] == (200, 10, 30)).all(axis=-1).mean() > 0.2

@@ -14,7 +14,7 @@ def test_a_png_holds_the_pixels(channels):
     np.testing.assert_array_equal(tf.io.decode_png(disagreement.png(image), channels).numpy(), image)
 
 
-def test_other_channels_become_grey():
+def test_other_channels_become_gray():
     image = np.stack([np.full((2, 2), 10, np.uint8), np.full((2, 2), 30, np.uint8)], axis=2)
     assert (tf.io.decode_png(disagreement.png(image), 1).numpy() == 20).all()
 

@@ -61,9 +61,9 @@ def test_predict_gives_the_models_own_logits_in_any_batch_size(model):
 
 def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
     logits, ended = predict(model, EXAMPLES.images), network(softmax=True)
-    centred = logits - logits.mean(axis=1, keepdims=True)
+    centered = logits - logits.mean(axis=1, keepdims=True)
     found = predict(ended, EXAMPLES.images)
-    np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), centred, atol=1e-3)
+    np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), centered, atol=1e-3)
     plain = evaluate(model, EXAMPLES, logits)
     for each, tolerance in ((ended, 1e-5), (files / "softmax.tflite", 0.02)):
         measured = evaluate(each, EXAMPLES, logits)

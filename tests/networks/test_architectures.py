@@ -49,8 +49,8 @@ def test_a_residual_network_of_another_depth_is_refused():
         built("resnet", depth=9)
 
 
-def test_applications_resize_and_normalise_inside():
-    """Of an image of one colour, whatever its size, every network sees the same."""
+def test_applications_resize_and_normalize_inside():
+    """Of an image of one color, whatever its size, every network sees the same."""
     small, large = (np.full((1, size, size, 3), (200, 30, 90), np.float32) for size in (40, 90))
     for name in ("mobilenet_v3_small", "mobilenet_v2"):
         options = {"size": 32, "alpha": 0.35}
@@ -65,9 +65,9 @@ def test_applications_resize_and_normalise_inside():
 
 def test_the_preprocessing_is_that_of_keras_applications():
     """ResNet50 and VGG16: BGR less the mean; MobileNetV2: -1 to 1. The oracle is Keras' own function."""
-    centre = built("vgg16", size=32).get_layer("centre")
+    center = built("vgg16", size=32).get_layer("center")
     expected = keras.applications.vgg16.preprocess_input(PIXELS.copy())[..., ::-1]
-    np.testing.assert_allclose(centre(PIXELS), expected, atol=1e-4)
+    np.testing.assert_allclose(center(PIXELS), expected, atol=1e-4)
     scale = built("mobilenet_v2", size=32, alpha=0.35).get_layer("scale")
     np.testing.assert_allclose(
         scale(PIXELS), keras.applications.mobilenet_v2.preprocess_input(PIXELS.copy()), atol=1e-6
@@ -111,7 +111,7 @@ def test_what_is_trained_already():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="expects colour images"):
+    with pytest.raises(InputError, match="expects color images"):
         built("mobilenet_v2", (32, 32, 1))
     with pytest.raises(InputError, match="Unknown network 'resnet5'. Did you mean 'resnet"):
         built("resnet5")

@@ -18,7 +18,7 @@ from kdistill.runs.folder import RunFolder
 
 
 def shaken(model: keras.Model) -> keras.Model:
-    """The model with normalisations that do something."""
+    """The model with normalizations that do something."""
     random = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
@@ -27,7 +27,7 @@ def shaken(model: keras.Model) -> keras.Model:
 
 
 def odd() -> keras.Model:
-    """Strided, depthwise and dense layers, shortcuts, and normalisations that must stay."""
+    """Strided, depthwise and dense layers, shortcuts, and normalizations that must stay."""
     keras.utils.set_random_seed(1)
     image = keras.Input((12, 12, 2))
     first = layers.Conv2D(6, 3, padding="same", name="first")(image)
@@ -53,7 +53,7 @@ def kinds(model):
     return [layer.name for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
 
 
-def test_the_logits_are_the_same_and_the_right_normalisations_are_gone():
+def test_the_logits_are_the_same_and_the_right_normalizations_are_gone():
     model = odd()
     before, x = [w.copy() for w in model.get_weights()], images((12, 12, 2))
     expected = np.asarray(model(x, training=False))

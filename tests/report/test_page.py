@@ -181,9 +181,9 @@ def test_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance of WCAG 2."""
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
@@ -193,9 +193,9 @@ def test_contrast_in_both_themes(theme):
     """4.5 to 1 for every text and curve, on the page and on cards (WCAG 2, level AA)."""
     styles = (Path(page.__file__).parent / "page.css").read_text()
     block = re.findall(r":root \{(.*?)\}", styles, re.DOTALL)[theme]
-    colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", block))
-    assert len(colours) == 18
-    for name in colours.keys() - {"ground", "card", "rule", "faint"}:
+    colors = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", block))
+    assert len(colors) == 18
+    for name in colors.keys() - {"ground", "card", "rule", "faint"}:
         for ground in ("ground", "card"):
-            low, high = sorted((luminance(colours[name]), luminance(colours[ground])))
+            low, high = sorted((luminance(colors[name]), luminance(colors[ground])))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)

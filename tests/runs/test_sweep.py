@@ -153,7 +153,7 @@ def test_seeds_that_share_their_views_train_on_one_pass(finished, tmp_path):
 
 
 def test_few_labels_in_two_passes_and_one_seed(tmp_path):
-    few = dataclasses.replace(TINY.data, labelled=40)
+    few = dataclasses.replace(TINY.data, labeled=40)
     recipe = dataclasses.replace(TINY, data=few, seeds=1)
     said = []
     result = sweep(recipe, ["student.widths=4x4,4x8"], tmp_path / "few", together=1, say=said.append)

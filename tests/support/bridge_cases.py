@@ -153,7 +153,7 @@ CASES = {
     "permute": lambda: chain((4, 3), L.Permute((2, 1)), L.Flatten(), L.RepeatVector(3), L.Reshape((-1, 4)), L.Dense(2)),
     "unknown size": lambda: chain((None, None, 3), L.Conv2D(2, 3), L.GlobalAveragePooling2D(keepdims=True)),
     "fixed batch": lambda: keras.Sequential([keras.Input(batch_shape=(3, 4)), L.Dense(2)]),
-    "regularised": lambda: chain(
+    "regularized": lambda: chain(
         (4,), L.Dense(3, kernel_regularizer=keras.regularizers.L1L2(0.1, 0.2), bias_constraint="non_neg"), L.Dense(1)
     ),
     "output is an input": lambda: functional((4,), lambda x: [x, L.Dense(2)(x)]),

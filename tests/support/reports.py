@@ -58,7 +58,7 @@ def report() -> dict:
         "versions": {"python": "3.11.7", "keras": "3.15.1"},
         "commit": None,
         "data": {"source": "an .npz & more", "fingerprint": "88b5", "class_names": NAMES, "train": 200}
-        | {"validation": 40, "test": 80, "labelled": 240, "unlabelled": 0},
+        | {"validation": 40, "test": 80, "labeled": 240, "unlabeled": 0},
         "training": training,
         "verdict": verdict.judge([0.95, 0.975], [0.9125, 0.9275], 80),
         "models": [

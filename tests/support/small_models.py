@@ -23,7 +23,7 @@ def corners(count: int, seed: int = 0) -> Examples:
 
 
 def network(*, filters: int = 8, softmax: bool = False, dtype=None, middle=(), name: str = "small") -> keras.Model:
-    """Convolution, batch normalisation, ReLU, pooling, dense; the dense layer fitted by least squares."""
+    """Convolution, batch normalization, ReLU, pooling, dense; the dense layer fitted by least squares."""
     keras.utils.set_random_seed(0)
     image = keras.Input((12, 12, 1))
     x = layers.Rescaling(1 / 255, dtype=dtype)(image)

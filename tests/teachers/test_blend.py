@@ -66,14 +66,14 @@ def test_an_adapted_teacher_sees_its_own_size_channels_and_range():
         seen.append(images)
         return tf.reduce_mean(images, axis=[1, 2])
 
-    grey = tf.constant(np.full((2, 8, 8, 1), 100.0, np.float32))
+    gray = tf.constant(np.full((2, 8, 8, 1), 100.0, np.float32))
     adapted = Adapted(teacher, size=(4, 6), channels=3, scale=0.01, mean=(0.0, 0.5, 1.0), std=(1.0, 2.0, 0.5))
-    np.testing.assert_allclose(adapted(grey), [[1.0, 0.25, 0.0]] * 2, atol=1e-6)
+    np.testing.assert_allclose(adapted(gray), [[1.0, 0.25, 0.0]] * 2, atol=1e-6)
     assert seen[0].shape == (2, 4, 6, 3)
-    colour = tf.constant(np.broadcast_to(np.float32([10, 20, 30]), (1, 2, 2, 3)))
-    np.testing.assert_allclose(Adapted(teacher, bgr=True)(colour), [[30.0, 20.0, 10.0]])
+    color = tf.constant(np.broadcast_to(np.float32([10, 20, 30]), (1, 2, 2, 3)))
+    np.testing.assert_allclose(Adapted(teacher, bgr=True)(color), [[30.0, 20.0, 10.0]])
     np.testing.assert_allclose(
-        Adapted(teacher, channels=1)(colour), [[0.2989 * 10 + 0.587 * 20 + 0.114 * 30]], rtol=1e-3
+        Adapted(teacher, channels=1)(color), [[0.2989 * 10 + 0.587 * 20 + 0.114 * 30]], rtol=1e-3
     )
     for options in ({"channels": 2}, {"channels": 1, "bgr": True}, {"std": 0.0}):
         with pytest.raises(InputError, match="Adapted expects"):
@@ -108,8 +108,8 @@ def test_a_bad_teacher_is_told():
         x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(scale)(image))
         dense = keras.layers.Dense(4)
         model = keras.Model(image, dense(x), name="teacher")
-        centres = (32 + 64 * np.arange(4)) / 255
-        dense.set_weights([2 * centres[None], -(centres**2)])
+        center = (32 + 64 * np.arange(4)) / 255
+        dense.set_weights([2 * center[None], -(center**2)])
         return model
 
     assert input_checks.teacher_warning(brightness(1 / 255), images, levels, 4) is None

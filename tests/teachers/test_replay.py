@@ -253,7 +253,7 @@ def test_top_k(tmp_path):
 
 def test_what_is_augmentation():
     assert (
-        augmentation(Data("npz", validation=0.2, train_limit=5, labelled=9, labelled_share=0.5, teacher_labels="same"))
+        augmentation(Data("npz", validation=0.2, train_limit=5, labeled=9, labeled_share=0.5, teacher_labels="same"))
         == {}
     )
     assert augmentation(Data(shift=2, flip=True)) == {"shift": 2, "flip": True}

@@ -67,7 +67,7 @@ def test_a_limit_of_the_system_on_files_is_one_message(tmp_path):
     assert not list(tmp_path.rglob("*.tflite"))
 
 
-def test_labels_and_licence_at_the_command_line(tmp_path):
+def test_labels_and_license_at_the_command_line(tmp_path):
     runner = CliRunner()
     network().save(tmp_path / "model.keras")
     np.savez(
@@ -82,10 +82,10 @@ def test_labels_and_licence_at_the_command_line(tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\n")
     assert "no text in UTF-8" in runner.invoke(app, words).output
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
-    ended = runner.invoke(app, [*words, "--licence", "MIT", "--version", "7"])
+    ended = runner.invoke(app, [*words, "--license", "MIT", "--version", "7"])
     assert ended.exit_code == 0, ended.output
     ended = runner.invoke(app, ["inspect", str(tmp_path / "out/reference/student.tflite")])
-    assert "version 7; licence MIT" in ended.output and "4 labels: a, b, c, d" in ended.output
+    assert "version 7; license MIT" in ended.output and "4 labels: a, b, c, d" in ended.output
 
 
 def test_a_recipe_or_profile_that_raises_is_an_input_error(tmp_path):

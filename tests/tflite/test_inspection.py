@@ -23,7 +23,7 @@ def files(tmp_path_factory):
     folder, net = tmp_path_factory.mktemp("files"), network()
     int8 = Profile("npu", "int8", "int8", "int8", batch=1)
     kinds = {"plain": Profile("plain"), "half": Profile("half", "float16"), "npu": int8}
-    about = {"licence": "CC0-1.0", "version": "3"}
+    about = {"license": "CC0-1.0", "version": "3"}
     return {
         name: export(net, folder / f"{name}.tflite", each, IMAGES, CLASSES, about)["path"]
         for name, each in kinds.items()
@@ -49,13 +49,13 @@ def test_the_text_says_it_all(files):
     text = "\n".join(inspection.lines(inspection.inspect(files["npu"], files["plain"], IMAGES)))
     for words in (
         "Stayed float: nothing",
-        "licence CC0-1.0",
+        "license CC0-1.0",
         "version 3",
         "4 labels: north west",
         "'image': int8 [1, 12",
     ):
         assert words in text, text
-    assert "int8 weights and activations" in text and "quantisation costs most" in text and " dB " in f" {text} "
+    assert "int8 weights and activations" in text and "quantization costs most" in text and " dB " in f" {text} "
 
 
 def test_a_file_of_another_origin(tmp_path):

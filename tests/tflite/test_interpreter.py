@@ -65,7 +65,7 @@ def test_a_file_says_what_it_takes_and_gives(files):
 
 def test_pixels_are_rounded_to_the_nearest_step_and_kept_in_range():
     end = {"type": "int8", "scale": 0.5, "zero_point": -10}
-    found = interpreter.quantised(np.array([0.0, 1.0, 1.3, 255.0, -200.0]), end)
+    found = interpreter.quantized(np.array([0.0, 1.0, 1.3, 255.0, -200.0]), end)
     assert found.tolist() == [-10, -8, -7, 127, -128] and found.dtype == np.int8
 
 

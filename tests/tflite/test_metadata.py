@@ -17,7 +17,7 @@ from kdistill.recipe import Profile
 from kdistill.tflite import flatbuffer, metadata
 from kdistill.tflite.interpreter import File
 
-ABOUT = {"version": "1.2", "licence": "CC0-1.0", "author": "Ada", "recipe": {"name": "mnist"}, "data": "0123abcd"}
+ABOUT = {"version": "1.2", "license": "CC0-1.0", "author": "Ada", "recipe": {"name": "mnist"}, "data": "0123abcd"}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def file(tmp_path_factory):
 def test_what_was_written_is_read(file):
     made, names = file
     found = metadata.of_file(made["path"])
-    assert (found["version"], found["licence"], found["author"]) == ("1.2", "CC0-1.0", "Ada")
+    assert (found["version"], found["license"], found["author"]) == ("1.2", "CC0-1.0", "Ada")
     assert found["name"] == "small" and "reference" in found["description"]
     assert found["labels"] == list(names)
-    assert [(each["name"], each["mean"], each["deviation"], each["colours"]) for each in found["inputs"]] == [
-        ("image", [0.0], [1.0], "grey")
+    assert [(each["name"], each["mean"], each["deviation"], each["colors"]) for each in found["inputs"]] == [
+        ("image", [0.0], [1.0], "gray")
     ]
     assert [(each["name"], each["labels_file"]) for each in found["outputs"]] == [("logits", "labels.txt")]
     origin = found["document"]["provenance"]
@@ -112,7 +112,7 @@ def test_weights_outside_the_flatbuffer_are_read(tmp_path):
     outside = packed.replace((1 << 40).to_bytes(8, "little"), len(packed).to_bytes(8, "little")) + weights
     inside = flatbuffer.parsed(outside)
     assert bytes(inside.buffers[index].data) == weights and inside.buffers[index].offset == 0
-    document = {"name": "n", "description": "d", "version": "1", "author": None, "licence": None}
+    document = {"name": "n", "description": "d", "version": "1", "author": None, "license": None}
     ends = {"input": {"shape": [None, 12, 12, 1], "values": "v", "mean": [0.0], "deviation": [1.0]}}
     ends["outputs"] = [{"name": "logits", "values": "logits", "position": 0}]
     (tmp_path / "a.tflite").write_bytes(content)

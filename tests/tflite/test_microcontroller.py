@@ -18,7 +18,7 @@ from kdistill.conversion.export import export
 from kdistill.errors import InputError
 from kdistill.recipe.loading import load_profile
 from kdistill.tflite import flatbuffer, metadata, microcontroller
-from kdistill.tflite.interpreter import File, quantised
+from kdistill.tflite.interpreter import File, quantized
 
 TFLM = os.environ.get("KDISTILL_TFLM_PYTHON")
 LABELS = (*CLASSES[:3], 'Süd "Ost"?')
@@ -100,7 +100,7 @@ def test_an_operator_that_micro_lacks_is_refused(tmp_path):
 def test_tensorflow_lite_micro_runs_it_in_the_arena(made, tmp_path):
     found, _ = made
     file = File(found["path"])
-    np.save(tmp_path / "numbers.npy", quantised(IMAGES[:8], file.input))
+    np.save(tmp_path / "numbers.npy", quantized(IMAGES[:8], file.input))
     script = Path(__file__).parents[2] / "benchmarks" / "tflite_micro_check.py"
     done = subprocess.run(
         [TFLM, script, found["path"], tmp_path / "numbers.npy"], capture_output=True, text=True, check=True

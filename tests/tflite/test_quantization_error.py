@@ -43,7 +43,7 @@ def test_the_layer_that_costs_most_comes_first(uneven, tmp_path):
     assert rows[0]["sqnr"] < 20 and rows == sorted(rows, key=lambda row: -row["cost"])
     assert "wide" in rows[0]["tensor"] or "bend" in rows[0]["tensor"] or "back" in rows[0]["tensor"]
     first = next(row for row in rows if "relu" in row["tensor"] or "first" in row["tensor"])
-    assert first["sqnr"] > 25  # the layer before it is quantised well
+    assert first["sqnr"] > 25  # the layer before it is quantized well
     same = quantization_error.compare(files[1], files[1], EXAMPLES.images)
     assert {(row["sqnr"], row["cost"]) for row in same} == {(float("inf"), 0.0)}
 

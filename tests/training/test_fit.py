@@ -30,7 +30,7 @@ SPLITS = Splits(examples(93), examples(20), examples(16), ("a", "b", "c"), "made
 
 
 def network(seed=0):
-    """With dropout, whose seeds must come back too, and batch normalisation."""
+    """With dropout, whose seeds must come back too, and batch normalization."""
     keras.utils.set_random_seed(seed)
     layers = [
         keras.layers.Rescaling(1 / 255, name="scale"),

@@ -103,15 +103,15 @@ def test_who_makes_which_part_of_a_batch():
 
 
 def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(mirrored_strategy):
-    def partly_labelled():
+    def partly_labeled():
         few = np.where(np.arange(100) % 20 < 10, Y[:100], np.where(np.arange(100) % 5 == 0, Y[:100], -1))
         return tf.data.Dataset.from_tensor_slices((X[:100], few.astype("int32"))).batch(20)
 
     plain = distiller()
-    expected = plain.fit(partly_labelled(), epochs=3, shuffle=False, verbose=0).history
+    expected = plain.fit(partly_labeled(), epochs=3, shuffle=False, verbose=0).history
     with mirrored_strategy.scope():
         mirrored = distiller()
-    found = mirrored.fit(partly_labelled(), epochs=3, shuffle=False, verbose=0).history
+    found = mirrored.fit(partly_labeled(), epochs=3, shuffle=False, verbose=0).history
     close(weights(plain), weights(mirrored))
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
