@@ -6,6 +6,7 @@ import numpy as np
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.heads import image_shape, main_output, noise_images, outputs_on
+from kdistill.networks.precision import dtype_policy
 
 
 def ready(model: keras.Model) -> keras.Model:
@@ -39,12 +40,11 @@ def _is_float32(model: keras.Model) -> bool:
 def _in_float32(model: keras.Model) -> keras.Model:
     own = {type(layer).__name__: type(layer) for layer in model._flatten_layers(include_self=True)}
     own = {name: kind for name, kind in own.items() if not kind.__module__.startswith("keras.")}
-    policy = keras.config.dtype_policy()
     try:
-        keras.config.set_dtype_policy("float32")  # of the layers that a subclassed model makes for itself
-        with keras.saving.custom_object_scope(own):
+        # A subclassed model creates its own layers, which take the global policy.
+        with dtype_policy("float32"), keras.saving.custom_object_scope(own):
             rebuilt = type(model).from_config(_float32_config(model.get_config()))
-        rebuilt(noise_images(model))  # builds a subclassed model
+            rebuilt(noise_images(model))  # builds a subclassed model
         rebuilt.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
         if not _is_float32(rebuilt):
             raise InputError("some of its layers fix another type.")
@@ -53,8 +53,6 @@ def _in_float32(model: keras.Model) -> keras.Model:
             f"The model '{model.name}' computes in {model.compute_dtype} and cannot be rebuilt in float32: {error} "
             "Give its layers get_config(), or build it under the policy 'float32' and load the weights into it."
         ) from error
-    finally:
-        keras.config.set_dtype_policy(policy)
     images = noise_images(model)
     before, after = (main_output(outputs_on(each, images), model.name) for each in (model, rebuilt))
     difference, spread = np.max(abs(before - after)), max(1.0, np.max(abs(after)))
