@@ -1,4 +1,7 @@
-"""Files that are whole or not there, whenever the process or the disk gives out. Standard library only."""
+"""Files that are complete or absent, even if the process is killed or the disk is full; locks that work on every system.
+
+Importing this module takes no time: it needs the standard library alone.
+"""
 
 import json
 import os
@@ -6,8 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdistill.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def cache_root() -> Path:
@@ -67,3 +74,27 @@ def read(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no UTF-8, or no JSON
         raise InputError(f"'{path}' is damaged ({error}). Start the run anew in another folder.") from None
+
+
+def exclusive_lock(path: Path, message: str | None = None) -> "BaseFileLock":
+    """Locks the file `path`, which is created if it is absent, and returns the lock. Does not wait.
+
+    The lock lasts until its `release()` is called, its last reference goes, or the process ends, however it ends. So
+    keep the returned object. The file stays.
+
+    Args:
+        path: The lock file. Its folder must exist.
+        message: The text of the `InputError`; by default one that names the path.
+
+    Raises:
+        InputError: Another process, or another part of this one, holds the lock.
+        OSError: The file cannot be created or locked.
+    """
+    from filelock import FileLock, Timeout  # 50 ms, which `kdistill --help` need not pay
+
+    lock = FileLock(path, timeout=0, thread_local=False)  # any thread may release it
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(message or f"'{path}' is locked by another process. Wait until that process ends.") from None
+    return lock
