@@ -78,10 +78,10 @@ def good_files(folder: Path) -> None:
     export(model, folder / "student.tflite", "npu", images, class_names=[str(i) for i in range(10)])
     from kdistill.recipes.mnist import recipe
 
-    from kdistill.recipe.checks import checked
+    from kdistill.recipe.checks import check_recipe
     from kdistill.recipe.values import as_dict
 
-    whole = json.dumps({**as_dict(checked(recipe("smoke"))), "data_fingerprint": "0"}, indent=1)
+    whole = json.dumps({**as_dict(check_recipe(recipe("smoke"))), "data_fingerprint": "0"}, indent=1)
     (folder / "recipe.json").write_text(whole)
     text = Path(sys.modules["kdistill.recipes.mnist"].__file__).read_text()
     (folder / "recipe.py").write_text(text)

@@ -2,119 +2,142 @@
 
 import math
 
-import tensorflow as tf
-
 from kdistill.errors import InputError, unknown
-from kdistill.recipe.objective import Term as Term  # recipes import from here alone
-from kdistill.recipe.objective import check as _check
-from kdistill.recipe.objective import check_distill
-from kdistill.recipe.values import SCHEMES, Network, Recipe, Stage, Training
+from kdistill.recipe.objective import check_distill, is_number, require
+from kdistill.recipe.values import SCHEMES, Data, Network, Recipe, Stage, Training
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+SCHEDULES = ("cosine", "constant", "step")
 
 
-def checked(recipe: Recipe) -> Recipe:
-    """The recipe, if every value is in its range."""
-    data = recipe.data
-    _check(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
-    _check(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
-    _check(data.image_size is None or data.image_size >= 1, "data.image_size", "1 or more", data.image_size)
-    _check(0 < data.crop_area <= 1, "data.crop_area", "a share above 0, up to 1 (off)", data.crop_area)
-    _check(0 <= data.max_undecodable < 1, "data.max_undecodable", "a share below 1", data.max_undecodable)
-    for name in ("mixup", "cutmix"):
-        alpha = getattr(data, name)
-        _check(0 <= alpha < math.inf, f"data.{name}", "0 (off) or more", alpha)
-        _check(not alpha or data.labeled is None, f"data.{name}", "0 with data.labeled: no label is no blend", alpha)
-    _check(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
-    _check(data.labeled is None or data.labeled >= 1, "data.labeled", "1 or more, or none", data.labeled)
-    _check(0 < data.labeled_share <= 1, "data.labeled_share", "a share above 0, up to 1", data.labeled_share)
-    _check(data.teacher_labels in ("all", "same"), "data.teacher_labels", "all or same", data.teacher_labels)
-    if data.labeled is None:
-        _check(data.labeled_share == 1, "data.labeled_share", "1 without data.labeled", data.labeled_share)
-        _check(data.teacher_labels == "all", "data.teacher_labels", "all without data.labeled", data.teacher_labels)
-    _check(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
-    _check(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
-    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    asked = recipe.teacher_precision
-    _check(asked in (None, *precisions), "teacher_precision", f"none or one of {', '.join(precisions)}", asked)
-    _check(recipe.precision in precisions, "precision", f"one of {', '.join(precisions)}", recipe.precision)
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Returns the recipe if every value is in its range and has an effect. Raises `InputError` otherwise.
+
+    Only values are checked here. Whether networks, files and folders fit is checked in `kdistill.runs.preflight`.
+    """
+    _check_data(recipe.data)
+    require(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
+    require(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
+    precision = recipe.teacher_precision
+    require(precision in (None, *PRECISIONS), "teacher_precision", f"none or one of {', '.join(PRECISIONS)}", precision)
+    require(recipe.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", recipe.precision)
     check_distill(recipe.distill, 1 + len(recipe.more_teachers))
-    tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]
-    for part in ("more_teachers", "assistants"):
-        expected = f"none, as the terms {', '.join(tapping)} look into the one teacher" if tapping else ""
-        _check(not (tapping and getattr(recipe, part)), part, expected, getattr(recipe, part))
-    for part in ("teacher", "student", "more_teachers", "assistants"):
-        for network in (found,) if isinstance(found := getattr(recipe, part), Network) else found:
-            _check_weights(network, part)
+    _check_networks(recipe)
     for name, least in (("views", 1), ("seed", 0), ("top_k", 1)):
         value = getattr(recipe.cache, name)
-        _check(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)
+        require(value is None or value >= least, f"cache.{name}", f"{least} or more, or none", value)
     for part in ("teacher_training", "training"):
         _check_training(getattr(recipe, part), part)
     for place, stage in enumerate(recipe.compress):
-        _check_stage(stage, f"compress.{place}")
-    for part, network in (("student", recipe.student), *(("assistants", each) for each in recipe.assistants)):
-        _check(network.file is None, f"{part}.file", "none: it is trained. weights gives it a start", network.file)
+        check_stage(stage, f"compress.{place}")
     return recipe
+
+
+def _check_data(data: Data) -> None:
+    require(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
+    require(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
+    require(data.image_size is None or data.image_size >= 1, "data.image_size", "1 or more", data.image_size)
+    require(0 < data.crop_area <= 1, "data.crop_area", "a share above 0, up to 1 (off)", data.crop_area)
+    require(0 <= data.max_undecodable < 1, "data.max_undecodable", "a share below 1", data.max_undecodable)
+    for name in ("mixup", "cutmix"):
+        alpha = getattr(data, name)
+        require(0 <= alpha < math.inf, f"data.{name}", "0 (off) or more", alpha)
+        expected = "0 with data.labeled, because a missing label cannot be mixed"
+        require(not alpha or data.labeled is None, f"data.{name}", expected, alpha)
+    require(data.train_limit is None or data.train_limit >= 1, "data.train_limit", "1 or more", data.train_limit)
+    require(data.labeled is None or data.labeled >= 1, "data.labeled", "1 or more, or none", data.labeled)
+    require(0 < data.labeled_share <= 1, "data.labeled_share", "a share above 0, up to 1", data.labeled_share)
+    require(data.teacher_labels in ("all", "same"), "data.teacher_labels", "all or same", data.teacher_labels)
+    if data.labeled is None:
+        require(data.labeled_share == 1, "data.labeled_share", "1 without data.labeled", data.labeled_share)
+        require(data.teacher_labels == "all", "data.teacher_labels", "all without data.labeled", data.teacher_labels)
+
+
+def _check_networks(recipe: Recipe) -> None:
+    tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]
+    for part in ("more_teachers", "assistants"):
+        expected = f"none, because the terms {', '.join(tapping)} use layers of the one teacher" if tapping else ""
+        require(not (tapping and getattr(recipe, part)), part, expected, getattr(recipe, part))
+    for part in ("teacher", "student", "more_teachers", "assistants"):
+        networks = getattr(recipe, part)
+        for network in (networks,) if isinstance(networks, Network) else networks:
+            _check_weights(network, part)
+    for part, network in (("student", recipe.student), *(("assistants", item) for item in recipe.assistants)):
+        expected = "none, because this network is trained; `weights` gives it a start"
+        require(network.file is None, f"{part}.file", expected, network.file)
 
 
 def _check_weights(network: Network, part: str) -> None:
     files, mapping = network.weights, network.mapping
-    _check(not isinstance(files, str), f"{part}.weights", "several files, (file,) for one", files)
-    _check(not (files and network.file), f"{part}.weights", f"none with {part}.file, which has its own", files)
-    _check(files or not mapping, f"{part}.mapping", f"none without {part}.weights, the files to map", mapping)
+    require(not isinstance(files, str), f"{part}.weights", "several files, (file,) for one", files)
+    require(not (files and network.file), f"{part}.weights", f"none with {part}.file, which has its own", files)
+    require(files or not mapping, f"{part}.mapping", f"none without {part}.weights, the files to map", mapping)
     kind, form = (str, "{layer of the file: layer of the network}")
     if len(files) > 1:
         kind, form = dict, "{file: {its layer: layer of the network}} with several files"
-    fits = all(isinstance(each, kind) and (kind is str or name in files) for name, each in mapping.items())
-    _check(fits, f"{part}.mapping", form, mapping)
+    fits = all(isinstance(value, kind) and (kind is str or name in files) for name, value in mapping.items())
+    require(fits, f"{part}.mapping", form, mapping)
 
 
-def _check_stage(stage: Stage, part: str) -> None:
+def check_stage(stage: Stage, part: str, schedules: tuple[type, ...] = ()) -> None:
+    """Raises `InputError` for a value of a compression that is out of range, or that its scheme does not use.
+
+    The learning rate may also be one of `schedules`: `kdistill.compress` accepts those of Keras.
+    """
     if stage.scheme not in SCHEMES:
         raise unknown("scheme", stage.scheme, SCHEMES, f"Fix {part}.scheme.")
-    _check(stage.epochs >= 1, f"{part}.epochs", "1 or more", stage.epochs)
-    _check(stage.batch_size >= 1, f"{part}.batch_size", "1 or more", stage.batch_size)
-    _check(0 < stage.learning_rate < math.inf, f"{part}.learning_rate", "a number above 0", stage.learning_rate)
+    for name in ("epochs", "batch_size"):
+        value = getattr(stage, name)
+        require(type(value) is int and value >= 1, f"{part}.{name}", "1 or more", value)
+    rate = stage.learning_rate
+    fits = isinstance(rate, schedules) or (is_number(rate) and 0 < rate < math.inf)
+    require(fits, f"{part}.learning_rate", "a number above 0" + (" or a schedule" if schedules else ""), rate)
     for step, key in (("prune", "sparsity"), ("cluster", "clusters")):
         whole, single = ("final_sparsity" if step == "prune" else key), f"layer_{key}"
-        given = {whole: getattr(stage, whole)} | {f"{single}.{k}": v for k, v in getattr(stage, single).items()}
-        for name, value in given.items():
+        goals = {whole: getattr(stage, whole)} | {f"{single}.{k}": v for k, v in getattr(stage, single).items()}
+        users = ", ".join(name for name, steps in SCHEMES.items() if step in steps)
+        for name, value in goals.items():
             if step not in SCHEMES[stage.scheme]:
-                nothing = f"none in the scheme '{stage.scheme}', where it does nothing"
-                _check(value is None, f"{part}.{name}", nothing, value)
+                expected = f"none in the scheme '{stage.scheme}', where it does nothing ({users} use it)"
+                require(value is None, f"{part}.{name}", expected, value)
             elif step == "prune":
-                _check(value is None or 0 < value < 1, f"{part}.{name}", "a share between 0 and 1", value)
+                fits = value is None or (is_number(value) and 0 < value < 1)
+                require(fits, f"{part}.{name}", "a share between 0 and 1", value)
             else:
-                _check(value is None or 3 <= value <= 256, f"{part}.{name}", "a number from 3 to 256", value)
+                fits = value is None or (type(value) is int and 3 <= value <= 256)
+                require(fits, f"{part}.{name}", "a number from 3 to 256", value)
 
 
 def _check_training(training: Training, part: str) -> None:
-    optimizers, schedules = ("adam", "sgd"), ("cosine", "constant", "step")
-    _check(training.epochs >= 1, f"{part}.epochs", "1 or more", training.epochs)
-    _check(training.batch_size >= 1, f"{part}.batch_size", "1 or more", training.batch_size)
+    optimizers = ("adam", "sgd")
+    require(training.epochs >= 1, f"{part}.epochs", "1 or more", training.epochs)
+    require(training.batch_size >= 1, f"{part}.batch_size", "1 or more", training.batch_size)
     rate = training.learning_rate
-    _check(0 < rate < math.inf, f"{part}.learning_rate", "a number above 0", rate)
-    _check(training.optimizer in optimizers, f"{part}.optimizer", " or ".join(optimizers), training.optimizer)
-    _check(training.schedule in schedules, f"{part}.schedule", " or ".join(schedules), training.schedule)
-    _check(0 <= training.warmup < 1, f"{part}.warmup", "a share from 0 to below 1", training.warmup)
+    require(0 < rate < math.inf, f"{part}.learning_rate", "a number above 0", rate)
+    require(training.optimizer in optimizers, f"{part}.optimizer", " or ".join(optimizers), training.optimizer)
+    require(training.schedule in SCHEDULES, f"{part}.schedule", " or ".join(SCHEDULES), training.schedule)
+    require(0 <= training.warmup < 1, f"{part}.warmup", "a share from 0 to below 1", training.warmup)
     if training.schedule == "step":
-        _check(training.warmup == 0, f"{part}.warmup", "0 with the schedule 'step'", training.warmup)
-        _check(0 < training.drop_at < 1, f"{part}.drop_at", "a share between 0 and 1", training.drop_at)
-        _check(0 < training.drop_factor < 1, f"{part}.drop_factor", "a share between 0 and 1", training.drop_factor)
+        require(training.warmup == 0, f"{part}.warmup", "0 with the schedule 'step'", training.warmup)
+        require(0 < training.drop_at < 1, f"{part}.drop_at", "a share between 0 and 1", training.drop_at)
+        require(0 < training.drop_factor < 1, f"{part}.drop_factor", "a share between 0 and 1", training.drop_factor)
     else:
         for name in ("drop_at", "drop_factor"):
             value, usual = getattr(training, name), getattr(Training(), name)
-            _check(value == usual, f"{part}.{name}", f"{usual}, but with the schedule 'step'", value)
-    _check(training.weight_decay >= 0, f"{part}.weight_decay", "0 or more", training.weight_decay)
+            require(value == usual, f"{part}.{name}", f"{usual}, but with the schedule 'step'", value)
+    require(training.weight_decay >= 0, f"{part}.weight_decay", "0 or more", training.weight_decay)
     momentum = training.momentum
-    _check(0 <= momentum < 1, f"{part}.momentum", "a number from 0 to below 1", momentum)
+    require(0 <= momentum < 1, f"{part}.momentum", "a number from 0 to below 1", momentum)
     used = training.optimizer == "sgd" or momentum == 0
-    _check(used, f"{part}.momentum", "0 with adam, which ignores it", momentum)
+    require(used, f"{part}.momentum", "0 with adam, which ignores it", momentum)
 
 
 def check_precision(precision: str) -> None:
     """Raises `InputError` for float16 without a GPU."""
+    import tensorflow as tf  # recipes load without it
+
     if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
         raise InputError(
-            "precision=mixed_float16 needs a GPU: a CPU computes float16 over a hundred times slower than float32, and "
-            "TensorFlow finds no GPU here. Take mixed_bfloat16 or float32."
+            "precision=mixed_float16 needs a GPU: on a CPU, float16 is over a hundred times slower than float32, and "
+            "TensorFlow finds no GPU. Use mixed_bfloat16 or float32."
         )

@@ -1,4 +1,4 @@
-"""The settings of a sweep: `key=v1,v2,...` texts -> one recipe for each combination. Standard library only."""
+"""The settings of a sweep: from `key=v1,v2,...` to one recipe for each combination. Standard library only."""
 
 import dataclasses
 import itertools
@@ -9,14 +9,14 @@ from kdistill.errors import InputError
 from kdistill.recipe.overrides import override, path_of
 from kdistill.recipe.values import Recipe
 
-# What may differ between students that train side by side: their batches, and so data, size and number, are the same.
+# What may differ between students that train side by side. They share their batches, so data and batch size may not.
 SWEPT = ("distill.", "student.options.")
 SWEPT_TRAINING = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One student of a sweep: `values` by the keys as they were typed, and the recipe with these on it."""
+    """One student of a sweep: `values` by full key, and the recipe with these values."""
 
     values: dict[str, str]
     recipe: Recipe
@@ -33,7 +33,7 @@ def axes(recipe: Recipe, grids: list[str]) -> dict[str, list[str]]:
     `0,0.1,...,1` is `0,0.1,0.2` and so on up to `1`. Numbers that make a list, such as widths, are joined by `x`:
     `student.widths=4x8x12,8x16x24`. Raises `InputError` for a key that cannot differ between students of one pass.
     """
-    found: dict[str, list[str]] = {}
+    values_by_path: dict[str, list[str]] = {}
     for text in grids:
         key, equals, values = text.partition("=")
         if not equals or not values.strip():
@@ -41,16 +41,16 @@ def axes(recipe: Recipe, grids: list[str]) -> dict[str, list[str]]:
         path = path_of(recipe, key.strip())
         if not (path.startswith(SWEPT) or path in [f"training.{name}" for name in SWEPT_TRAINING]):
             raise InputError(
-                f"--grid cannot sweep '{path}': the students train side by side, on the same batches of one teacher. "
-                f"Sweep keys of distill, student options, training.{', training.'.join(SWEPT_TRAINING)}; for seeds "
-                "there is --seeds; for another key make a sweep of each value with --set."
+                f"--grid cannot sweep '{path}': the students train side by side, on the same batches. "
+                f"It can sweep the keys of distill, student options, training.{', training.'.join(SWEPT_TRAINING)}. "
+                "For seeds use --seeds; for another key run one sweep for each value with --set."
             )
-        if path in found:
+        if path in values_by_path:
             raise InputError(f"--grid names '{path}' twice. Write all its values in one.")
-        found[path] = _values(values, text)
-    if not found:
-        raise InputError("A sweep expects --grid key=v1,v2,..., as this recipe has no grid of its own.")
-    return found
+        values_by_path[path] = _values(values, text)
+    if not values_by_path:
+        raise InputError("A sweep expects --grid key=v1,v2,..., because this recipe has no grid.")
+    return values_by_path
 
 
 def _values(text: str, whole: str) -> list[str]:
@@ -65,38 +65,38 @@ def _values(text: str, whole: str) -> list[str]:
             count = None
         if count is None or count < 1 or count != int(count):
             raise InputError(
-                f"--grid {whole}: '...' stands between two numbers and the last one, which is a whole number of steps "
-                "away, as in 0,0.1,...,1."
+                f"--grid {whole}: '...' expects two numbers before it and, a whole number of steps away, the last one "
+                "behind it, as in 0,0.1,...,1."
             )
         between = [str(second + step * i) for i in range(1, int(count))]
         parts = parts[:at] + between + parts[at + 1 :]
     if "" in parts or "..." in parts:
-        raise InputError(f"--grid {whole}: a value is empty or '...' stands there twice.")
+        raise InputError(f"--grid {whole}: a value is empty, or '...' appears twice.")
     if len(set(parts)) != len(parts):
-        raise InputError(f"--grid {whole}: a value stands there twice.")
+        raise InputError(f"--grid {whole}: a value appears twice.")
     return parts
 
 
-def settings(recipe: Recipe, found: dict[str, list[str]]) -> list[Setting]:
-    """One setting for each combination of the values of `axes`, the last key changing fastest."""
-    made = []
-    for values in itertools.product(*found.values()):
-        chosen = dict(zip(found, values, strict=True))
-        made.append(Setting(chosen, override(recipe, [f"{key}={value}" for key, value in chosen.items()])))
-    return made
+def settings(recipe: Recipe, values_by_path: dict[str, list[str]]) -> list[Setting]:
+    """One setting for each combination of the values of `axes`; the last key changes fastest."""
+    combinations = []
+    for values in itertools.product(*values_by_path.values()):
+        chosen = dict(zip(values_by_path, values, strict=True))
+        combinations.append(Setting(chosen, override(recipe, [f"{key}={value}" for key, value in chosen.items()])))
+    return combinations
 
 
-def students(made: list[Setting]) -> dict[str, list[Setting]]:
-    """The students that have to be trained, by name, each with the settings that it stands for.
+def students(combinations: list[Setting]) -> dict[str, list[Setting]]:
+    """The students to train, by name, each with the settings that it covers.
 
-    With distillation weight 0 the temperature has no effect: such settings are one student.
+    With distillation weight 0 the temperature has no effect, so such settings are one student.
     """
-    found: dict[object, list[Setting]] = {}
-    for setting in made:
+    groups: dict[object, list[Setting]] = {}
+    for setting in combinations:
         distill = setting.recipe.distill
         same = distill
         if distill.distillation_weight == 0 and distill.temperature is not None:
             same = dataclasses.replace(distill, temperature=1.0)
         key = repr(dataclasses.replace(setting.recipe, distill=same))
-        found.setdefault(key, []).append(setting)
-    return {group[0].name: group for group in found.values()}
+        groups.setdefault(key, []).append(setting)
+    return {group[0].name: group for group in groups.values()}

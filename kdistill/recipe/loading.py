@@ -8,8 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 from kdistill.errors import InputError, unknown
-from kdistill.recipe.checks import checked
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.overrides import override
+from kdistill.recipe.profile import check_profile
 from kdistill.recipe.values import Profile, Recipe
 
 
@@ -19,7 +20,10 @@ def names(package: str) -> list[str]:
 
 
 def load_recipe(name_or_path: str, variant: str = "default", overrides: list[str] | None = None) -> Recipe:
-    """The recipe of this name, or of a `.py` file that defines `recipe(variant)`, with `key=value` overrides on it."""
+    """The recipe of this name, or of a `.py` file that defines `recipe(variant)`, with `key=value` overrides; checked.
+
+    Example: `load_recipe("mnist", "smoke", ["training.epochs=3"])`. Raises `InputError`.
+    """
     module = _module(name_or_path, "recipes", "recipe")
     try:
         recipe = module.recipe(variant)
@@ -33,28 +37,27 @@ def load_recipe(name_or_path: str, variant: str = "default", overrides: list[str
         raise _failed("recipe", name_or_path, error) from error
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe('{variant}') of '{name_or_path}' must return a kdistill.Recipe, returned {recipe!r}.")
-    return _checked(recipe, overrides, name_or_path)
+    try:
+        return override(recipe, overrides) if overrides else check_recipe(recipe)
+    except TypeError as error:  # such as a text where a number belongs
+        raise _failed("recipe", name_or_path, error) from error
 
 
 def load_profile(profile: str | Profile) -> Profile:
-    """The export profile of this name, or of a `.py` file that defines `profile()`; a `Profile` is returned as is."""
+    """The export profile of this name, or of a `.py` file that defines `profile()`, or this `Profile`; checked.
+
+    Raises `InputError` for a name or file that cannot be loaded, and for a value out of its range.
+    """
     if isinstance(profile, Profile):
-        return profile
+        return check_profile(profile)
     module = _module(profile, "exports", "profile")
     try:
-        made = module.profile()
+        value = module.profile()
     except Exception as error:  # whatever a user's own function may raise
         raise _failed("profile", profile, error) from error
-    if not isinstance(made, Profile):
-        raise InputError(f"profile() of '{profile}' must return a kdistill.Profile, returned {made!r}.")
-    return made
-
-
-def _checked(recipe: Recipe, overrides: list[str] | None, name_or_path: str) -> Recipe:
-    try:
-        return override(recipe, overrides) if overrides else checked(recipe)
-    except TypeError as error:  # a text where a number belongs, say
-        raise _failed("recipe", name_or_path, error) from error
+    if not isinstance(value, Profile):
+        raise InputError(f"profile() of '{profile}' must return a kdistill.Profile, returned {value!r}.")
+    return check_profile(value)
 
 
 def _failed(function: str, name_or_path: str, error: Exception) -> InputError:
@@ -65,10 +68,10 @@ def _module(name_or_path: str, package: str, function: str) -> ModuleType:
     name = str(name_or_path)
     if name.endswith(".py"):
         module = _from_file(Path(name), function)
-    elif name in (known := names(package)):
+    elif name in (available := names(package)):
         module = import_module(f"kdistill.{package}.{name}")
     else:
-        raise unknown(function, name, known, f"Or give the path of a .py file that defines {function}().")
+        raise unknown(function, name, available, f"Or give the path of a .py file that defines {function}().")
     if not callable(getattr(module, function, None)):
         raise InputError(f"'{name}' defines no function {function}(). See `kdistill list` for files to copy from.")
     return module

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from kdistill.errors import InputError, unknown
 
+# The defaults of `Distill`, `Distiller` and `compress`.
+DISTILLATION_WEIGHT = 0.9
+TEMPERATURE = 4.0
 # The methods that a term can name, with their options: of logits, and of what a layer inside of each model gives.
 LOGIT_LOSSES: dict[str, tuple[str, ...]] = {
     "kl_logits": ("temperature",),
@@ -76,26 +79,23 @@ class Distill:
     None then.
     """
 
-    distillation_weight: float | Schedule = 0.9
-    temperature: float | Schedule | None = 4.0
+    distillation_weight: float | Schedule = DISTILLATION_WEIGHT
+    temperature: float | Schedule | None = TEMPERATURE
     terms: dict[str, Term] = field(default_factory=dict)
     teacher_weights: tuple[float, ...] | None = None  # one for each of several teachers; None is equal ones
 
 
-def check(holds: bool, path: str, expected: str, received) -> None:
-    """Raises `InputError` with the one sentence for a value out of its range, unless it holds."""
+def require(holds: bool, path: str, expected: str, received) -> None:
+    """Raises `InputError`, which names the key and what it expects, unless `holds`."""
     if not holds:
-        raise InputError(f"The key '{path}' expects {expected}, received {received!r}. Mend it in the recipe or --set.")
+        raise InputError(
+            f"The key '{path}' expects {expected}, received {received!r}. Fix it in the recipe or with --set."
+        )
 
 
 def check_distill(distill: Distill, teachers: int = 1) -> None:
     """Raises `InputError` for what cannot be trained, or does nothing, in a recipe with so many teachers."""
-    check_number(distill.distillation_weight, "distill.distillation_weight", lambda v: 0 <= v <= 1, "from 0 to 1")
-    if "kd" in distill.terms:
-        expected = "None, as the term 'kd' takes the place of the KL; the term has options of its own"
-        check(distill.temperature is None, "distill.temperature", expected, distill.temperature)
-    else:
-        check_number(distill.temperature, "distill.temperature", lambda v: 0 < v < math.inf, "above 0")
+    check_mix(distill.distillation_weight, distill.temperature, distill.terms, "distill.")
     for name, term in distill.terms.items():
         if not isinstance(term.loss, str):
             raise InputError(f"distill.terms.{name}.loss expects the name of a method in a recipe, not {term.loss!r}.")
@@ -105,8 +105,20 @@ def check_distill(distill: Distill, teachers: int = 1) -> None:
     weights = distill.teacher_weights
     if weights is not None:
         expected = f"{teachers} numbers above 0, one for each teacher" if teachers > 1 else "None with one teacher"
-        right = teachers > 1 and len(weights) == teachers and all(_is_number(w) and 0 < w < math.inf for w in weights)
-        check(right, "distill.teacher_weights", expected, weights)
+        right = teachers > 1 and len(weights) == teachers and all(is_number(w) and 0 < w < math.inf for w in weights)
+        require(right, "distill.teacher_weights", expected, weights)
+
+
+def check_mix(
+    distillation_weight, temperature, terms: dict[str, Term], part: str = "", schedules: tuple[type, ...] = (Schedule,)
+) -> None:
+    """Raises `InputError` for a weight or temperature out of range, or a temperature that has no effect."""
+    check_number(distillation_weight, f"{part}distillation_weight", lambda v: 0 <= v <= 1, "from 0 to 1", schedules)
+    if "kd" in terms:
+        expected = "None, as the term 'kd' takes the place of the KL; the term has options of its own"
+        require(temperature is None, f"{part}temperature", expected, temperature)
+    else:
+        check_number(temperature, f"{part}temperature", lambda v: 0 < v < math.inf, "above 0", schedules)
 
 
 def check_term(name: str, term: Term, schedules: tuple[type, ...] = (Schedule,)) -> None:
@@ -163,19 +175,20 @@ def _check_taps(path: str, term: Term) -> None:
 def check_number(value, path: str, holds, expected: str, schedules: tuple[type, ...] = (Schedule,)) -> None:
     """Raises `InputError` unless `value` is a number that holds, or a schedule between such numbers."""
     if isinstance(value, Schedule) and Schedule in schedules:
-        for each in (value.start, value.end):
-            check(_is_number(each) and holds(each), path, f"a schedule between numbers {expected}", value)
-        check(value.shape in SHAPES, f"{path}.shape", f"one of {', '.join(SHAPES)}", value.shape)
-        check(0 <= value.begin < value.finish <= 1, path, "0 <= begin < finish <= 1", value)
-        check(value.start != value.end, path, "a start that is not the end; write a number for what stays", value)
+        for number in (value.start, value.end):
+            require(is_number(number) and holds(number), path, f"a schedule between numbers {expected}", value)
+        require(value.shape in SHAPES, f"{path}.shape", f"one of {', '.join(SHAPES)}", value.shape)
+        require(0 <= value.begin < value.finish <= 1, path, "0 <= begin < finish <= 1", value)
+        require(value.start != value.end, path, "a start that is not the end; write a number for what stays", value)
         if value.shape == "step":
-            check(value.begin > 0 and value.finish == 1, path, "a step with 0 < begin and without finish", value)
+            require(value.begin > 0 and value.finish == 1, path, "a step with 0 < begin and without finish", value)
         return
     if not isinstance(value, schedules):
-        check(_is_number(value) and holds(value), path, f"a number {expected}, or a schedule", value)
+        require(is_number(value) and holds(value), path, f"a number {expected}, or a schedule", value)
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether it is a number; Python counts True as one."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -186,16 +199,12 @@ def teacher_taps(terms: dict[str, Term]) -> dict[str, str]:
 
 def softness(distill: Distill) -> float:
     """The temperature at which the student first sees the teacher's probabilities; 1 where no setting has one."""
-    value = _temperature(distill)
+    kd = distill.terms.get("kd")
+    value = distill.temperature if kd is None else kd.options.get("temperature", 1.0)
     return value.start if isinstance(value, Schedule) else value
 
 
-def at_the_end(distill: Distill) -> dict[str, float]:
-    """The `distillation_weight` and `temperature` that the training ends with, to go on from."""
-    values = {"distillation_weight": distill.distillation_weight, "temperature": _temperature(distill)}
+def at_the_end(distill: Distill) -> dict[str, float | None]:
+    """The `distillation_weight` and `temperature` that the training ends with, to continue from."""
+    values = {"distillation_weight": distill.distillation_weight, "temperature": distill.temperature}
     return {name: value.end if isinstance(value, Schedule) else value for name, value in values.items()}
-
-
-def _temperature(distill: Distill):
-    kd = distill.terms.get("kd")
-    return distill.temperature if kd is None else kd.options.get("temperature", 1.0)

@@ -5,9 +5,8 @@ import types
 import typing
 
 from kdistill.errors import InputError, unknown
-from kdistill.recipe.checks import checked
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.objective import Schedule
-from kdistill.recipe.objective import Term as Term  # recipes import from here alone
 from kdistill.recipe.values import Recipe
 
 
@@ -16,13 +15,13 @@ def keys(recipe) -> dict[str, object]:
 
     A schedule is one key, and so is each of its parts.
     """
-    found = {}
+    values = {}
     for name, value in _parts(recipe):
-        if not _holds_parts(value) or isinstance(value, Schedule):
-            found[name] = value
-        if _holds_parts(value):
-            found.update({f"{name}.{key}": v for key, v in keys(value).items()})
-    return found
+        if not _has_parts(value) or isinstance(value, Schedule):
+            values[name] = value
+        if _has_parts(value):
+            values.update({f"{name}.{key}": part for key, part in keys(value).items()})
+    return values
 
 
 def _parts(owner) -> list[tuple[str, object]]:
@@ -31,9 +30,9 @@ def _parts(owner) -> list[tuple[str, object]]:
     return [(str(name), value) for name, value in (owner.items() if isinstance(owner, dict) else enumerate(owner))]
 
 
-def _holds_parts(value) -> bool:
-    several = isinstance(value, tuple) and value and all(dataclasses.is_dataclass(each) for each in value)
-    return dataclasses.is_dataclass(value) or isinstance(value, dict) or bool(several)
+def _has_parts(value) -> bool:
+    is_tuple = isinstance(value, tuple) and value and all(dataclasses.is_dataclass(item) for item in value)
+    return dataclasses.is_dataclass(value) or isinstance(value, dict) or bool(is_tuple)
 
 
 def override(recipe: Recipe, settings: list[str]) -> Recipe:
@@ -48,21 +47,21 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
             raise InputError(f"--set expects key=value, received '{setting}'. Example: --set training.epochs=3")
         path = path_of(recipe, key.strip())
         recipe = _replaced(recipe, path.split("."), text.strip(), path)
-    return checked(recipe)
+    return check_recipe(recipe)
 
 
 def path_of(recipe: Recipe, key: str) -> str:
-    """The full path of a key as it may be typed: whole, without `options`, or its last part; or `InputError`."""
-    known = keys(recipe)
+    """The full path of a key that is typed whole, without `options`, or as its last part. Raises `InputError`."""
+    paths = keys(recipe)
     fixed = {"name", "variant", "grid", "published"}
-    ends = [path for path in known if key in (path, path.split(".")[-1], path.replace(".options.", "."))]
-    if key in known and key not in fixed:
+    matches = [path for path in paths if key in (path, path.split(".")[-1], path.replace(".options.", "."))]
+    if key in paths and key not in fixed:
         return key
-    if len(ends) == 1 and key not in fixed:
-        return ends[0]
-    if len(ends) > 1 and key not in fixed:
-        raise InputError(f"The key '{key}' is ambiguous. Write one of: {', '.join(ends)}.")
-    raise unknown("key of --set", key, known.keys() - fixed)
+    if len(matches) == 1 and key not in fixed:
+        return matches[0]
+    if len(matches) > 1 and key not in fixed:
+        raise InputError(f"The key '{key}' is ambiguous. Write one of: {', '.join(matches)}.")
+    raise unknown("key of --set", key, paths.keys() - fixed)
 
 
 def _replaced(owner, names: list[str], text: str, path: str, hint=None):

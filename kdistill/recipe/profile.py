@@ -8,8 +8,8 @@ from kdistill.recipe.values import Profile
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8", "int4")
 
 
-def checked_profile(profile: Profile) -> Profile:
-    """The profile, if every value is in its range and has an effect."""
+def check_profile(profile: Profile) -> Profile:
+    """Returns the profile if every value is in its range and has an effect. Raises `InputError` otherwise."""
 
     def check(holds: bool, key: str, expected: str) -> None:
         if not holds:
@@ -29,7 +29,7 @@ def checked_profile(profile: Profile) -> Profile:
     check(profile.channels in (None, 1, 3), "channels", "None (as the model), 1 or 3")
     check(profile.operators in ("builtin", "micro"), "operators", "'builtin' or 'micro'")
     micro = profile.operators == "micro" and batch == 1
-    check(not profile.c_array or micro, "c_array", "operators 'micro' and batch 1 beside it")
+    check(not profile.c_array or micro, "c_array", "operators 'micro' and batch 1 with it")
     for key in ("mean", "deviation"):
         values = getattr(profile, key)
         numbers = isinstance(values, (tuple, list)) and all(isinstance(n, (int, float)) for n in values)

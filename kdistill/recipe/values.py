@@ -19,28 +19,26 @@ class Data:
     """The data set, its held-out share, and the augmentation of training images (the same for every model)."""
 
     name: str = "mnist"
-    validation: float = 0.1  # share of the training images that is held out; validation picks, test reports
-    shift: int = 0  # random translation, up to so many pixels in each direction, edges filled with zeros
+    validation: float = 0.1  # share of the training images held out for validation, which picks; test reports
+    shift: int = 0  # random translation by up to this many pixels in each direction, edges filled with zeros
     flip: bool = False  # random left-right flip
-    image_size: int | None = None  # imagenet, image_folder: images are cut and resized to so many pixels squared
-    crop_area: float = 1.0  # random parts of this share of the area at least, resized (0.08 is usual for ImageNet)
-    mixup: float = 0.0  # alpha: images and labels of a batch blended in pairs, by a share from Beta(alpha, alpha)
-    cutmix: float = 0.0  # alpha: a rectangle of one image in another, and their labels; with mixup: one or the other
-    max_undecodable: float = 0.001  # share of damaged image files that is borne (left out, and named)
-    train_limit: int | None = None  # use only the first so many images of each split (smoke variants)
-    labeled: int | None = None  # students see the labels of so many images, validation among them; None: of all
+    image_size: int | None = None  # imagenet, image_folder: images are cropped and resized to this many pixels squared
+    crop_area: float = 1.0  # random crops of at least this share of the area, resized (0.08 is usual for ImageNet)
+    mixup: float = 0.0  # alpha: blends images and labels of a batch in pairs, by a share from Beta(alpha, alpha)
+    cutmix: float = 0.0  # alpha: pastes a rectangle of one image into another; with mixup: one of both per batch
+    max_undecodable: float = 0.001  # highest share of damaged image files; they are skipped and named
+    train_limit: int | None = None  # use only the first images of each split, this many (smoke variants)
+    labeled: int | None = None  # students see the labels of this many images, validation included; None: all
     labeled_share: float = 1.0  # and of this share of the images at most
-    teacher_labels: str = (
-        "all"  # all: the teacher knows every label, as one trained elsewhere; same: the students' only
-    )
+    teacher_labels: str = "all"  # all: the teacher is trained on every label; same: on the students' labels only
 
 
 @dataclass(frozen=True)
 class Network:
     """A network of `kdistill.models` by name with its options, or a trained one from a `.keras` file.
 
-    With `weights` it starts with those of files, into layers of other names by `mapping`; a teacher of `weights` is not
-    trained. Without a mapping, layers of equal names are filled; see `kdistill.weights`.
+    `weights` are files whose weights it starts with; `mapping` says which layer of a file fills which layer, without it
+    names have to be equal (see `kdistill.weights`). A teacher with `weights` is not trained.
     """
 
     name: str
@@ -61,12 +59,12 @@ class Training:
     momentum: float = 0.0  # sgd only
     weight_decay: float = 0.0  # decoupled, as in AdamW
     schedule: str = "cosine"  # cosine (to zero), constant, step
-    drop_at: float = 0.8  # step only: the share of the steps after which the rate falls
-    drop_factor: float = 0.1  # step only: to so much of what it was
-    warmup: float = 0.0  # share of the steps in which the rate climbs from zero
+    drop_at: float = 0.8  # step only: the rate drops after this share of the steps
+    drop_factor: float = 0.1  # step only: the rate is multiplied by this
+    warmup: float = 0.0  # share of the steps in which the rate rises from zero
 
 
-# What a compression does, one step after the other, each fine-tuned; int8 is quantization without training.
+# The steps of each scheme, in this order; each is fine-tuned. int8 is quantization after training, without steps.
 SCHEMES = {
     "prune": ("prune",),
     "prune_2_4": ("prune_2_4",),
@@ -82,20 +80,20 @@ SCHEMES = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One compression of the student, which goes on from the stage before; see `kdistill.compress`.
+    """One compression, see `kdistill.compress`. In a recipe it starts from the stage before, or from the student.
 
-    It is fine-tuned with the recipe's teacher and loss, and, in the same budget, on labels alone.
+    It is fine-tuned with the recipe's teacher and loss, and, with the same budget, on labels alone.
     """
 
     scheme: str
     epochs: int = 2  # of each step of the scheme
     batch_size: int = 128
-    learning_rate: float = 1e-3  # of Adam; a cosine leads to zero in each step
-    final_sparsity: float | None = None  # share of zeros that pruning ends with; None: 0.8
-    clusters: int | None = None  # values that each kernel keeps; None: 16
-    layer_sparsity: dict = field(default_factory=dict)  # other shares and numbers for single layers
-    layer_clusters: dict = field(default_factory=dict)
-    skip: tuple[str, ...] = ()  # layers to leave alone
+    learning_rate: float = 1e-3  # of Adam; it decays to zero along a cosine in each step
+    final_sparsity: float | None = None  # share of zeros after pruning; None: 0.8
+    clusters: int | None = None  # different values in each kernel after clustering; None: 16
+    layer_sparsity: dict = field(default_factory=dict)  # {layer: share}: other goals for single layers
+    layer_clusters: dict = field(default_factory=dict)  # {layer: number}
+    skip: tuple[str, ...] = ()  # layers that stay as they are
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ class Cache:
     """The views of the training images that control and student see (an epoch's order, augmentation and mixing), and
     how the teacher's outputs for them are stored where they are stored (`--cache`)."""
 
-    views: int | None = None  # epochs repeat after so many; None: every epoch has a view of its own
-    seed: int | None = None  # of the views; None: the run's. Runs that share it share their views and a cache
-    top_k: int | None = None  # store so many logits of an image, and the mass of the rest; None: all
+    views: int | None = None  # views repeat after this many epochs; None: every epoch has its own
+    seed: int | None = None  # seed of the views; None: the run's. Runs with one seed share views and cache
+    top_k: int | None = None  # store the k largest logits of an image, and the mass of the rest; None: all
 
 
 @dataclass(frozen=True)
@@ -122,34 +120,34 @@ class Recipe:
     more_teachers: tuple[Network, ...] = ()  # blended with `teacher`, by distill.teacher_weights
     assistants: tuple[Network, ...] = ()  # each learns from the one before, the student from the last
     cache: Cache = Cache()
-    compress: tuple[Stage, ...] = ()  # compressions of the student, one behind the other
+    compress: tuple[Stage, ...] = ()  # compressions of the student, one after the other
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
     seed: int = 0
-    seeds: int = 1  # control and student are trained for so many seeds, from `seed` on; the teacher once
+    seeds: int = 1  # control and student are trained with this many seeds, from `seed` on; the teacher once
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
-    teacher_precision: str | None = None  # in which students ask the teacher; None: as it was trained
+    teacher_precision: str | None = None  # precision of the teacher's forward pass for students; None: its own
     variant: str = "default"
-    grid: tuple[str, ...] = ()  # what `kdistill sweep` tries without --grid: ("training.learning_rate=0.01,0.1",)
-    published: tuple[tuple[str, float], ...] = ()  # accuracies from a paper by a sweep's row, shown beside ours
+    grid: tuple[str, ...] = ()  # the grid of `kdistill sweep` without --grid: ("training.learning_rate=0.01,0.1",)
+    published: tuple[tuple[str, float], ...] = ()  # published accuracies by row of a sweep, shown beside ours
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One kind of device: what a `.tflite` file for it looks like, and the limits that it must keep."""
+    """One kind of device: what a `.tflite` file for it looks like, and the limits that the file must keep."""
 
     name: str
     quantization: str = "none"  # none, float16, dynamic (int8 weights), int8 (weights, activations), int4 (weights)
-    input_type: str = "float32"  # float32, uint8 (raw pixels, as a camera gives them), int8 (with int8 only)
+    input_type: str = "float32"  # float32, uint8 (raw pixels, as from a camera), int8 (with int8 only)
     output_type: str = "float32"  # float32; int8 and uint8 with int8 only
     batch: int | None = None  # None: any batch size
-    output: str | None = None  # None: what the model gives; logits; probabilities (a softmax is added if need be)
-    channels: int | None = None  # None: as the model; 3: a model of gray images gets color and reduces it itself
-    operators: str = "builtin"  # builtin; micro: only those that TensorFlow Lite Micro has as well
-    c_array: bool = False  # write the file also as C++ source, and estimate the arena
-    mean: tuple[float, ...] = ()  # the graph gives the model (pixel - mean) / deviation: one number, or one per channel
+    output: str | None = None  # None: as the model; logits; probabilities (adds a softmax where the model has none)
+    channels: int | None = None  # None: as the model; 3: a model of gray images takes color and converts it to gray
+    operators: str = "builtin"  # builtin; micro: only operators that TensorFlow Lite Micro has, too
+    c_array: bool = False  # also writes the file as C++ source, with an estimate of the arena
+    mean: tuple[float, ...] = ()  # the graph computes (pixel - mean) / deviation: one number, or one per channel
     deviation: tuple[float, ...] = ()
-    max_drop: float = 0.002  # accuracy lost against the Keras model, as a share of 1
-    min_agreement: float = 0.99  # share of test images on which file and Keras model name the same class
+    max_drop: float = 0.002  # largest accuracy loss against the Keras model, as a share of 1
+    min_agreement: float = 0.99  # share of test images with the same predicted class
 
 
 def as_dict(value) -> dict:
@@ -160,21 +158,21 @@ def as_dict(value) -> dict:
 def from_dict(kind: type, values: dict):
     """The inverse of `as_dict`."""
     hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
+    fields = {f.name for f in dataclasses.fields(kind)}
     for name in values:
-        if name not in known:
-            raise unknown(f"key of {kind.__name__}", name, known)
-    return kind(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+        if name not in fields:
+            raise unknown(f"key of {kind.__name__}", name, fields)
+    return kind(**{name: _field_value(hints[name], value) for name, value in values.items()})
 
 
-def _rebuilt(hint, value):
-    """A plain value as what a field of this type holds."""
+def _field_value(hint, value):
+    """A plain value as the type that a field is declared with."""
     inner = typing.get_args(hint)
     if isinstance(value, dict):
-        kind = next((each for each in (hint, *inner) if dataclasses.is_dataclass(each)), None)
+        kind = next((option for option in (hint, *inner) if dataclasses.is_dataclass(option)), None)
         if typing.get_origin(hint) is dict:
-            return {name: _rebuilt(inner[1], each) for name, each in value.items()}
+            return {name: _field_value(inner[1], item) for name, item in value.items()}
         return from_dict(kind, value) if kind else value
     if isinstance(value, (list, tuple)):
-        return tuple(_rebuilt(inner[0], each) if inner else each for each in value)
+        return tuple(_field_value(inner[0], item) if inner else item for item in value)
     return value

@@ -12,7 +12,7 @@ from kdistill.data import splits as data_splits
 from kdistill.distillation import losses
 from kdistill.errors import InputError
 from kdistill.recipe import Data
-from kdistill.recipe.checks import checked
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
 
@@ -83,9 +83,9 @@ def test_settings_that_do_nothing_are_refused():
         ({"labeled": 0}, "1 or more"),
     ):
         with pytest.raises(InputError, match=match):
-            checked(dataclasses.replace(made, data=dataclasses.replace(made.data, **bad)))
+            check_recipe(dataclasses.replace(made, data=dataclasses.replace(made.data, **bad)))
     with pytest.raises(InputError, match="seeds"):
-        checked(dataclasses.replace(made, seeds=0))
+        check_recipe(dataclasses.replace(made, seeds=0))
 
 
 def test_a_run_over_two_seeds_on_few_labels(tmp_path):

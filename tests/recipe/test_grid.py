@@ -49,12 +49,12 @@ def test_rates_and_widths():
         ("temperature", "expects key=v1,v2"),
         ("temperature=", "expects key=v1,v2"),
         ("temperatur=1", "Did you mean|Unknown key"),
-        ("temperature=1,1", "stands there twice"),
+        ("temperature=1,1", "appears twice"),
         ("temperature=1,,2", "empty"),
-        ("temperature=1,...,4", "stands between"),
+        ("temperature=1,...,4", "expects two numbers before it"),
         ("temperature=1,2,...,4.5", "whole number of steps"),
-        ("temperature=1,2,...", "stands between"),
-        ("temperature=2,2,...,4", "stands between"),
+        ("temperature=1,2,...", "expects two numbers before it"),
+        ("temperature=2,2,...,4", "expects two numbers before it"),
         ("training.epochs=1,2", "side by side.*--set"),
         ("seed=1,2", "--seeds"),
         ("data.shift=0,1", "side by side"),
@@ -68,7 +68,7 @@ def test_what_is_refused(text, match):
 def test_further_refusals():
     with pytest.raises(InputError, match="twice. Write all"):
         grid.axes(MNIST, ["temperature=1", "distill.temperature=2"])
-    with pytest.raises(InputError, match="no grid of its own"):
+    with pytest.raises(InputError, match="because this recipe has no grid"):
         grid.axes(MNIST, [])
     with pytest.raises(InputError, match="distillation_weight"):
         grid.settings(MNIST, grid.axes(MNIST, ["distillation_weight=0.5,2"]))

@@ -6,7 +6,7 @@ import pytest
 
 from kdistill.errors import InputError
 from kdistill.recipe import Distill, Network, Profile, Recipe, Schedule, Term
-from kdistill.recipe.checks import checked
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_profile, load_recipe, names
 from kdistill.recipe.overrides import override
 from kdistill.recipe.values import as_dict, from_dict
@@ -25,7 +25,7 @@ def test_overrides_by_path_and_by_a_unique_last_part():
 @pytest.mark.parametrize(
     "setting,message",
     [
-        ("student.file=s.keras", "student.file.*none: it is trained"),
+        ("student.file=s.keras", "student.file.*none, because this network is trained"),
         ("temprature=3", "Did you mean 'temperature'|Did you mean 'distill.temperature'"),
         ("epochs=3", "ambiguous.*teacher_training.epochs, training.epochs"),
         ("training.epochs=many", "expects int, received 'many'"),
@@ -113,8 +113,8 @@ def test_a_wrong_schedule_is_one_clear_error(setting, message):
 )
 def test_a_wrong_term_is_refused_before_anything_runs(distill, message):
     with pytest.raises(InputError, match=message):
-        checked(dataclasses.replace(MNIST, distill=distill))
-    checked(dataclasses.replace(MNIST, distill=Distill(temperature=None, terms={"kd": Term("mse_logits")})))
+        check_recipe(dataclasses.replace(MNIST, distill=distill))
+    check_recipe(dataclasses.replace(MNIST, distill=Distill(temperature=None, terms={"kd": Term("mse_logits")})))
 
 
 @pytest.mark.parametrize("name", names("recipes"))
@@ -130,7 +130,7 @@ def test_weights_and_their_mapping_survive_json_and_take_settings():
         Network("lenet", weights=("a.npz",), mapping={"block/conv": "conv1"}),
         Network("lenet", weights=("a.npz", "b.keras"), mapping=by_file),
     ):
-        recipe = checked(dataclasses.replace(MNIST, teacher=given, student=Network("small_cnn")))
+        recipe = check_recipe(dataclasses.replace(MNIST, teacher=given, student=Network("small_cnn")))
         assert from_dict(Recipe, as_dict(recipe)) == recipe
 
 
@@ -150,9 +150,9 @@ def test_weights_and_their_mapping_survive_json_and_take_settings():
 )
 def test_a_wrong_mapping_is_refused_before_anything_runs(given, message):
     with pytest.raises(InputError, match=message):
-        checked(dataclasses.replace(MNIST, teacher=Network("lenet", **given)))
+        check_recipe(dataclasses.replace(MNIST, teacher=Network("lenet", **given)))
     with pytest.raises(InputError, match=message.replace("teacher", "assistants")):
-        checked(dataclasses.replace(MNIST, assistants=(Network("lenet", **given),)))
+        check_recipe(dataclasses.replace(MNIST, assistants=(Network("lenet", **given),)))
 
 
 @pytest.mark.parametrize("name", names("exports"))

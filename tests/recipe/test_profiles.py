@@ -6,13 +6,13 @@ from importlib import import_module
 import pytest
 
 from kdistill.recipe.loading import load_profile, names
-from kdistill.recipe.profile import checked_profile
+from kdistill.recipe.profile import check_profile
 
 
 @pytest.mark.parametrize("name", names("exports"))
 def test_a_profile_keeps_to_its_docstring(name):
     profile, text = load_profile(name), import_module(f"kdistill.exports.{name}").__doc__
-    assert checked_profile(profile).name == name
+    assert check_profile(profile).name == name
     assert re.search(r"at most ([\d.]+) points", text)[1] == f"{100 * profile.max_drop:g}"
     assert re.search(r"([\d.]+) % agreement", " ".join(text.split()))[1] == f"{100 * profile.min_agreement:g}"
     assert "Target: " in text and "Consumed by: " in text
