@@ -1,6 +1,6 @@
-"""Files that are complete or absent, even if the process is killed or the disk is full; locks that work on every system.
+"""Files that are complete or absent, even if the process is killed or the disk is full; locks for every system.
 
-Importing this module takes no time: it needs the standard library alone.
+Only the standard library is imported before a function needs more.
 """
 
 import json
@@ -83,7 +83,7 @@ def exclusive_lock(path: Path, message: str | None = None) -> "BaseFileLock":
     keep the returned object. The file stays.
 
     Args:
-        path: The lock file. Its folder must exist.
+        path: The lock file. Its folder is created too.
         message: The text of the `InputError`; by default one that names the path.
 
     Raises:

@@ -35,5 +35,5 @@ def test_a_lock_ends_with_its_process_even_if_it_is_killed(tmp_path):
 
 
 def test_a_lock_file_that_cannot_be_created_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
-        files.exclusive_lock(tmp_path / "absent" / ".lock")
+    with pytest.raises(IsADirectoryError):
+        files.exclusive_lock(tmp_path)
