@@ -18,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from kdistill.compression.compress import compress
 from kdistill.conversion import convert
-from kdistill.files import sizes
+from kdistill.files import byte_sizes
 from kdistill.networks import architectures
 from kdistill.networks.applications import APPLICATIONS
 from kdistill.recipe import Network, Profile
@@ -70,7 +70,7 @@ def row(name: str, scheme: str, given) -> dict:
     told = [each[word] for each in result.stages if word in each]
     return {
         **{"network": name, "parameters": model.count_params(), "scheme": scheme},
-        **{"layers": f"{told.count('yes')} of {len(told)}", "float": floats, **sizes(content)},
+        **{"layers": f"{told.count('yes')} of {len(told)}", "float": floats, **byte_sizes(content)},
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -105,7 +105,7 @@ def batches(images: np.ndarray, *others: np.ndarray, batch_size: int) -> tf.data
     """float32 images and what goes with them, in order, batched: one input for all sides."""
     given = tf.data.Dataset.from_tensor_slices((images, *others)).batch(batch_size, drop_remainder=True)
     given = given.map(lambda x, *rest: (tf.cast(x, tf.float32), *rest), num_parallel_calls=2).prefetch(4)
-    return data_batches.prompt(
+    return data_batches.without_autotuning(
         given
     )  # with autotuning on, the wait at an epoch's end would be a third of what is measured
 

@@ -28,7 +28,7 @@ from kdistill.data.few_labels import for_control, for_student
 from kdistill.distillation.distiller import from_recipe
 from kdistill.evaluation import verdict
 from kdistill.evaluation.evaluate import predict
-from kdistill.files import sizes
+from kdistill.files import byte_sizes
 from kdistill.recipe import SCHEMES, Profile
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.objective import at_the_end
@@ -58,7 +58,7 @@ def of_file(content: bytes, examples) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "student.tflite")
         path.write_bytes(content)
-        return {"tflite": accuracy(File(path).predict(examples.images), examples.labels), **sizes(content)}
+        return {"tflite": accuracy(File(path).predict(examples.images), examples.labels), **byte_sizes(content)}
 
 
 def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) -> dict:
@@ -90,7 +90,7 @@ def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) 
     kept = result.check_file(content)
     floats = convert.convert(result.model, FLOAT32)
     kept_in_float = result.check_file(floats)
-    found |= {"float32_deflated": sizes(floats)["deflated"], "kept": kept, "kept_in_float32": kept_in_float}
+    found |= {"float32_deflated": byte_sizes(floats)["deflated"], "kept": kept, "kept_in_float32": kept_in_float}
     return {"scheme": scheme, "seed": seed, "teacher": kept_on, **found, "table": result.stages}
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     given = parser.parse_args()
     recipe = load_recipe("mnist", given.variant, [*given.set, f"seeds={given.seeds}"])
-    splits = data_splits.load(recipe.data, given.data_dir)
+    splits = data_splits.load_splits(recipe.data, given.data_dir)
     folder = RunFolder(given.out, resume=(given.out / "recipe.json").exists())
     folder.settle(recipe, splits.fingerprint, given.force, print)
     arms = Arms(recipe, splits, folder, print)
@@ -180,7 +180,7 @@ def main() -> None:
                 if any(row["key"] == key for row in held["rows"]):
                     continue
                 held["rows"].append({"key": key, **measured(arms, student, scheme, seed, kept_on, given)})
-                files.write(path, json.dumps(held) + "\n")
+                files.write_text(path, json.dumps(held) + "\n")
     rows = [row for row in held["rows"] if row["key"][3:] == settings and row["scheme"] in given.scheme]
     rows.sort(key=lambda row: (given.scheme.index(row["scheme"]), row["seed"]))
     teacher = accuracy(predict(arms.models["teacher"], test.images), test.labels)

@@ -43,7 +43,7 @@ def plain(paths: list[str], autotuned: bool):
     """Decode and resize; without autotuning, which is the faster on a short epoch, or with it."""
     import tensorflow as tf
 
-    from kdistill.data.batches import AHEAD, CORES, prompt
+    from kdistill.data.batches import CORES, PREFETCH, without_autotuning
 
     def decode(path):
         return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (SIDE, SIDE))
@@ -51,7 +51,7 @@ def plain(paths: list[str], autotuned: bool):
     files = tf.data.Dataset.from_tensor_slices(paths)
     if autotuned:
         return files.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
-    return prompt(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(AHEAD))
+    return without_autotuning(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(PREFETCH))
 
 
 def measured(made) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
         make(Path(folder), options.images // BATCH * BATCH)
         settings = Data("image_folder", image_size=SIDE)
-        test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
+        test = splits.load_splits(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
         found = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}

@@ -23,7 +23,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("KDISTILL_CACHE") or Path(own) / "kdistill").expanduser()
 
 
-def sizes(content: bytes) -> dict[str, int]:
+def byte_sizes(content: bytes) -> dict[str, int]:
     """Bytes of some content as it is, and deflated as in a zip or an app bundle, where zeros and clusters show."""
     return {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
 
@@ -32,7 +32,7 @@ PART = ".part-"  # how the name begins of what is being written; a run that goes
 
 
 @contextmanager
-def whole(path: Path, synced: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, synced: bool = False) -> Iterator[Path]:
     """A file beside `path`, with the same ending, to write; at the end it takes the place of `path`.
 
     If that fails, or is broken off, `path` is as it was. `synced`: only once the content is on the disk.
@@ -49,13 +49,13 @@ def whole(path: Path, synced: bool = False) -> Iterator[Path]:
         raise
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    with whole(path) as part:
+    with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def checked(path: str | Path, endings: tuple[str, ...]) -> Path:
+def existing_file(path: str | Path, endings: tuple[str, ...]) -> Path:
     """The path of a file. Raises `InputError` if there is none, and for a folder with those in it that would do."""
     path = Path(path)
     if path.is_dir():
@@ -68,7 +68,7 @@ def checked(path: str | Path, endings: tuple[str, ...]) -> Path:
     return path
 
 
-def read(path: Path):
+def read_json(path: Path):
     """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

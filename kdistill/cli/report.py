@@ -21,7 +21,7 @@ def report(
 
     Example: kdistill report runs/mnist-default-1 runs/mnist-default-2 --out comparison.html
     """
-    from kdistill.files import write
+    from kdistill.files import write_text
     from kdistill.report import compare, page
 
     named = compare.named(runs)
@@ -32,7 +32,7 @@ def report(
     else:
         path, text = out or Path("comparison.html"), compare.html(named)
         result = compare.as_dict(named)
-    write(path, text)
+    write_text(path, text)
     if as_json:
         print(json.dumps(result, indent=1))
     elif len(runs) == 1:

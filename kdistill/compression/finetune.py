@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 import tf_keras
 
-from kdistill.data.batches import AHEAD, prompt
+from kdistill.data.batches import PREFETCH, without_autotuning
 from kdistill.distillation import losses
 from kdistill.distillation.terms import term_loss
 from kdistill.errors import CheckFailed
@@ -33,7 +33,7 @@ class Batches:
         joined = self.of_epoch(0)
         for epoch in range(1, epochs):
             joined = joined.concatenate(self.of_epoch(epoch))
-        return prompt(joined.prefetch(AHEAD))
+        return without_autotuning(joined.prefetch(PREFETCH))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ def batches_of(data, batch_size: int, seed: int, input_shape, augment: Data | No
 
     if validation is not None:
         images = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(256)
-        validation = batches.prompt(images.map(lambda images, labels: (tf.cast(images, tf.float32), labels)))
+        validation = batches.without_autotuning(
+            images.map(lambda images, labels: (tf.cast(images, tf.float32), labels))
+        )
     return finetune.Batches(of_epoch, steps, validation)
 
 
@@ -127,8 +129,8 @@ def check_terms(terms: Mapping[str, Term], teacher) -> None:
 
 def check_names(given: dict, network) -> None:
     """Raises InputError for a layer, among those that an option names, that the network does not have."""
-    known = {layer.name for layer in network.layers}
+    layers = {layer.name for layer in network.layers}
     for option, names in given.items():
         for name in names:
-            if name not in known:
-                raise unknown(f"layer in {option}", name, known)
+            if name not in layers:
+                raise unknown(f"layer in {option}", name, layers)

@@ -16,12 +16,12 @@ from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
-WHOLE = (0, 1)  # part 0 of 1
+WHOLE_BATCH = (0, 1)  # part 0 of 1
 CORES = os.cpu_count() or 1
-AT_ONCE, AHEAD = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
+AT_ONCE, PREFETCH = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
 
 
-def prompt(batches: tf.data.Dataset) -> tf.data.Dataset:
+def without_autotuning(batches: tf.data.Dataset) -> tf.data.Dataset:
     """The data set without autotuning, so that an epoch ends when its last batch is there.
 
     The thread that tunes sleeps for 10, 20, 40, ... ms, and the end of an iterator often waits for it to wake: an
@@ -33,7 +33,7 @@ def prompt(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options)
 
 
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of `count` examples in this epoch, int64 `[count]`: every example once."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
@@ -50,7 +50,7 @@ def training_batches(
     seed: int,
     epoch: int,
     first_step: int = 0,
-    share: tuple[int, int] = WHOLE,
+    share: tuple[int, int] = WHOLE_BATCH,
     teacher_logits: tf.data.Dataset | None = None,
 ) -> tf.data.Dataset:
     """One epoch from its step `first_step` on: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
@@ -76,7 +76,7 @@ def training_batches(
     def chosen(step: int) -> np.ndarray:
         return indexes[step * batch_size + used]
 
-    indexes = order(seed, epoch, len(examples))
+    indexes = epoch_order(seed, epoch, len(examples))
 
     def plan():
         """For each step: indexes, the key of shift and flip, parts to cut out, and what is mixed in."""
@@ -129,7 +129,7 @@ def training_batches(
 
     # In one map: a second one for what is beside costs a small student's step a twentieth of its time.
     batches = tf.data.Dataset.zip((batches, beside))
-    return prompt(batches.map(finished, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(AHEAD))
+    return without_autotuning(batches.map(finished, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(PREFETCH))
 
 
 def _targets(labels: tf.Tensor, beside: dict):
@@ -171,7 +171,9 @@ def evaluation_batches(
     batches = batches.batch(batch_size, drop_remainder=True)
     beside = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
     batches = tf.data.Dataset.zip((batches, beside))
-    return prompt(batches.map(lambda b, more: (tf.cast(b[0], tf.float32), _targets(b[1], more), b[2])).prefetch(AHEAD))
+    return without_autotuning(
+        batches.map(lambda b, more: (tf.cast(b[0], tf.float32), _targets(b[1], more), b[2])).prefetch(PREFETCH)
+    )
 
 
 def _columns(rows: Iterable[tuple], signature: tuple[tf.TensorSpec, ...]) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ from kdistill.errors import InputError
 from kdistill.recipe import Data
 
 
-def choose(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
+def choose_labeled(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Two masks over the images with these labels, bool `[n]`: held out for validation, and labeled in training.
 
     `data.labeled` images, or `data.labeled_share` of all if that is fewer, are labeled, in equal numbers by class
@@ -42,9 +42,9 @@ def choose(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
 
 def for_student(splits):
     """The splits as a student sees them: label -1 where there is none, so that only the teacher's terms count."""
-    if splits.known is None:
+    if splits.labeled_mask is None:
         return splits
-    labels = np.where(splits.known, splits.train.labels, -1).astype(np.int32)
+    labels = np.where(splits.labeled_mask, splits.train.labels, -1).astype(np.int32)
     return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
 
 
@@ -54,9 +54,9 @@ def for_control(splits):
     So the control takes the same number of steps of the same batch size, and every image in a batch has a label. Drawn
     from all images its batches would be nearly empty, and the comparison unfair.
     """
-    if splits.known is None:
+    if splits.labeled_mask is None:
         return splits
-    places = np.resize(np.flatnonzero(splits.known), len(splits.train))
+    places = np.resize(np.flatnonzero(splits.labeled_mask), len(splits.train))
     train = dataclasses.replace(
         splits.train, images=subset(splits.train.images, places), labels=splits.train.labels[places]
     )
@@ -68,7 +68,7 @@ def for_teacher(splits, data: Data):
     return splits if data.teacher_labels == "all" else for_control(splits)
 
 
-def counts(splits) -> dict[str, int]:
+def label_counts(splits) -> dict[str, int]:
     """How many training images have a label that students see, and how many have none."""
-    known = len(splits.train) if splits.known is None else int(splits.known.sum())
+    known = len(splits.train) if splits.labeled_mask is None else int(splits.labeled_mask.sum())
     return {"labeled": known, "unlabeled": len(splits.train) - known}

@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from kdistill.errors import InputError
-from kdistill.files import cache_root, write
+from kdistill.files import cache_root, write_text
 
 CENTER = 0.875  # evaluation sees the middle square, 224 of 256 of the shorter side: the custom of ImageNet
 MEGAPIXELS = 50  # what claims to be larger is not decoded
@@ -175,7 +175,7 @@ class EncodedImages:
             if kept:
                 with contextlib.suppress(OSError):  # it is decoded again, then
                     kept.parent.mkdir(parents=True, exist_ok=True)
-                    write(kept, json.dumps(bad))
+                    write_text(kept, json.dumps(bad))
         good = np.ones(len(self), bool)
         for position, reason in bad.items():
             good[int(position)] = False

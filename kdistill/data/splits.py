@@ -59,10 +59,12 @@ class Splits:
     class_names: tuple[str, ...]
     source: str
     fingerprint: str
-    known: np.ndarray | None = None  # bool [training images]: those whose label students see; None: all (see labeled)
+    labeled_mask: np.ndarray | None = (
+        None  # bool [training images]: those whose label students see; None: all (see labeled)
+    )
 
 
-def load(
+def load_splits(
     data: Data,
     data_dir: str | Path | None = None,
     download: bool = False,
@@ -89,7 +91,7 @@ def load(
     limit = data.train_limit
     if limit is None or data.labeled is not None:  # what is left out later has no label that would be missed
         examples["train"] = _whole(examples["train"].select(slice(limit)), say)
-    train, validation, known = _held_out(examples["train"], data)
+    train, validation, labeled_mask = _held_out(examples["train"], data)
     train, validation, test = (
         each if limit is None else each.select(slice(limit)) for each in (train, validation, examples["test"])
     )
@@ -99,9 +101,9 @@ def load(
             raise InputError(f"{source}: no {name} images are left. It holds too few, or data.validation is too small.")
     if isinstance(train.images, EncodedImages) and train.images.damage.found:
         say(f"Left out: {train.images.damage.text()}")
-    seen = () if known is None else (Examples(train.images[:0], np.where(known, train.labels, -1)),)
+    seen = () if labeled_mask is None else (Examples(train.images[:0], np.where(labeled_mask, train.labels, -1)),)
     fingerprint = _fingerprint(train, validation, test, *seen)
-    return Splits(train, validation, test, class_names, source, fingerprint, known)
+    return Splits(train, validation, test, class_names, source, fingerprint, labeled_mask)
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> Examples:
@@ -149,8 +151,8 @@ def _whole(examples: Examples, say: Callable[[str], None]) -> Examples:
 def _held_out(examples: Examples, data: Data) -> tuple[Examples, Examples, np.ndarray | None]:
     """Training, validation, and which training labels students see: the same share by class for every seed."""
     if data.labeled is not None:
-        held, known = few_labels.choose(examples.labels, data)
-        return examples.select(~held), examples.select(held), known[~held]
+        held, labeled_mask = few_labels.choose_labeled(examples.labels, data)
+        return examples.select(~held), examples.select(held), labeled_mask[~held]
     share, chosen = data.validation, np.zeros(len(examples), bool)
     random = np.random.Generator(np.random.Philox(key=[0, 0]))
     for label in np.unique(examples.labels):

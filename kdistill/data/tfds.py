@@ -16,7 +16,7 @@ import numpy as np
 
 from kdistill.data.lazy_images import Damage, EncodedImages, header_of
 from kdistill.errors import InputError
-from kdistill.files import whole
+from kdistill.files import atomic_file
 from kdistill.recipe import Data
 
 HEAD, FRAME = 12, 16  # of a TFRecord: length and its checksum before the record, another checksum behind
@@ -113,7 +113,7 @@ def _index(copy: Path, split: str, shards: list[Path], count: int, say: Callable
         "sizes": sizes,
     }
     try:
-        with whole(kept) as part:
+        with atomic_file(kept) as part:
             np.savez(part, **made)
     except OSError as error:
         say(f"The index cannot be kept in {kept} ({error.strerror}): it will be made again")

@@ -6,7 +6,7 @@ import keras
 
 from kdistill import files
 from kdistill.errors import InputError
-from kdistill.files import whole
+from kdistill.files import atomic_file
 from kdistill.networks import heads
 
 
@@ -24,7 +24,7 @@ def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) ->
 def save_model(model: keras.Model, path: Path) -> None:
     """Writes a `.keras` file whole or not at all."""
     try:
-        with whole(path) as part:
+        with atomic_file(path) as part:
             model.save(part)
     except OSError as error:
         raise InputError(f"Cannot write '{path}': {error.strerror or error}. Make room, then go on.") from None
@@ -32,7 +32,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 def load_model(path: str | Path) -> keras.Model:
     """The model in a `.keras` file, loaded in safe mode: no code from the file is run."""
-    files.checked(path, (".keras",))
+    files.existing_file(path, (".keras",))
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a file that is damaged, unsafe or from another program

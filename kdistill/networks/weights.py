@@ -77,7 +77,7 @@ def told(report: dict[str, list]) -> str:
 def read(path: str | Path) -> dict[str, list[np.ndarray]]:
     """The arrays of a file by the name of their layer."""
     name = os.fspath(path)
-    files.checked(name, (".keras", ".weights.h5", ".npz"))
+    files.existing_file(name, (".keras", ".weights.h5", ".npz"))
     if name.endswith(".keras"):
         layers = _layers(saving.load_model(path)).items()
         return {n: [w.numpy() for w in layer.weights] for n, layer in layers if layer.weights}

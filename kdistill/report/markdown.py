@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kdistill.files import write
+from kdistill.files import write_text
 
 COLUMNS = (
     ("model", "name", "{}"),
@@ -157,5 +157,5 @@ def _calibration(report: dict) -> list[str]:
 
 def save(report: dict, folder: Path) -> None:
     """Writes `report.json` and `report.md` into the run folder."""
-    write(folder / "report.json", json.dumps(report, indent=1) + "\n")
-    write(folder / "report.md", markdown(report))
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "report.md", markdown(report))

@@ -28,7 +28,7 @@ CURVES = (  # title, metric, as an error?, y axis, what it says
 def save(found: dict, folder: Path) -> None:
     """Writes `report.json`, `report.md` and `report.html` into the run folder."""
     markdown.save(found, folder)
-    files.write(folder / "report.html", html(found, pictures_of(found, folder)))
+    files.write_text(folder / "report.html", html(found, pictures_of(found, folder)))
 
 
 def pictures_of(found: dict, folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from kdistill.files import write
+from kdistill.files import write_text
 from kdistill.report import page
 from kdistill.report.html import document, table
 
@@ -114,15 +114,15 @@ def markdown(result: dict, pictures: list[str]) -> str:
 
 def save_markdown(result: dict, pictures: list[str], folder: Path) -> None:
     """Writes `sweep.json` and `sweep.md`."""
-    write(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
-    write(folder / "sweep.md", markdown(result, pictures))
+    write_text(folder / "sweep.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / "sweep.md", markdown(result, pictures))
 
 
 def save(result: dict, pictures: list[str], folder: Path) -> None:
     """Writes `sweep.json`, `sweep.md` and `sweep.html`; the named pictures are in the folder as .png."""
     save_markdown(result, pictures, folder)
     content = {name: (folder / f"{name}.png").read_bytes() for name in pictures}
-    write(folder / "sweep.html", html(result, content))
+    write_text(folder / "sweep.html", html(result, content))
 
 
 def html(result: dict, pictures: Mapping[str, bytes]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib import pyplot as plt
 
-from kdistill.files import whole
+from kdistill.files import atomic_file
 
 matplotlib.use("Agg")
 SHOWN = 12  # lines in one picture
@@ -25,7 +25,7 @@ def draw(result: dict, curves: dict, folder: Path, first_steps: int) -> list[str
         if figure is None:
             continue
         for ending in ("png", "svg"):
-            with whole(folder / f"{name}.{ending}") as part:
+            with atomic_file(folder / f"{name}.{ending}") as part:
                 figure.savefig(part, dpi=110)
         plt.close(figure)
     return [name for name, figure in made.items() if figure is not None]

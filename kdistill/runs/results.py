@@ -1,4 +1,4 @@
-"""What a run's models and files are worth: each model is asked once for its outputs on the test images."""
+"""What a run's models and files are worth. Each model predicts the test images once."""
 
 from pathlib import Path
 
@@ -7,19 +7,20 @@ import numpy as np
 from kdistill import provenance
 from kdistill.conversion import float32, graph, verify
 from kdistill.data import few_labels
-from kdistill.evaluation import diagnostics, disagreement
+from kdistill.data.splits import Splits
+from kdistill.evaluation import diagnostics, disagreement, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
-from kdistill.recipe import Profile
+from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
-from kdistill.runs.arms import Arms
+from kdistill.runs.arms import Arms, numbered
 
 
-def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
-    """Exports the first seed's student for every profile and measures all models and files: the run's report.
+def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
+    """Exports the first seed's student for every profile, and measures all models and files: the run's report.
 
-    The first seed's, because a file that is picked by its test accuracy would be reported better than it is.
-    `compressions` are those of `compressed.run_stages`. Raises `CheckFailed` for a file that is not good enough.
+    The first seed's student, because a file picked by its test accuracy would be reported better than it is.
+    `compressions` are those of `compressions.run_stages`. Raises `CheckFailed` for a file that is not good enough.
     """
     recipe, splits, models = arms.recipe, arms.splits, arms.models
     logits = {name: predict(model, splits.test.images) for name, model in models.items()}
@@ -29,7 +30,7 @@ def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
         for name, model in models.items()
     ]
     files = _exported(arms, profiles, logits["student"])
-    files |= {f"{name}.tflite": made["file"] for name, made in compressions.items()}
+    files |= {f"{name}.tflite": record["file"] for name, record in compressions.items()}
     for name, file in files.items():
         rows.append({"name": name, **evaluate(arms.folder.path / file["path"], splits.test, teacher_logits=teacher)})
         file["deflated"] = rows[-1]["deflated"]
@@ -37,23 +38,40 @@ def measured(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
     return {
         "recipe": as_dict(recipe),
         **provenance.of_run(),
-        "data": {
-            "source": splits.source,
-            "fingerprint": splits.fingerprint,
-            "class_names": list(splits.class_names),
-            **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-            **few_labels.counts(splits),
-        },
+        "data": {**describe_data(splits), "class_names": list(splits.class_names)},
         "strategy": arms.devices.as_dict(),
         "training": arms.fits,
         "compressions": compressions,
         "warnings": arms.warnings,
-        "verdict": arms.verdict(logits),
+        "verdict": _verdict(recipe, splits, logits),
         "models": rows,
         "diagnostics": diagnostics.of_run(models, splits, temperature, logits, validation),
         "differences": disagreement.differing(logits["student"], teacher, splits.test, arms.folder.path),
         "files": list(files.values()),
     }
+
+
+def describe_data(splits: Splits) -> dict:
+    """Source, fingerprint and sizes of the data, for a report."""
+    return {
+        "source": splits.source,
+        "fingerprint": splits.fingerprint,
+        **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+        **few_labels.counts(splits),
+    }
+
+
+def _verdict(recipe: Recipe, splits: Splits, logits: dict[str, np.ndarray]) -> dict:
+    """Student against control over the seeds of the run; `logits` by model, on the test images."""
+    labels, places = splits.test.labels, range(recipe.seeds)
+    student, control = (
+        [logits[numbered(arm, place)].argmax(axis=1) == labels for place in places] for arm in ("student", "control")
+    )
+    accuracies = [[float(correct.mean()) for correct in arm] for arm in (student, control)]
+    only = None
+    if recipe.seeds == 1:
+        only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
+    return verdict.judge(*accuracies, len(labels), only)
 
 
 def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[str, dict]:

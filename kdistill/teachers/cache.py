@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
-from kdistill.files import write
+from kdistill.files import write_text
 
 FORMAT = 1
 PART_BYTES = 32 << 20  # about: large enough for a disk to stream, small enough to lose little when killed
@@ -77,7 +77,7 @@ class Cache:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / "about.json").exists():
-                write(self.path / "about.json", json.dumps({**self.words, **self.about}, indent=1) + "\n")
+                write_text(self.path / "about.json", json.dumps({**self.words, **self.about}, indent=1) + "\n")
         except OSError as error:
             raise InputError(
                 f"Cannot write to the teacher cache '{self.path}': {error.strerror}. Give --cache another folder, "

@@ -14,7 +14,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from kdistill.errors import InputError
-from kdistill.files import sizes
+from kdistill.files import byte_sizes
 from kdistill.tflite import flatbuffer
 from kdistill.tflite.interpreter import REFUSED, File, call_times, quantized, quiet, run_apart
 
@@ -88,7 +88,7 @@ def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
     found = {
         "file": str(path),
         "bytes": len(content),
-        "bytes_deflated": sizes(content)["deflated"],
+        "bytes_deflated": byte_sizes(content)["deflated"],
         "load_ms": 1000 * load,
         "peak_memory": peak,
         "latency": [{"threads": n, **file.latency(n, WARMUP, RUNS, REPEATS)} for n in threads],

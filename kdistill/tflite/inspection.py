@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import InputError
-from kdistill.files import sizes
+from kdistill.files import byte_sizes
 from kdistill.tflite import flatbuffer, metadata, microcontroller, quantization_error
 from kdistill.tflite.interpreter import REFUSED, checked_head, details, quiet, run_apart
 
@@ -143,7 +143,7 @@ def _inspected(path: Path) -> dict:
     return {
         "file": str(path),
         "bytes": len(content),
-        "bytes_deflated": sizes(content)["deflated"],
+        "bytes_deflated": byte_sizes(content)["deflated"],
         "sha256": hashlib.sha256(content).hexdigest(),
         "min_runtime": flatbuffer.min_runtime(model),
         "signatures": sorted(signatures),

@@ -199,7 +199,7 @@ def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.nd
 
 def checked_head(path: Path) -> int:
     """The size of a file that begins as a .tflite does."""
-    with open(files.checked(path, (".tflite",)), "rb") as file:
+    with open(files.existing_file(path, (".tflite",)), "rb") as file:
         head = file.read(8)
     if head[4:] != b"TFL3":
         raise InputError(f"'{path}' is no .tflite file: bytes 4 to 7 are {head[4:]!r}, expected b'TFL3'.")

@@ -10,9 +10,8 @@ from support.image_files import image as picture_of
 
 from kdistill.data import augmentation
 from kdistill.data import batches as data_batches
-from kdistill.data import splits as data_splits
 from kdistill.data.lazy_images import middle
-from kdistill.data.splits import Examples
+from kdistill.data.splits import Examples, load_splits
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -29,7 +28,7 @@ def batches(data=None, seed=1, first_step=0):
 
 
 def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
-    orders = [data_batches.order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [data_batches.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
     for each in orders:
         assert sorted(each) == list(range(1000))
     for i, first in enumerate(orders):
@@ -43,7 +42,7 @@ def test_the_batches_follow_the_order():
     assert len(found) == 2 * 4
     for epoch in (0, 1):
         np.testing.assert_array_equal(
-            np.concatenate(found[4 * epoch : 4 * epoch + 4]), data_batches.order(1, epoch, COUNT)[:20]
+            np.concatenate(found[4 * epoch : 4 * epoch + 4]), data_batches.epoch_order(1, epoch, COUNT)[:20]
         )
 
 
@@ -108,7 +107,7 @@ ENCODED = Data("image_folder", image_size=SIDE, validation=0.34)
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    return data_splits.load(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
+    return load_splits(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
 
 
 def both(splits):
@@ -197,7 +196,7 @@ def test_every_way_of_decoding_in_one_folder(tmp_path):
                 kind = "PNG" if size == 24 else "JPEG"
                 picture = content(picture_of(COLORS[name], size, size + 5), kind)
                 (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
-    encoded = data_splits.load(ENCODED, tmp_path, say=lambda text: None).test
+    encoded = load_splits(ENCODED, tmp_path, say=lambda text: None).test
     array = dataclasses.replace(encoded, images=encoded.images[:])
     assert set(middle(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
     assert same(epoch_of(array, ENCODED, batch=4), epoch_of(encoded, ENCODED, batch=4))

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kdistill.data import few_labels
-from kdistill.data import splits as data_splits
+from kdistill.data.splits import Splits, load_splits
 from kdistill.distillation import losses
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -18,37 +18,37 @@ from kdistill.runs.run import run
 
 
 @pytest.fixture(scope="module")
-def splits() -> data_splits.Splits:
-    return data_splits.load(load_recipe("mnist", "few_labels").data)
+def splits() -> Splits:
+    return load_splits(load_recipe("mnist", "few_labels").data)
 
 
 def test_the_sample_has_200_labeled_and_9800_unlabeled_images(splits):
     """Validation is held out of the 200: nobody has other labels to validate with."""
-    assert few_labels.counts(splits) == {"labeled": 180, "unlabeled": 9800} and len(splits.validation) == 20
-    assert (np.bincount(splits.train.labels[splits.known]) == 18).all()
+    assert few_labels.label_counts(splits) == {"labeled": 180, "unlabeled": 9800} and len(splits.validation) == 20
+    assert (np.bincount(splits.train.labels[splits.labeled_mask]) == 18).all()
     assert (np.bincount(splits.validation.labels) == 2).all()
 
 
 def test_all_of_mnist_has_1000_labeled_and_59000_unlabeled_images():
     labels = np.arange(60000) % 10
-    held, known = few_labels.choose(labels, load_recipe("mnist", "few_labels").data)
+    held, known = few_labels.choose_labeled(labels, load_recipe("mnist", "few_labels").data)
     assert (held.sum(), known.sum(), (~held & ~known).sum()) == (100, 900, 59000) and not (held & known).any()
     assert (np.bincount(labels[known]) == 90).all()
 
 
 def test_numbers_that_do_not_divide():
-    held, known = few_labels.choose(np.arange(90) % 3, Data(labeled=20, validation=0.25))
+    held, known = few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=20, validation=0.25))
     assert np.bincount((np.arange(90) % 3)[held | known]).tolist() == [7, 7, 6] and held.sum() == 6
-    held, known = few_labels.choose(np.arange(90) % 3, Data(labeled=90, labeled_share=0.1, validation=0.01))
+    held, known = few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=90, labeled_share=0.1, validation=0.01))
     assert (held.sum(), known.sum()) == (3, 6)
     with pytest.raises(InputError, match="4 labeled images of 3 classes are 1 of class 1"):
-        few_labels.choose(np.arange(90) % 3, Data(labeled=4))
+        few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=4))
 
 
 def test_student_and_control_see_the_same_labels(splits):
     student, control = few_labels.for_student(splits).train, few_labels.for_control(splits).train
     seen = student.labels >= 0
-    np.testing.assert_array_equal(seen, splits.known)
+    np.testing.assert_array_equal(seen, splits.labeled_mask)
     np.testing.assert_array_equal(student.labels[seen], splits.train.labels[seen])
     assert student.images is splits.train.images
     assert len(control) == len(student) == 9980  # the same steps
@@ -61,11 +61,11 @@ def test_student_and_control_see_the_same_labels(splits):
 
 def test_the_choice_is_a_function_of_the_data_and_part_of_its_fingerprint(splits):
     few = load_recipe("mnist", "few_labels").data
-    again = data_splits.load(few)
-    np.testing.assert_array_equal(again.known, splits.known)
+    again = load_splits(few)
+    np.testing.assert_array_equal(again.labeled_mask, splits.labeled_mask)
     assert again.fingerprint == splits.fingerprint
-    assert data_splits.load(dataclasses.replace(few, labeled=190)).fingerprint != splits.fingerprint
-    assert data_splits.load(Data()).known is None
+    assert load_splits(dataclasses.replace(few, labeled=190)).fingerprint != splits.fingerprint
+    assert load_splits(Data()).labeled_mask is None
 
 
 def test_an_unlabeled_example_has_no_hard_loss():

@@ -11,8 +11,8 @@ from support.image_files import COLORS, content, folders, image
 
 from kdistill import files as files_module
 from kdistill.data import few_labels, lazy_images
-from kdistill.data import splits as data_splits
 from kdistill.data.lazy_images import Damage, EncodedImages, Files, cut, header_of, middle
+from kdistill.data.splits import load_splits
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -20,7 +20,7 @@ SMALL = Data("image_folder", image_size=16, validation=0.34)
 
 
 def load(folder, data_=SMALL, said=None):
-    return data_splits.load(data_, folder, say=(said if said is not None else []).append)
+    return load_splits(data_, folder, say=(said if said is not None else []).append)
 
 
 def encoded_of(tmp_path, files, side=16):
@@ -70,7 +70,7 @@ def test_a_limit_takes_images_of_all_classes(tmp_path):
 def test_they_are_taken_apart_without_being_decoded(tmp_path, monkeypatch):
     splits = load(folders(tmp_path))
     monkeypatch.setattr(EncodedImages, "_tried", lambda *a: pytest.fail("decoded"))
-    some = dataclasses.replace(splits, known=splits.train.labels < 2)
+    some = dataclasses.replace(splits, labeled_mask=splits.train.labels < 2)
     control = few_labels.for_control(some)
     assert len(control.train.images) == 16 and set(control.train.labels) == {0, 1}
     assert len(splits.train.select(splits.train.labels == 1)) == 4
@@ -208,11 +208,11 @@ def test_other_files_are_said(tmp_path):
 
 def test_settings_that_do_not_fit():
     with pytest.raises(InputError, match="data.image_size expects a number of pixels, such as 224"):
-        data_splits.load(Data("image_folder"))
+        load_splits(Data("image_folder"))
     with pytest.raises(InputError, match="data.image_size expects none"):
-        data_splits.load(Data("mnist", image_size=28))
+        load_splits(Data("mnist", image_size=28))
     with pytest.raises(InputError, match="ImageNet cannot be downloaded by a program.*ILSVRC2012_img_train.tar"):
-        data_splits.load(Data("imagenet", image_size=16), download=True)
+        load_splits(Data("imagenet", image_size=16), download=True)
 
 
 def test_random_parts_keep_to_the_image_and_to_the_area():
@@ -252,16 +252,16 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     said, settings = [], Data("imagenet", image_size=16, validation=0.2)
-    splits = data_splits.load(settings, say=said.append)
+    splits = load_splits(settings, say=said.append)
     assert "TensorFlow Datasets, imagenet2012 5.1.0" in splits.source and splits.class_names == tuple(COLORS)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 20]
     for mean, label in zip(splits.test.images[:].mean((1, 2)), splits.test.labels, strict=True):
         assert np.abs(mean - list(COLORS.values())[label]).max() < 12
     assert len(said) == 2 and "once" in said[0]
-    again = data_splits.load(settings, say=said.append)
+    again = load_splits(settings, say=said.append)
     assert len(said) == 2 and again.fingerprint == splits.fingerprint
     np.testing.assert_array_equal(again.train.images[:], splits.train.images[:])
     shard = next((tmp_path / "imagenet2012/5.1.0").glob("*-train.*-of-*"))
     shard.write_bytes(shard.read_bytes()[:-300])
     with pytest.raises(InputError, match="cannot read its copy of 'imagenet2012'.*Remove that folder"):
-        data_splits.load(settings, say=said.append)
+        load_splits(settings, say=said.append)
