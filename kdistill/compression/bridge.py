@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from keras.src.models.functional import Functional
 from tf_keras.src.engine.keras_tensor import KerasTensor
 
 from kdistill.compression import bridge_layers
 from kdistill.errors import InputError
+from kdistill.networks.keras_internals import graph_of, operation_behind, run_graph, takes_training
 
 Handlers = dict[type, Callable]
 # tfmot's wrappers, which carry the layer inside under its own name.
@@ -67,7 +67,7 @@ def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_kera
             outputs = each(outputs)
         return outputs
 
-    inputs = keras.tree.map_structure(_input, graph._inputs_struct)
+    inputs = keras.tree.map_structure(_input, graph.input)
     bridged = tf_keras.Model(inputs, _walk(graph, inputs, apply), name=_legal(model.name))
     for layer in _weighted(graph):
         found = [(bridge_layers.last_name(v.name), v) for twin in made[id(layer)] for v in twin.weights]
@@ -105,24 +105,30 @@ def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -
     return model
 
 
-def _graph_of(model) -> Functional:
+def _graph_of(model) -> keras.Function:
     """The graph of a Functional or Sequential model; InputError for any other."""
     if isinstance(model, keras.Sequential):
-        if model._functional is None:
+        graph = graph_of(model)
+        if graph is None:
             raise InputError(
                 f"The Sequential model '{model.name}' is not built. Give it a keras.Input first, or call "
                 "model.build(input_shape)."
             )
-        return model._functional
+        return graph
     if not isinstance(model, keras.Model):
         raise InputError(f"Expected a Keras 3 model, received {type(model).__module__}.{type(model).__name__}.")
-    if not isinstance(model, Functional) or type(model).call is not Functional.call:
+    if graph_of(model) is None or not _calls_its_graph(model):
         raise InputError(
             f"'{model.name}' is a subclassed model ({type(model).__name__}): its layers cannot be read from a graph. "
             "Give a Functional or Sequential model (for a Distiller: distiller.student), or rewrite it as one: "
             "keras.Model(inputs, outputs)."
         )
     return model
+
+
+def _calls_its_graph(model: keras.Model) -> bool:
+    """Whether the `call` of a functional model is Keras's own."""
+    return type(model).call.__module__.partition(".")[0] == "keras"
 
 
 def _is_nested(operation) -> bool:
@@ -135,7 +141,7 @@ def _legal(name: str) -> str:
     return name if re.match(r"[A-Za-z0-9.]", name) else f"layer{name}"
 
 
-def _names(graph: Functional) -> dict[int, str]:
+def _names(graph: keras.Function) -> dict[int, str]:
     """id of each operation, those in nested models too -> its tf_keras name: `layer`, `nested.layer`; all differ."""
     names, used = {}, set()
 
@@ -158,7 +164,7 @@ def _names(graph: Functional) -> dict[int, str]:
     return names
 
 
-def _weighted(graph: Functional) -> list:
+def _weighted(graph: keras.Function) -> list:
     """The layers with weights, those of nested models included, each once."""
     found = {}
     for operation in graph.operations:
@@ -173,29 +179,23 @@ def _numbered(name: str, call: int) -> str:
     return name if call == 0 else f"{name}.{call}"
 
 
-def _walk(graph: Functional, inputs, apply: Callable):
+def _walk(graph: keras.Function, inputs, apply: Callable):
     """Runs the graph by `apply(operation, call, args, kwargs)`, nested models inlined; `call` counts its calls."""
     calls = {}
 
-    def run(graph, inputs):
-        return graph._run_through_graph(inputs, operation_fn=step)
+    def step(operation, *args, **kwargs):
+        if _is_nested(operation):
+            inner = _graph_of(operation)
+            return run_graph(inner, _arranged(inner, args[0] if args else kwargs["inputs"]), step)
+        # The nodes record `training`, which Keras overrules at every call; here it would switch dropout off.
+        kwargs = {key: value for key, value in kwargs.items() if key != "training" and value is not None}
+        call = calls[id(operation)] = calls.get(id(operation), -1) + 1
+        return apply(operation, call, args, kwargs)
 
-    def step(operation):
-        def called(*args, **kwargs):
-            if _is_nested(operation):
-                inner = _graph_of(operation)
-                return run(inner, _arranged(inner, args[0] if args else kwargs["inputs"]))
-            # `training` is recorded in the nodes, but Keras overrules it at each call; here it would kill dropout.
-            kwargs = {key: value for key, value in kwargs.items() if key != "training" and value is not None}
-            call = calls[id(operation)] = calls.get(id(operation), -1) + 1
-            return apply(operation, call, args, kwargs)
-
-        return called
-
-    return run(graph, inputs)
+    return run_graph(graph, inputs, step)
 
 
-def _arranged(graph: Functional, inputs) -> list:
+def _arranged(graph: keras.Function, inputs) -> list:
     """The inputs of a nested model in the order of its graph."""
     if isinstance(inputs, dict):
         inputs = [inputs[tensor.name] for tensor in graph.inputs]
@@ -211,7 +211,7 @@ def _arranged(graph: Functional, inputs) -> list:
 def _input(tensor):
     if tensor.sparse or getattr(tensor, "ragged", False):
         raise InputError(f"Input '{tensor.name}' is sparse or ragged, which cannot be bridged. Make it dense.")
-    name = _legal(tensor._keras_history.operation.name)
+    name = _legal(operation_behind(tensor).name)
     return tf_keras.Input(tensor.shape[1:], batch_size=tensor.shape[0], dtype=tensor.dtype, name=name)
 
 
@@ -259,7 +259,7 @@ def _effective(layer) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _random_inputs(graph: Functional):
+def _random_inputs(graph: keras.Function):
     """Two examples like standardized data and two like pixels, or small integers, for each input."""
     generator = np.random.default_rng(0)
 
@@ -274,16 +274,16 @@ def _random_inputs(graph: Functional):
                 values[::2] = generator.normal(size=values[::2].shape)
         return tf.cast(values.astype(kind), tensor.dtype)
 
-    return keras.tree.map_structure(make, graph._inputs_struct)
+    return keras.tree.map_structure(make, graph.input)
 
 
-def _compare(graph: Functional, bridged: tf_keras.Model, names: dict[int, str]) -> None:
+def _compare(graph: keras.Function, bridged: tf_keras.Model, names: dict[int, str]) -> None:
     """Raises InputError, naming the first layer that differs, unless both models give the same outputs."""
     inputs = _random_inputs(graph)
     steps = {}
 
     def apply(operation, call, args, kwargs):
-        if getattr(operation, "_call_has_training_arg", False):
+        if takes_training(operation):
             kwargs["training"] = False
         steps[_numbered(names[id(operation)], call)] = operation, operation(*args, **kwargs)
         return steps[_numbered(names[id(operation)], call)][1]

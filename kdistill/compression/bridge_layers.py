@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from kdistill.errors import InputError
+from kdistill.networks.keras_internals import takes_training
 
 # The same function in both Keras, and one that tfmot quantizes when it is fused into a layer.
 FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu")
@@ -44,7 +45,7 @@ class Call:
             filled, leaves = iter(tensors), keras.tree.flatten(self.arguments)
             leaves = [next(filled) if slot else leaf for slot, leaf in zip(self.slots, leaves, strict=True)]
             args, kwargs = keras.tree.pack_sequence_as(self.arguments, leaves)
-        if getattr(self.operation, "_call_has_training_arg", False):
+        if takes_training(self.operation):
             kwargs = {**kwargs, "training": training}
         return self.operation(*args, **kwargs)
 
@@ -290,11 +291,17 @@ def _inner(layer, handlers):
 def merge_layer(operation, tensors, name: str):
     """`x + y` of equal shapes as tf_keras's Add layer (and likewise), which tfmot quantizes well; else None."""
     kind = type(operation).__name__
-    if kind not in MERGES or not type(operation).__module__.startswith("keras.src.ops") or len(tensors) != 2:
+    if kind not in MERGES or not _is_keras_operation(operation) or len(tensors) != 2:
         return None
     first, second = tensors
     same = first.shape.as_list() == second.shape.as_list() and first.dtype == second.dtype and first.dtype.is_floating
     return getattr(tf_keras.layers, kind)(name=name, dtype=first.dtype) if same else None
+
+
+def _is_keras_operation(operation) -> bool:
+    """Whether an operation is one of `keras.ops` and no layer: `keras.layers.Add` has the same name as `x + y`."""
+    kind = type(operation)
+    return not isinstance(operation, keras.layers.Layer) and kind.__module__.partition(".")[0] == "keras"
 
 
 def last_name(name: str) -> str:

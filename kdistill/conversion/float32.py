@@ -6,6 +6,7 @@ import numpy as np
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.heads import image_shape, main_output, noise_images, outputs_on
+from kdistill.networks.keras_internals import layers_of
 from kdistill.networks.precision import dtype_policy
 
 
@@ -26,19 +27,19 @@ def ready(model: keras.Model) -> keras.Model:
             raise InputError(
                 f"The weights '{weight.path}' are not finite (NaN or infinite). The training diverged: train again."
             )
-    policies = [layer.dtype_policy for layer in model._flatten_layers(include_self=True)]
+    policies = [layer.dtype_policy for layer in [model, *layers_of(model)]]
     if all((p.compute_dtype or "float32", p.variable_dtype or "float32") == ("float32",) * 2 for p in policies):
         return model
     return _in_float32(model)
 
 
 def _is_float32(model: keras.Model) -> bool:
-    policies = [layer.dtype_policy for layer in model._flatten_layers(include_self=True)]
+    policies = [layer.dtype_policy for layer in [model, *layers_of(model)]]
     return {kind for p in policies for kind in (p.compute_dtype, p.variable_dtype)} <= {"float32", None}
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    own = {type(layer).__name__: type(layer) for layer in model._flatten_layers(include_self=True)}
+    own = {type(layer).__name__: type(layer) for layer in [model, *layers_of(model)]}
     own = {name: kind for name, kind in own.items() if not kind.__module__.startswith("keras.")}
     try:
         # A subclassed model creates its own layers, which take the global policy.

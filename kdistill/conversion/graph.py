@@ -6,27 +6,28 @@ from keras import layers
 
 from kdistill.errors import InputError
 from kdistill.networks.heads import image_shape
+from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import Profile
 
 GRAY = (0.299, 0.587, 0.114)  # red, green and blue in gray, of ITU-R Rec. 601
 
 
 def normalized(model: keras.Model, profile: Profile) -> keras.Model:
-    """The model with the profile's `(pixel - mean) / deviation` before it: raw pixels go in."""
-    if not profile.mean and not profile.deviation:
+    """The model with the profile's `(pixel - mean) / std` before it: raw pixels go in."""
+    if not profile.mean and not profile.std:
         return model
     shape = image_shape(model)
     channels = shape[-1]
-    mean, deviation = (np.asarray(values, float) for values in (profile.mean or (0.0,), profile.deviation or (1.0,)))
-    for name, values in (("mean", mean), ("deviation", deviation)):
+    mean, std = (np.asarray(values, float) for values in (profile.mean or (0.0,), profile.std or (1.0,)))
+    for name, values in (("mean", mean), ("std", std)):
         if values.shape not in ((1,), (channels,)):
             raise InputError(
                 f"The profile '{profile.name}': {name} expects 1 or {channels} numbers, one for each channel of "
                 f"'{model.name}', received {len(values)}."
             )
     image = keras.Input(shape, name="image")
-    scale = np.broadcast_to(1 / deviation, channels)
-    offset = np.broadcast_to(-mean / deviation, channels)
+    scale = np.broadcast_to(1 / std, channels)
+    offset = np.broadcast_to(-mean / std, channels)
     scaled = layers.Rescaling(scale.tolist(), offset.tolist(), name="normalize")(image)
     return keras.Model(image, model(scaled), name=model.name)
 
@@ -69,8 +70,7 @@ def deployed(model: keras.Model, profile: Profile, gives: str) -> keras.Model:
 
 def layer_names(model: keras.Model) -> set[str]:
     """The names of the layers that hold no other layers."""
-    layers = model._flatten_layers(include_self=False)
-    return {layer.name for layer in layers if not any(layer._flatten_layers(include_self=False))}
+    return {layer.name for layer in leaf_layers(model)}
 
 
 def layer_of(tensor: str, names: set[str]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.heads import as_logits
+from kdistill.networks.keras_internals import call_count, consumers_of, graph_of, layers_of, operation_behind
 
 FOLDED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 SAME = 1e-3  # largest difference of logits that folding may make, as a share of their spread, in float32
@@ -26,13 +27,13 @@ def compiled(model: keras.Model, precision: str | None = None, taps: Collection[
     """
     if type(model) is not keras.Sequential and not is_functional(model):
         return model
-    layers = list(model._flatten_layers(include_self=False))
+    layers = layers_of(model)
     if any(isinstance(layer, keras.Model) for layer in layers):
         return model
     before = {layer: norm for layer in layers if layer.name not in taps and (norm := _norm_behind(layer))}
     if not before and precision is None:
         return model
-    norms, last = set(before.values()), {tensor._keras_history.operation for tensor in model.outputs}
+    norms, last = set(before.values()), {operation_behind(tensor) for tensor in model.outputs}
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
@@ -49,8 +50,7 @@ def compiled(model: keras.Model, precision: str | None = None, taps: Collection[
             return layer(*args)
         return layer(*args, **kwargs)
 
-    graph = model if is_functional(model) else model._functional
-    twin = keras.models.clone_model(graph, clone_function=copy, call_function=call)
+    twin = keras.models.clone_model(graph_of(model), clone_function=copy, call_function=call)
     for layer in layers:
         if layer.weights and layer not in norms:
             weights = _with_norm(layer, before[layer]) if layer in before else layer.get_weights()
@@ -67,10 +67,10 @@ def _norm_behind(layer) -> keras.layers.BatchNormalization | None:
     """The batch normalization that is the only thing behind a linear layer, if it normalizes the layer's channels."""
     if type(layer) not in FOLDED or getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
-    if layer.activation is not keras.activations.linear or len(layer._inbound_nodes) != 1:
+    if layer.activation is not keras.activations.linear or call_count(layer) != 1:
         return None
-    users = [node.operation for node in layer._outbound_nodes]
-    if len(users) != 1 or type(users[0]) is not keras.layers.BatchNormalization or len(users[0]._inbound_nodes) != 1:
+    users = consumers_of(layer)
+    if len(users) != 1 or type(users[0]) is not keras.layers.BatchNormalization or call_count(users[0]) != 1:
         return None
     axis = users[0].axis
     return users[0] if axis in (-1, len(layer.output.shape) - 1) else None

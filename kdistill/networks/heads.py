@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.errors import InputError
+from kdistill.networks.keras_internals import logits_before_softmax
 
 
 def as_logits(outputs) -> tf.Tensor:
@@ -17,7 +18,8 @@ def as_logits(outputs) -> tf.Tensor:
             f"The model gives {len(outputs)} outputs; kdistill distills one tensor of logits [batch, classes]. "
             "Wrap it: keras.Model(model.inputs, <the output to distill>)."
         )
-    logits = getattr(outputs, "_keras_logits", outputs)
+    logits = logits_before_softmax(outputs)
+    logits = outputs if logits is None else logits
     if logits.shape.rank != 2 or logits.shape[-1] == 1:
         raise InputError(
             f"The model's output has shape {tuple(outputs.shape)}; expected logits [batch, classes] with 2 classes or "

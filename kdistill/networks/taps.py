@@ -5,6 +5,7 @@ import difflib
 import keras
 
 from kdistill.errors import InputError
+from kdistill.networks.keras_internals import graph_of, run_graph
 
 SHOWN = 40  # names in a message; of more, the nearest
 
@@ -42,8 +43,8 @@ def tapped(model: keras.Model, taps: dict[str, str], who: str) -> keras.Model:
 
 def _graph(model: keras.Model, who: str, setting: str):
     """The functional graph of a model: its own, or that inside of a built Sequential."""
-    graph = getattr(model, "_functional", model)
-    if not hasattr(graph, "_run_through_graph"):
+    graph = graph_of(model)
+    if graph is None:
         raise InputError(
             f"Taps need the graph of the {who} '{model.name}', which is "
             f"{'not built' if isinstance(model, keras.Sequential) else 'a subclassed model'}. Make it of keras.Input "
@@ -62,7 +63,7 @@ def _run(graph, inputs, found: dict[str, list], prefix: str):
             given = layer(*args, **kwargs)
         else:
             inner = {tap: [] for tap in found if tap.startswith(f"{name}/")}
-            nested = getattr(layer, "_functional", layer)
+            nested = graph_of(layer)
             inputs = keras.tree.map_structure(
                 lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), nested.input
             )
@@ -76,7 +77,7 @@ def _run(graph, inputs, found: dict[str, list], prefix: str):
             found[name].append(given)
         return given
 
-    return graph._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
+    return run_graph(graph, inputs, call)
 
 
 def _names(graph, prefix: str = "") -> list[str]:
@@ -85,8 +86,8 @@ def _names(graph, prefix: str = "") -> list[str]:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         found.append(f"{prefix}{layer.name}")
-        nested = getattr(layer, "_functional", layer)
-        if hasattr(nested, "_run_through_graph"):
+        nested = graph_of(layer)
+        if nested is not None:
             found += _names(nested, f"{prefix}{layer.name}/")
     return found
 

@@ -31,7 +31,7 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     An `.npz` holds `<layer>/<weight>` arrays, in the order of the layer's weights; a `.keras` or `.weights.h5` file
     is one that Keras 3 wrote.
     """
-    targets = {name: layer for name, layer in _layers(model).items() if layer.weights}
+    targets = {name: layer for name, layer in _named_layers(model).items() if layer.weights}
     report: dict[str, list] = {"loaded": [], "left": [], "not_loaded": []}
     plan: dict[str, list[np.ndarray]] = {}
     for path, mapping in files:
@@ -79,7 +79,7 @@ def read(path: str | Path) -> dict[str, list[np.ndarray]]:
     name = os.fspath(path)
     files.existing_file(name, (".keras", ".weights.h5", ".npz"))
     if name.endswith(".keras"):
-        layers = _layers(saving.load_model(path)).items()
+        layers = _named_layers(saving.load_model(path)).items()
         return {n: [w.numpy() for w in layer.weights] for n, layer in layers if layer.weights}
     try:
         if name.endswith(".npz"):
@@ -91,11 +91,11 @@ def read(path: str | Path) -> dict[str, list[np.ndarray]]:
     raise InputError(f"Weights are read from .keras, .weights.h5 and .npz files; received '{path}'.")
 
 
-def _layers(model: keras.Model, prefix: str = "") -> dict[str, keras.layers.Layer]:
+def _named_layers(model: keras.Model, prefix: str = "") -> dict[str, keras.layers.Layer]:
     found = {}
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found |= _layers(layer, f"{prefix}{layer.name}/")
+            found |= _named_layers(layer, f"{prefix}{layer.name}/")
         else:
             found[f"{prefix}{layer.name}"] = layer
     return found

@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.data import batches as data_batches
-from kdistill.data.splits import Examples, Splits, load
+from kdistill.data.splits import Examples, Splits, load_splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
 from kdistill.networks import folding, saving
+from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision
 from kdistill.teachers.cache import PART_BYTES, Cache, bytes_per_row, packed, unpacked
@@ -118,7 +119,7 @@ class Replay:
 
     def training_batches(self, view: int, first_step: int = 0) -> tf.data.Dataset:
         """As `pipeline.training_batches`, with targets `{"labels": ..., "teacher_logits": [batch, classes]}`."""
-        order = data_batches.order(self.seed, view, len(self.splits.train)) if self.by_image else None
+        order = data_batches.epoch_order(self.seed, view, len(self.splits.train)) if self.by_image else None
         rows = self._rows(self.train, 0 if self.by_image else view, self.batch_size, first_step, self.steps, order)
         return data_batches.training_batches(
             self.splits.train, self.data, self.batch_size, self.seed, view, first_step, teacher_logits=rows
@@ -233,7 +234,7 @@ def fingerprint(models, weights=None) -> str:
             raise InputError(
                 f"A teacher cache needs teachers that are keras.Models, to know them again; received {model!r}."
             )
-        names = {layer.name: f"#{i}" for i, layer in enumerate(model._flatten_layers())}
+        names = {layer.name: f"#{i}" for i, layer in enumerate([model, *layers_of(model)])}
         try:
             config = _anonymous(model.get_config(), names)
         except NotImplementedError:  # a subclassed model; its outputs are compared with those in the cache anyway
@@ -303,7 +304,7 @@ def of_recipe(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
     try:
-        splits = load(recipe.data, data_dir, download, say=say)
+        splits = load_splits(recipe.data, data_dir, download, say=say)
         teacher = saving.load_checked(recipe.teacher.file, splits.train.images.shape[1:], len(splits.class_names))
         teacher = folding.checked(teacher, splits.validation.images[:256], recipe.teacher_precision, say)
     finally:

@@ -1,0 +1,113 @@
+"""Keras 3's private names: the only module that uses them. Each function says what the public Keras lacks.
+
+`tests/networks/test_keras_internals.py` fails first, and with the name, when a new Keras changes one of them.
+"""
+
+from collections.abc import Callable
+
+import keras
+
+
+def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers inside of a model or layer, at every depth, without itself.
+
+    `keras.Model.layers` is one level deep, and a layer that holds layers, such as `Bidirectional`, has no public list.
+    """
+    return model._flatten_layers(include_self=False)
+
+
+def leaf_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers inside of a model, at every depth, that hold no other layers."""
+    return [layer for layer in layers_of(model) if not layers_of(layer)]
+
+
+def graph_of(model) -> keras.Function | None:
+    """The graph of operations of a functional or a built Sequential model; None for anything else.
+
+    A functional model is a `keras.Function`. A Sequential model keeps its own in `_functional`: `keras.Model(inputs,
+    outputs)` on its tensors would lose the structure of its outputs.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return graph if isinstance(graph, keras.Function) else None
+
+
+def run_graph(graph: keras.Function, inputs, call: Callable):
+    """The outputs of a graph on new inputs, where `call(operation, *args, **kwargs)` stands for each operation.
+
+    `keras.models.clone_model` offers this for symbolic tensors only, and always builds a new model.
+    """
+    return graph._run_through_graph(inputs, operation_fn=lambda operation: operation, call_fn=call)
+
+
+def operation_behind(tensor: keras.KerasTensor) -> keras.Operation:
+    """The operation (often a layer) that computes a symbolic tensor.
+
+    Keras has the public way from an operation to its tensors (`.output`), but none back.
+    """
+    return tensor._keras_history.operation
+
+
+def call_count(operation: keras.Operation) -> int:
+    """How often an operation is called in all graphs that it is part of.
+
+    `operation.input` and `.output` show the first call and do not tell whether there are others.
+    """
+    return len(operation._inbound_nodes)
+
+
+def consumers_of(operation: keras.Operation) -> list[keras.Operation]:
+    """The operations that take the outputs of an operation, one entry per call. Keras has no public list of them."""
+    return [node.operation for node in operation._outbound_nodes]
+
+
+def takes_training(operation: keras.Operation) -> bool:
+    """Whether an operation is a layer whose `call` has the argument `training`."""
+    return "training" in getattr(operation, "call_signature_parameters", ())
+
+
+def logits_before_softmax(tensor):
+    """The tensor before the softmax or sigmoid activation that gave `tensor`, or None.
+
+    Keras attaches it to the activation's output, for its own cross-entropies; no public function returns it.
+    """
+    return getattr(tensor, "_keras_logits", None)
+
+
+def moments_of(optimizer: keras.optimizers.Adam, variable) -> tuple:
+    """Adam's mean and mean square of the gradients of a variable: `(momentum, velocity)`.
+
+    The public `optimizer.variables` is one flat list, with no link to the model's variables.
+    """
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def momentum_of(optimizer: keras.optimizers.SGD, variable):
+    """SGD's momentum of a variable. `optimizer.momentums` is public, the index of a variable in it is not."""
+    return optimizer.momentums[optimizer._get_variable_index(variable)]
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:
+    """The metric `loss` that `compile` creates; None before. `model.metrics` contains it, but does not mark it."""
+    return model._loss_tracker
+
+
+def user_metrics(model: keras.Model):
+    """The `metrics` given to `compile`, or None. Keras returns them in serialized form only."""
+    return None if model._compile_metrics is None else model._compile_metrics._user_metrics
+
+
+class OwnBuild:
+    """A base class beside `keras.Model`: `fit` and `evaluate` call `build_before_fit` before the first batch.
+
+    Keras builds a model and its optimizer with a batch reduced over the replicas, which fails on several workers, and
+    offers no public method to replace that.
+    """
+
+    def build_before_fit(self) -> bool:
+        """Builds what training needs. False leaves it to Keras."""
+        return False
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if not self.build_before_fit():
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
