@@ -1,4 +1,4 @@
-"""What a model is worth: metrics, diagnostics, the verdict of student against control, and checks of inputs.
+"""What a model is worth: metrics, diagnostics, the verdict of student against control, and checks of its inputs.
 
-Nothing here draws or prints: `report` does.
+Nothing here writes a page or a table: `report` does.
 """

@@ -1,20 +1,20 @@
-"""What stands behind a model's accuracy: calibration, confusion, entropy of its soft labels, dead units. Plain dicts.
+"""What explains a model's accuracy: calibration, confusion, entropy of its soft labels, dead units. Plain dicts.
 
-NumPy alone, but for `dead_units`, which runs a Keras model.
+Everything but `dead_units`, which runs a Keras model, works on arrays.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdistill.evaluation.metrics import BINS, calibration_error, log_softmax
+from kdistill.evaluation.metrics import calibration_error, confidence_bins, log_softmax
 
 if TYPE_CHECKING:
     import keras
 
 
-LOOKED_AT = 2000  # images on which a unit has to be active at least once
-COLDEST, HOTTEST = 0.05, 20.0  # bounds of a fitted temperature: with no mistake to learn from it would run to 0
+DEAD_UNIT_IMAGES = 2000  # test images on which a unit has to be active at least once
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # bounds of the fit: without any mistake the best temperature is 0
 
 
 def diagnose(
@@ -22,54 +22,56 @@ def diagnose(
 ) -> dict:
     """Reliability, confusion, per-class accuracy and entropy of logits `[n, classes]` on labels `[n]`; JSON-ready.
 
-    reliability: see `reliability`. confusion: counts, rows the true class, columns the named one. per_class: accuracy
-    by true class, None for a class without an image. entropy: the mean entropy of the softmax at temperature 1, in
-    nats; with `temperature` other than 1 also entropy_at, `{"temperature", "entropy"}`: what the student is shown.
-    With `teacher_logits` also agreement_per_class: by true class, the share on which model and teacher name the same.
+    - reliability: see `reliability`.
+    - confusion: counts, rows the true class, columns the predicted class.
+    - per_class: accuracy by true class, None for a class without an image.
+    - entropy: the mean entropy of the softmax at temperature 1, in nats.
+    - entropy_at: `{"temperature", "entropy"}`, if `temperature` is not 1: the entropy of the soft labels.
+    - agreement_per_class, with `teacher_logits`: by true class, the share of images for which model and teacher
+      predict the same class.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     classes = logits.shape[1]
-    named = logits.argmax(axis=1)
-    confusion = np.bincount(labels * classes + named, minlength=classes**2).reshape(classes, classes)
-    found = {
+    predicted = logits.argmax(axis=1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    diagnostics = {
         "reliability": reliability(logits, labels),
         "confusion": confusion.tolist(),
-        "per_class": _by_class(named == labels, labels, classes),
+        "per_class": _means(predicted == labels, labels, classes),
         "entropy": entropy(logits),
     }
     if temperature != 1:
-        found["entropy_at"] = {"temperature": temperature, "entropy": entropy(logits, temperature)}
+        diagnostics["entropy_at"] = {"temperature": temperature, "entropy": entropy(logits, temperature)}
     if teacher_logits is not None:
-        same = named == np.asarray(teacher_logits).argmax(axis=1)
-        found["agreement_per_class"] = _by_class(same, labels, classes)
-    return found
+        same = predicted == np.asarray(teacher_logits).argmax(axis=1)
+        diagnostics["agreement_per_class"] = _means(same, labels, classes)
+    return diagnostics
 
 
-def _by_class(hits: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
-    counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, weights=hits, minlength=classes)
+def _means(values: np.ndarray, groups: np.ndarray, number: int) -> list[float | None]:
+    """The mean of the values by group `0` to `number - 1`, None where a group is empty."""
+    counts = np.bincount(groups, minlength=number)
+    sums = np.bincount(groups, weights=values, minlength=number)
     return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> dict[str, list]:
-    """The reliability diagram: `confidence`, `accuracy` and `count` of each of 15 bins of equal width by confidence.
+    """The reliability diagram: `confidence`, `accuracy` and `count` by bin, for 15 bins of equal width by confidence.
 
-    Means of the images in the bin, None where it is empty; a confidence on an edge is in the lower bin (as in ECE).
+    Means over the images of a bin, None where it is empty. A confidence on an edge belongs to the lower bin, as in ECE.
     """
     logs = log_softmax(logits)
-    confidence, right = np.exp(logs.max(axis=1)), logs.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-
-    def means(values: np.ndarray) -> list[float | None]:
-        sums = np.bincount(bins, weights=values, minlength=BINS)
-        return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
-
-    return {"confidence": means(confidence), "accuracy": means(right), "count": counts.tolist()}
+    confidence, correct = np.exp(logs.max(axis=1)), logs.argmax(axis=1) == labels
+    bins, number = confidence_bins(confidence)
+    return {
+        "confidence": _means(confidence, bins, number),
+        "accuracy": _means(correct, bins, number),
+        "count": np.bincount(bins, minlength=number).tolist(),
+    }
 
 
 def entropy(logits: np.ndarray, temperature: float = 1.0) -> float:
-    """The mean entropy of `softmax(logits / temperature)` in nats: 0 is one class alone, ln(classes) is no idea."""
+    """The mean entropy of `softmax(logits / temperature)` in nats: 0 for one-hot, ln(classes) for uniform outputs."""
     logs = log_softmax(np.asarray(logits, np.float64) / temperature)
     return float(np.mean(-(np.exp(logs) * logs).sum(axis=1)))
 
@@ -80,80 +82,77 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
     return float(-np.mean(logs[np.arange(len(labels)), labels]))
 
 
-def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature at which the negative log-likelihood is smallest (Guo et al. 2017, arXiv 1706.04599).
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the least negative log-likelihood, between 0.05 and 20 (Guo et al. 2017, arXiv 1706.04599).
 
-    The likelihood is convex in 1/T: its derivative is bisected between the bounds 0.05 and 20. It changes no class.
+    It does not change the predicted classes. The likelihood is convex in 1/T, so its derivative has one root.
     """
+    from scipy.optimize import brentq  # here, because scipy takes a second to import
+
     logits = np.asarray(logits, np.float64)
-    own = logits[np.arange(len(labels)), labels]
+    label_logits = logits[np.arange(len(labels)), labels]
 
     def slope(inverse: float) -> float:  # of the negative log-likelihood over 1/T
         probabilities = np.exp(log_softmax(logits * inverse))
-        return float(np.mean((probabilities * logits).sum(axis=1) - own))
+        return float(np.mean((probabilities * logits).sum(axis=1) - label_logits))
 
-    low, high = 1 / HOTTEST, 1 / COLDEST
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
     if slope(low) >= 0:
-        return HOTTEST
+        return MAX_TEMPERATURE
     if slope(high) <= 0:
-        return COLDEST
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 2 / (low + high)
+        return MIN_TEMPERATURE
+    return 1 / brentq(slope, low, high, xtol=1e-15)
 
 
-def scaling(fit_on: tuple[np.ndarray, np.ndarray], measure_on: tuple[np.ndarray, np.ndarray]) -> dict:
+def temperature_scaling(validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict:
     """Calibration before and after temperature scaling; both arguments are (logits, labels).
 
-    The temperature is fitted on the first (validation), nll, ece and reliability are of the second (test).
+    The temperature is fitted on `validation`; nll, ece and reliability are those of `test`. `at_bound` is True if no
+    temperature between the bounds is best.
     """
-    temperature = fitted_temperature(*fit_on)
-    logits, labels = measure_on
-    found = {"temperature": temperature, "at_bound": temperature in (COLDEST, HOTTEST)}
-    for name, t in (("before", 1.0), ("after", temperature)):
-        scaled = np.asarray(logits, np.float64) / t
-        found[name] = {
+    temperature = fit_temperature(*validation)
+    logits, labels = test
+    scaling = {"temperature": temperature, "at_bound": temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE)}
+    for name, divisor in (("before", 1.0), ("after", temperature)):
+        scaled = np.asarray(logits, np.float64) / divisor
+        scaling[name] = {
             "nll": negative_log_likelihood(scaled, labels),
             "ece": calibration_error(log_softmax(scaled), labels),
             "reliability": reliability(scaled, labels),
         }
-    return found
+    return scaling
 
 
 def dead_units(model: "keras.Model", images: np.ndarray, batch_size: int = 256) -> dict:
-    """Units behind a ReLU that are not active for any of the images: they compute nothing, and learn nothing.
+    """Units behind a ReLU that are not active for any of the images: they compute nothing and learn nothing.
 
     A unit is a channel of a convolution (active anywhere) or a unit of a dense layer. Leaky units are never dead.
-    Returns `{"layers": {name: {"units", "dead"}}, "share", "images", "left_out"}`; `share` is None where there is no
-    ReLU, `left_out` names layers inside of nested or subclassed models, which have no outputs to look at.
+    Returns `{"layers": {name: {"units", "dead"}}, "share", "images", "skipped"}`. `share` is None if there is no ReLU.
+    `skipped` names the layers inside nested or subclassed models, whose outputs are not available.
     """
     import keras
 
+    from kdistill.networks.keras_internals import layers_of
+
     inputs = getattr(model, "inputs", None) or []  # a subclassed model has none
-    seen = [layer for layer in model.layers if _is_relu(layer)] if len(inputs) == 1 else []
-    within = {id(layer) for layer in seen}
-    left_out = [layer.name for layer in model._flatten_layers() if _is_relu(layer) and id(layer) not in within]
-    active = [np.zeros(layer.output.shape[-1], bool) for layer in seen]
-    if seen:
-        outputs = keras.Model(inputs[0], [layer.output for layer in seen])
+    relu_layers = [layer for layer in model.layers if _is_relu(layer)] if len(inputs) == 1 else []
+    ids = {id(layer) for layer in relu_layers}
+    skipped = [layer.name for layer in layers_of(model) if _is_relu(layer) and id(layer) not in ids]
+    active = [np.zeros(layer.output.shape[-1], bool) for layer in relu_layers]
+    if relu_layers:
+        activations = keras.Model(inputs[0], [layer.output for layer in relu_layers])
         for start in range(0, len(images), batch_size):
-            found = outputs(images[start : start + batch_size].astype(np.float32), training=False)
-            for flags, values in zip(active, found, strict=True):
+            outputs = activations(images[start : start + batch_size].astype(np.float32), training=False)
+            for flags, values in zip(active, outputs, strict=True):
                 values = keras.ops.convert_to_numpy(values)
                 flags |= (values > 0).reshape(-1, values.shape[-1]).any(axis=0)
     layers = {
         layer.name: {"units": len(flags), "dead": int((~flags).sum())}
-        for layer, flags in zip(seen, active, strict=True)
+        for layer, flags in zip(relu_layers, active, strict=True)
     }
-    units = sum(each["units"] for each in layers.values())
-    dead = sum(each["dead"] for each in layers.values())
-    return {
-        "layers": layers,
-        "share": dead / units if units else None,
-        "images": len(images),
-        "left_out": left_out,
-    }
+    units = sum(counts["units"] for counts in layers.values())
+    dead = sum(counts["dead"] for counts in layers.values())
+    return {"layers": layers, "share": dead / units if units else None, "images": len(images), "skipped": skipped}
 
 
 def _is_relu(layer) -> bool:
@@ -164,18 +163,23 @@ def _is_relu(layer) -> bool:
     return getattr(layer, "activation", None) in (keras.activations.relu, keras.activations.relu6)
 
 
-def of_run(models: dict, splits, temperature: float, logits: dict, validation_logits: np.ndarray) -> dict[str, dict]:
-    """The diagnostics of a run's models on its test images: their `logits` by name; on validation the teacher's only.
+def diagnose_models(
+    models: dict, splits, temperature: float, logits: dict, validation_logits: np.ndarray
+) -> dict[str, dict]:
+    """The diagnostics of a run's models, by name.
 
-    The teacher's also hold the entropy at the recipe's temperature and `scaling`, fitted on validation.
+    `logits` are those of every model on the test images; `validation_logits` are the teacher's on the validation
+    images, on which its temperature scaling is fitted. The teacher's entropy is also that at `temperature`.
     """
     test, validation = splits.test, splits.validation
-    found = {}
+    diagnostics = {}
     for name, model in models.items():
         is_teacher = name == "teacher"
-        known = None if is_teacher else logits.get("teacher")
-        found[name] = diagnose(logits[name], test.labels, known, temperature if is_teacher else 1.0)
-        found[name]["dead_units"] = dead_units(model, test.images[:LOOKED_AT])
+        teacher_logits = None if is_teacher else logits.get("teacher")
+        diagnostics[name] = diagnose(logits[name], test.labels, teacher_logits, temperature if is_teacher else 1.0)
+        diagnostics[name]["dead_units"] = dead_units(model, test.images[:DEAD_UNIT_IMAGES])
         if is_teacher:
-            found[name]["scaling"] = scaling((validation_logits, validation.labels), (logits[name], test.labels))
-    return found
+            diagnostics[name]["scaling"] = temperature_scaling(
+                (validation_logits, validation.labels), (logits[name], test.labels)
+            )
+    return diagnostics

@@ -1,25 +1,36 @@
-"""The images on which student and teacher disagree: in TensorBoard, and as pictures for the report."""
+"""The images for which student and teacher predict different classes: in TensorBoard, and as PNG files for the report.
+
+TensorBoard shows where the teacher is surest (what the student has not learned), on validation images. The report shows
+where the student is surest (what it would do in use), on test images.
+"""
 
 import io
 import shutil
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
-from matplotlib.figure import Figure
+from PIL import Image
 
 from kdistill.data.splits import Examples
 from kdistill.evaluation.metrics import log_softmax
-from kdistill.files import whole
+from kdistill.files import atomic_file
 
-LOOKED_AT = 2000  # validation images
-SHOWN = 25
+TENSORBOARD_IMAGES = 2000  # validation images that are compared for TensorBoard
+TENSORBOARD_PICTURES = 25
+REPORT_PICTURES = 24  # enough to see a pattern, few enough for one look
+MAX_SIDE = 96  # pixels of a report's picture
+FOLDER = "differences"
 
 
-def write(
+def _differing(logits: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The rows for which both predict different classes, first those with the most confident `logits`."""
+    rows = np.flatnonzero(logits.argmax(axis=1) != other.argmax(axis=1))
+    confidence = log_softmax(logits[rows]).max(axis=1, initial=-np.inf)
+    return rows[np.argsort(-confidence, kind="stable")]
+
+
+def write_tensorboard(
     student_logits: np.ndarray,
     teacher_logits: np.ndarray,
     examples: Examples,
@@ -27,34 +38,37 @@ def write(
     folder: Path,
     step: int,
 ) -> int:
-    """Writes the images where student and teacher differ to `folder`, in place of what was there; returns how many do.
+    """Replaces the TensorBoard log in `folder` by the differing images, the teacher's most confident first.
 
-    `student_logits`, `teacher_logits`: `[n, classes]`, for the n `examples`. Shown are those of which the teacher is
-    most certain, with the true class and what each has named.
+    `student_logits`, `teacher_logits`: `[n, classes]`, for the n `examples`. Each picture has the label and both
+    predicted classes above it. Returns the number of differing images.
     """
-    student, teacher = student_logits.argmax(axis=1), teacher_logits.argmax(axis=1)
-    found = np.flatnonzero(student != teacher)
-    certainty = tf.nn.softmax(tf.constant(teacher_logits, tf.float32)).numpy().max(axis=1)
-    chosen = found[np.argsort(-certainty[found], kind="stable")][:SHOWN]
+    import tensorflow as tf
+
+    rows = _differing(teacher_logits, student_logits)
     shutil.rmtree(folder, ignore_errors=True)
     writer = tf.summary.create_file_writer(str(folder))
-    text = f"Student and teacher name different classes for {len(found)} of {len(examples)} validation images."
+    text = f"Student and teacher predict different classes for {len(rows)} of {len(examples)} validation images."
     with writer.as_default(step=step):
         tf.summary.text("student_and_teacher_differ", text)
-        if len(chosen):
-            named = [(class_names[i] for i in (examples.labels[j], teacher[j], student[j])) for j in chosen]
-            picture = grid(examples.images[chosen], [_title(*names) for names in named])
+        if chosen := rows[:TENSORBOARD_PICTURES].tolist():
+            classes = [examples.labels[chosen], teacher_logits[chosen].argmax(1), student_logits[chosen].argmax(1)]
+            titles = [_title(*(class_names[i] for i in row)) for row in zip(*classes, strict=True)]
+            picture = grid(examples.images[chosen], titles)
             tf.summary.image("student_and_teacher_differ", picture[None], description=text)
     writer.close()
-    return len(found)
+    return len(rows)
 
 
-def _title(true: str, teacher: str, student: str) -> str:
-    return "\n".join(f"{who} {name[:14]}" for who, name in (("is", true), ("teacher", teacher), ("student", student)))
+def _title(label: str, teacher: str, student: str) -> str:
+    parts = (("label", label), ("teacher", teacher), ("student", student))
+    return "\n".join(f"{source} {name[:14]}" for source, name in parts)
 
 
 def grid(images: np.ndarray, titles: Sequence[str]) -> np.ndarray:
     """One picture, uint8 `[height, width, 4]`, of uint8 images `[n, h, w, 1 or 3]`, five in a row, titles above."""
+    from matplotlib.figure import Figure
+
     columns = min(5, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.9 * rows), dpi=100, layout="constrained")
@@ -65,65 +79,53 @@ def grid(images: np.ndarray, titles: Sequence[str]) -> np.ndarray:
         axes.set_axis_off()
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return tf.io.decode_png(content.getvalue(), channels=4).numpy()
+    return np.asarray(Image.open(content).convert("RGBA"))
 
 
-SHOWN = 24  # images; enough to see a pattern, few enough for one look
-LARGEST = 96  # pixels of a picture's longer side
-FOLDER = "differences"
+def write_pictures(student_logits: np.ndarray, teacher_logits: np.ndarray, test: Examples, folder: Path) -> dict:
+    """Writes differing images to `folder/differences`, the student's most confident first.
 
-
-def differing(student_logits: np.ndarray, teacher_logits: np.ndarray, test, folder: Path) -> dict:
-    """Writes the images on which the student is surest of another class than the teacher's to `folder/differences`.
-
-    `test` holds uint8 images `[n, h, w, c]` and labels `[n]`. Returns `{"images", "count", "student_right",
-    "teacher_right", "shown"}`: how many images there are, on how many the two differ, how many of those one of them
-    has right, and of each picture its file, index in the test images, label, and class and confidence of both.
+    `test` holds uint8 images `[n, h, w, c]` and labels `[n]`. Returns what `report.json` holds: `images`, `count` (of
+    differing images), `student_right` and `teacher_right` (how many of these each classifies correctly), and
+    `pictures`: file, index of the test image, label, and predicted class and confidence of both.
     """
-    student, teacher = (np.exp(log_softmax(np.asarray(each))) for each in (student_logits, teacher_logits))
-    named, taught = student.argmax(axis=1), teacher.argmax(axis=1)
-    differ = np.flatnonzero(named != taught)
-    surest = differ[np.argsort(-student.max(axis=1)[differ], kind="stable")][:SHOWN]
-    place = folder / FOLDER
-    place.mkdir(exist_ok=True)
-    for old in place.glob("*.png"):  # of a run that has been gone on with since
+    rows = _differing(student_logits, teacher_logits)
+    student, teacher = student_logits.argmax(axis=1), teacher_logits.argmax(axis=1)
+    student_probabilities, teacher_probabilities = (np.exp(log_softmax(x)) for x in (student_logits, teacher_logits))
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for old in (folder / FOLDER).glob("*.png"):  # of the run before it was resumed
         old.unlink()
-    shown = []
-    for i in surest.tolist():
+    pictures = []
+    for i in rows[:REPORT_PICTURES].tolist():
         name = f"{FOLDER}/{i:06}.png"
-        with whole(folder / name) as part:
-            part.write_bytes(png(smaller(test.images[i])))
-        found = {"file": name, "index": i, "label": int(test.labels[i])}
-        found |= {"student": int(named[i]), "student_confidence": float(student[i, named[i]])}
-        shown.append({**found, "teacher": int(taught[i]), "teacher_confidence": float(teacher[i, taught[i]])})
+        with atomic_file(folder / name) as part:
+            part.write_bytes(png(test.images[i]))
+        picture = {"file": name, "index": i, "label": int(test.labels[i])}
+        picture |= {"student": int(student[i]), "student_confidence": float(student_probabilities[i, student[i]])}
+        picture |= {"teacher": int(teacher[i]), "teacher_confidence": float(teacher_probabilities[i, teacher[i]])}
+        pictures.append(picture)
     return {
         "images": len(test.labels),
-        "count": len(differ),
-        "student_right": int((named == test.labels)[differ].sum()),
-        "teacher_right": int((taught == test.labels)[differ].sum()),
-        "shown": shown,
+        "count": len(rows),
+        "student_right": int((student == test.labels)[rows].sum()),
+        "teacher_right": int((teacher == test.labels)[rows].sum()),
+        "pictures": pictures,
     }
 
 
-def smaller(image: np.ndarray) -> np.ndarray:
-    """A uint8 image `[h, w, c]` whose longer side is 96 pixels at most: means of square blocks, a rest cut off."""
-    step = -(-max(image.shape[:2]) // LARGEST)
-    height, width = (max(1, side // step) for side in image.shape[:2])
-    image = image[: height * step, : width * step]
-    blocks = image.reshape(height, image.shape[0] // height, width, image.shape[1] // width, -1)
-    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
-
-
 def png(image: np.ndarray) -> bytes:
-    """A uint8 image `[h, w, c]` as PNG: gray for one channel, RGB for three, else the mean of the channels in gray."""
+    """A uint8 image `[h, w, c]` as PNG of at most 96 pixels a side, reduced by means of square blocks.
+
+    One channel is gray, three are RGB; of any other number the mean is gray. Rows that fill no block are cut off.
+    """
     if image.shape[2] not in (1, 3):
         image = np.rint(image.mean(axis=2, keepdims=True)).astype(np.uint8)
-    height, width, channels = image.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)  # 0: no filter
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    step = -(-max(picture.size) // MAX_SIDE)
+    if step > 1:
+        factors = [min(step, side) for side in picture.size]
+        box = [side // factor * factor for side, factor in zip(picture.size, factors, strict=True)]
+        picture = picture.reduce(tuple(factors), box=(0, 0, *box))
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return content.getvalue()

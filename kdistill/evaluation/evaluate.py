@@ -1,4 +1,4 @@
-"""One measure for Keras models and `.tflite` files. TensorFlow is imported for Keras models only."""
+"""The same metrics for Keras models and `.tflite` files. TensorFlow is imported for Keras models only."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.metrics import measure
-from kdistill.files import sizes
+from kdistill.files import byte_sizes
 from kdistill.networks.heads import are_probabilities, logits_of_probabilities
 from kdistill.tflite.interpreter import File
 
@@ -27,52 +27,80 @@ def evaluate(
     batch_size: int = 256,
     logits: np.ndarray | None = None,
 ) -> dict:
-    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labeled images.
+    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labeled images, all with the same numbers.
 
-    `logits` are what `predict` gave for these images, where that is known: the model is not run over them again.
-    Returns accuracy, top5, ece, with `teacher_logits` (`[n, classes]`) also agreement and kl (see `measure`), and
-    parameters (None for a .tflite), bytes and deflated (of the file, else None) and microseconds: the median time of
-    one image. For a .tflite that is a call of the interpreter on one CPU thread; for a Keras model a call of its
-    `tf.function` with as many threads as TensorFlow takes, so the two do not compare as devices would.
-    Raises `InputError` for a file that cannot be read or that does not fit the images, `CheckFailed` for outputs that
-    are not finite.
+    Args:
+        model_or_path: the model, or the path of a `.keras` or `.tflite` file.
+        examples: images `[n, h, w, c]`, raw pixels 0..255, and labels `[n]`.
+        teacher_logits: `[n, classes]`, such as `predict(teacher, examples.images)`.
+        batch_size: images per call.
+        logits: what `predict` returned for these images, if you have it: the model does not run over them again.
+
+    Returns a dict:
+        accuracy, top5, ece: shares of 1.
+        agreement, kl: with `teacher_logits` only; a share of 1, and nats.
+        parameters: the number of weights, None for a `.tflite`.
+        bytes, deflated: the size of the file and its size when compressed, None for a `keras.Model`.
+        microseconds: the median time of one image. For a `.tflite` that is one call of the interpreter on one CPU
+            thread, for a Keras model one call of its `tf.function` on all threads: compare files with files.
+
+    Raises `InputError` for a file that cannot be read or a model that does not fit the images, `CheckFailed` for
+    outputs that are not finite.
+
+    Example:
+        >>> from kdistill.evaluation.evaluate import evaluate, predict
+        >>> metrics = evaluate("student.tflite", Examples(x_test, y_test), predict(teacher, x_test))
+        >>> metrics["accuracy"], metrics["agreement"], metrics["bytes"]
+        (0.9912, 0.9949, 15707)
     """
-    runner = _opened(model_or_path)
-    logits = _logits(runner, examples.images, batch_size) if logits is None else logits
-    found = measure(logits, examples.labels, teacher_logits)
+    runner = _open(model_or_path)
+    logits = _predict(runner, examples.images, batch_size) if logits is None else logits
+    metrics = measure(logits, examples.labels, teacher_logits)
     is_file = isinstance(model_or_path, (str, Path))
-    found["parameters"] = None if isinstance(runner, File) else runner.count_params()
-    found["bytes"] = Path(model_or_path).stat().st_size if is_file else None
-    found["deflated"] = sizes(Path(model_or_path).read_bytes())["deflated"] if is_file else None
+    metrics["parameters"] = None if isinstance(runner, File) else runner.count_params()
+    metrics["bytes"] = Path(model_or_path).stat().st_size if is_file else None
+    metrics["deflated"] = byte_sizes(Path(model_or_path).read_bytes())["deflated"] if is_file else None
     latency = runner.latency()["median_us"] if isinstance(runner, File) else _keras_latency(runner, examples.images)
-    found["microseconds"] = latency
-    return found
+    metrics["microseconds"] = latency
+    return metrics
 
 
 def predict(model_or_path: ModelOrPath, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """float32 logits `[n, classes]` of images `[n, h, w, c]`, raw pixels 0..255.
+    """The logits of a `keras.Model`, a `.keras` file or a `.tflite` file.
 
-    A model that ends in a softmax gives the logarithms of its probabilities: logits, whose softmax is what it gave.
+    Args:
+        model_or_path: the model, or the path of a `.keras` or `.tflite` file.
+        images: `[n, h, w, c]`, raw pixels 0..255.
+        batch_size: images per call.
+
+    Returns float32 logits `[n, classes]`. A model that ends in a softmax yields the logarithms of its probabilities,
+    whose softmax gives the same probabilities.
+
+    Raises `InputError` for a file that cannot be read or a model that does not fit the images.
+
+    Example:
+        >>> predict("student.tflite", x_test).argmax(axis=1)
+        array([7, 2, 1, ..., 4, 5, 6])
     """
-    return _logits(_opened(model_or_path), images, batch_size)
+    return _predict(_open(model_or_path), images, batch_size)
 
 
-def _opened(model_or_path: ModelOrPath) -> Union[File, "keras.Model"]:
+def _open(model_or_path: ModelOrPath) -> Union[File, "keras.Model"]:
     if not isinstance(model_or_path, (str, Path)):
         if hasattr(model_or_path, "count_params"):
             return model_or_path
         raise InputError(f"Expected a keras.Model or a .keras or .tflite file, received {model_or_path!r}.")
-    kind = Path(model_or_path).suffix
-    if kind == ".tflite":
+    suffix = Path(model_or_path).suffix
+    if suffix == ".tflite":
         return File(model_or_path)
-    if kind != ".keras":
+    if suffix != ".keras":
         raise InputError(f"Expected a .keras or .tflite file, received '{model_or_path}'.")
     from kdistill.networks.saving import load_model
 
     return load_model(model_or_path)
 
 
-def _logits(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: int) -> np.ndarray:
+def _predict(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: int) -> np.ndarray:
     if isinstance(runner, File):
         outputs = runner.predict(images, batch_size)
         return logits_of_probabilities(outputs) if runner.probabilities else outputs
@@ -89,15 +117,13 @@ def _keras_outputs(model: "keras.Model", images: np.ndarray, batch_size: int) ->
     if len(shape) != images.ndim or any(a not in (b, None) for a, b in zip(shape[1:], images.shape[1:], strict=True)):
         raise InputError(f"The model '{model.name}' expects images {shape}, received {images.shape}.")
     if not len(images):
-        raise InputError("Received no image.")
+        raise InputError("Expected at least one image, received none.")
     call = _traced(model, images.shape[1:])
-    starts = range(0, len(images), batch_size)
-    found = [
-        main_output(call(tf.constant(images[start : start + batch_size], tf.float32)), model.name) for start in starts
-    ]
-    if not tf.is_tensor(found[0]) or found[0].shape.rank != 2:
-        raise InputError(f"The model '{model.name}' gives no single output [batch, classes].")
-    return tf.cast(tf.concat(found, 0), tf.float32).numpy()
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    outputs = [main_output(call(tf.constant(batch, tf.float32)), model.name) for batch in batches]
+    if not tf.is_tensor(outputs[0]) or outputs[0].shape.rank != 2:
+        raise InputError(f"The model '{model.name}' has no single output [batch, classes].")
+    return tf.cast(tf.concat(outputs, 0), tf.float32).numpy()
 
 
 def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, runs: int = 100) -> float:
@@ -115,14 +141,14 @@ def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, r
 
 
 def _wait(outputs) -> None:
-    """Until the numbers are there."""
-    for each in outputs.values() if isinstance(outputs, dict) else (outputs,):
-        each.numpy()
+    """Returns when the numbers are computed."""
+    for output in outputs.values() if isinstance(outputs, dict) else (outputs,):
+        output.numpy()
 
 
 def _traced(model: "keras.Model", shape: tuple[int, ...]):
     import tensorflow as tf
 
-    # The concrete function: calling many tf.functions makes TensorFlow warn of tracing too often.
+    # The concrete function: TensorFlow warns of retracing when many tf.functions are called.
     image = tf.TensorSpec([None, *shape], tf.float32)
     return tf.function(lambda batch: model(batch, training=False)).get_concrete_function(image)

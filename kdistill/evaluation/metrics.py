@@ -1,4 +1,4 @@
-"""Numbers that say what a model is worth, from its logits and the labels. NumPy alone."""
+"""The metrics of a classifier, from its logits and the labels. NumPy alone."""
 
 import numpy as np
 
@@ -15,35 +15,45 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k largest logits; of equal logits the lower class counts as larger."""
-    own = logits[np.arange(len(labels)), labels][:, None]
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(axis=1)
+    """The share of rows whose label is among the k largest logits; of equal logits the lower class ranks first."""
+    label_logits = logits[np.arange(len(labels)), labels][:, None]
+    lower_class = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > label_logits) | ((logits == label_logits) & lower_class)).sum(axis=1)
     return float(np.mean(rank < k))
+
+
+def confidence_bins(confidence: np.ndarray) -> tuple[np.ndarray, int]:
+    """The bin of each confidence, and the number of bins: 15 of equal width; an edge belongs to the lower bin."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1), BINS
 
 
 def calibration_error(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The expected calibration error of Guo et al. 2017 (arXiv 1706.04599), as a share of 1.
 
-    15 bins of equal width by the confidence in the predicted class; the mean of |accuracy - confidence| over the bins,
-    weighted by how many rows are in each. A confidence on an edge is in the lower bin.
+    The mean of |accuracy - confidence in the predicted class| over the bins, weighted by their number of rows.
     """
     confidence = np.exp(log_probabilities.max(axis=1))
-    right = log_probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
+    correct = log_probabilities.argmax(axis=1) == labels
+    bins, number = confidence_bins(confidence)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=number)
     return float(abs(gaps).sum() / len(labels))
 
 
 def measure(
     logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray | None = None, probabilities: bool = False
 ) -> dict[str, float]:
-    """accuracy, top5 and ece of logits `[n, classes]` on labels `[n]`; with teacher_logits also agreement and kl.
+    """accuracy, top5 and ece of logits on labels; with `teacher_logits` also agreement and kl.
 
-    `probabilities`: the rows of `logits` are distributions already. top5 is 1 where there are fewer than 6 classes,
-    agreement is the share of rows in which model and teacher name the same class, kl the mean KL(teacher || model) at
-    temperature 1, in nats.
-    Raises `InputError` for shapes and labels that do not fit, `CheckFailed` for numbers that are not finite.
+    Args:
+        logits: `[n, classes]`.
+        labels: integers `[n]`.
+        teacher_logits: `[n, classes]`.
+        probabilities: True if the rows of `logits` are probabilities already.
+
+    Returns shares of 1, and kl: the mean KL(teacher || model) at temperature 1, in nats. top5 is 1 for up to 5
+    classes; agreement is the share of rows for which model and teacher predict the same class.
+
+    Raises `InputError` for shapes and labels that do not fit, `CheckFailed` for outputs that are not finite.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
@@ -51,34 +61,34 @@ def measure(
     classes = logits.shape[1]
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise InputError(
-            f"Labels are whole numbers from 0 to {classes - 1}, the model's classes; received {labels.dtype} from "
-            f"{labels.min()} to {labels.max()}. Evaluate on the data set that the model was trained for."
+            f"Expected labels that are whole numbers from 0 to {classes - 1}, the model's classes; received "
+            f"{labels.dtype} from {labels.min()} to {labels.max()}. Evaluate on the data set of the model's training."
         )
     _check_finite(logits, "The model's outputs")
     logs = log_softmax(logits_of_probabilities(logits) if probabilities else logits)
-    found = {
+    metrics = {
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
         "top5": top_k(logits, labels, 5),
         "ece": calibration_error(logs, labels),
     }
     if teacher_logits is None:
-        return found
+        return metrics
     teacher_logits = np.asarray(teacher_logits)
     if teacher_logits.shape != logits.shape:
-        raise InputError(f"teacher_logits expects the shape {logits.shape}, received {teacher_logits.shape}.")
+        raise InputError(f"Expected teacher_logits of the shape {logits.shape}, received {teacher_logits.shape}.")
     _check_finite(teacher_logits, "The teacher's outputs")
     teacher_logs = log_softmax(teacher_logits)
-    found["agreement"] = agreement(logits, teacher_logits)
-    found["kl"] = float(np.mean((np.exp(teacher_logs) * (teacher_logs - logs)).sum(axis=1)))
-    return found
+    metrics["agreement"] = agreement(logits, teacher_logits)
+    metrics["kl"] = float(np.mean((np.exp(teacher_logs) * (teacher_logs - logs)).sum(axis=1)))
+    return metrics
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of rows in which both name the same class."""
+    """The share of rows for which both logits `[n, classes]` predict the same class."""
     return float(np.mean(first.argmax(axis=1) == second.argmax(axis=1)))
 
 
-def _check_finite(outputs: np.ndarray, what: str) -> None:
+def _check_finite(outputs: np.ndarray, subject: str) -> None:
     broken = int((~np.isfinite(outputs)).any(axis=1).sum())
     if broken:
-        raise CheckFailed(f"{what} are not finite (NaN or infinite) for {broken:,} of {len(outputs):,} images.")
+        raise CheckFailed(f"{subject} are not finite (NaN or infinite) for {broken:,} of {len(outputs):,} images.")

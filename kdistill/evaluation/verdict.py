@@ -1,13 +1,12 @@
-"""Did distillation help? BETTER, WORSE or NO DIFFERENCE, from a paired test with its interval. Standard library only.
+"""Did distillation help? BETTER, WORSE or NO DIFFERENCE, from a paired test with its interval.
 
-Over two seeds or more: the paired t-test of Student on the differences student minus control, seed by seed. Both arms
-of a seed share start, data and order, so that the difference is the teacher's doing; the interval is about other
-seeds, on these test images.
+Two or more seeds: Student's paired t-test on the differences student minus control, seed by seed. Student and control
+of a seed share initial weights, data and order, so their difference is the effect of the teacher. The interval covers
+new seeds, on these test images.
 
-With one seed there is no spread over seeds to measure. What can be tested is whether these two models differ on more
-images like the test images: McNemar's test with the mid-p value (Fagerland, Lydersen, Laake 2013, BMC Medical Research
-Methodology 13:91), which counts the images that only one of the two gets right. It says nothing about another seed, and
-the sentence says so.
+One seed: there is no spread over seeds. McNemar's test with the mid-p value (Fagerland, Lydersen, Laake 2013, BMC
+Medical Research Methodology 13:91) compares the two models on the images that only one of them classifies correctly.
+The interval covers new test images, not new seeds, and the sentence states that.
 """
 
 import math
@@ -16,159 +15,104 @@ from collections.abc import Sequence
 LEVEL = 0.95  # of the interval; the test is two-sided at 1 - LEVEL
 
 
-def judge(student: Sequence[float], control: Sequence[float], images: int, only: tuple[int, int] | None = None) -> dict:
-    """The verdict on test accuracies (shares of 1) by seed, measured on so many `images`; JSON-ready.
+def judge(
+    student: Sequence[float], control: Sequence[float], images: int, discordant: tuple[int, int] | None = None
+) -> dict:
+    """The verdict on test accuracies.
 
-    `only`: how many images only the student and only the control got right, for the test with one seed. Returns word,
-    unit ("seeds" or "test images"), test, seeds, student and control (accuracies by seed), difference (the mean of
-    student minus control), low and high (its 95 % interval), p, level and sentence.
+    Args:
+        student, control: accuracies by seed, shares of 1.
+        images: the number of test images.
+        discordant: with one seed, how many images only the student and only the control classify correctly.
+
+    Returns a JSON-ready dict: word, unit ("seeds" or "test images"), test, seeds, student and control (accuracies by
+    seed), difference (the mean of student minus control), low and high (its 95 % interval), p, level and sentence.
     """
     if len(student) != len(control) or not student:
-        raise ValueError(f"expected as many student as control accuracies, received {len(student)} and {len(control)}")
+        raise ValueError(f"Expected as many student as control accuracies, received {len(student)} and {len(control)}.")
     differences = [s - c for s, c in zip(student, control, strict=True)]
     if len(differences) > 1:
         low, high, p = paired_t(differences, 1 / images)
         unit, test = "seeds", "paired t-test over seeds"
-    elif only is not None:
-        low, high, p = mcnemar(*only, images)
+    elif discordant is not None:
+        low, high, p = mcnemar(*discordant, images)
         unit, test = "test images", "McNemar's mid-p test over test images"
     else:
-        raise ValueError("one seed needs `only`, the counts of images that one of the two gets right")
+        raise ValueError(
+            "Accuracies of one seed need `discordant`, the images that only one model classifies correctly."
+        )
     difference = math.fsum(differences) / len(differences)
     word = "BETTER" if low > 0 else "WORSE" if high < 0 else "NO DIFFERENCE"
-    found = {"word": word, "unit": unit, "test": test, "seeds": len(differences), "level": LEVEL, "p": p}
-    found |= {"student": list(student), "control": list(control), "difference": difference, "low": low, "high": high}
-    return {**found, "sentence": _sentence(found)}
+    verdict = {"word": word, "unit": unit, "test": test, "seeds": len(differences), "level": LEVEL, "p": p}
+    verdict |= {"student": list(student), "control": list(control), "difference": difference, "low": low, "high": high}
+    return {**verdict, "sentence": _sentence(verdict)}
 
 
-def _sentence(found: dict) -> str:
-    student, control = (math.fsum(found[name]) / found["seeds"] for name in ("student", "control"))
+def _sentence(verdict: dict) -> str:
+    seeds = verdict["seeds"]
+    student, control = (math.fsum(verdict[name]) / seeds for name in ("student", "control"))
+    difference, low, high = (f"{100 * verdict[name]:+.2f}" for name in ("difference", "low", "high"))
     numbers = (
-        f"distilled {student:.2%}, control {control:.2%}: {100 * found['difference']:+.2f} points, "
-        f"{found['level']:.0%} interval {100 * found['low']:+.2f} to {100 * found['high']:+.2f}, p = {found['p']:.2g}"
+        f"distilled {student:.2%}, control {control:.2%}, difference {difference} points, {verdict['level']:.0%} "
+        f"interval {low} to {high}, p = {verdict['p']:.2g}"
     )
-    if found["unit"] == "seeds":
-        text = f"{found['word']}: {numbers} ({found['test']}: {found['seeds']} pairs)."
-        won = sum(s > c for s, c in zip(found["student"], found["control"], strict=True))
-        text += f" The student is ahead for {won} of {found['seeds']} seeds."
+    if verdict["unit"] == "seeds":
+        wins = sum(s > c for s, c in zip(verdict["student"], verdict["control"], strict=True))
+        text = f"{verdict['word']}: {numbers} ({verdict['test']}: {seeds} pairs)."
+        text += f" The student is ahead for {wins} of {seeds} seeds."
     else:
         text = (
-            f"{found['word']} on these images: {numbers} ({found['test']}). This is one seed: the interval is about "
-            "other images, and another seed may come out otherwise; --seeds 5 tests that."
+            f"{verdict['word']} on these images: {numbers} ({verdict['test']}). This is one seed: the interval covers "
+            "other test images, not other seeds. Use --seeds 5 to test over seeds."
         )
-    if found["word"] == "NO DIFFERENCE":
-        text += " That is no proof of equality: any difference within the interval agrees with what was measured."
+    if verdict["word"] == "NO DIFFERENCE":
+        text += " This is no proof of equality: every difference inside the interval agrees with the measurements."
     return text
 
 
 def paired_t(differences: Sequence[float], resolution: float = 0.0) -> tuple[float, float, float]:
-    """The interval of the mean of two differences or more, and the two-sided p-value that the mean is 0.
+    """The interval of the mean of two or more differences, and the two-sided p-value of the hypothesis that it is 0.
 
-    `resolution` is the smallest step of a measured value (one test image). The standard deviation counts as at least
-    that: two seeds that differ from their controls by the very same count of images are luck, no certainty.
+    `resolution` is the smallest step of a measurement (one test image) and the least standard deviation that counts:
+    two seeds with exactly the same difference are luck, not certainty.
     """
+    from scipy.stats import t  # here, because scipy takes a second to import
+
     n = len(differences)
     mean = math.fsum(differences) / n
     deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
     error = max(deviation, resolution) / math.sqrt(n)
     if error == 0:
         return mean, mean, 1.0 if mean == 0 else 0.0
-    reach = t_quantile((1 + LEVEL) / 2, n - 1) * error
-    return mean - reach, mean + reach, _both_tails(mean / error, n - 1)
+    reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    return mean - reach, mean + reach, 2 * float(t.sf(abs(mean) / error, n - 1))
 
 
 def mcnemar(student_only: int, control_only: int, images: int) -> tuple[float, float, float]:
     """The interval of the difference of two accuracies on the same images, and the two-sided mid-p value.
 
-    Given that so many images are right for one model alone, the student's share of them is binomial, 1/2 if the models
-    are equally good. The interval is that share's mid-p interval, turned into a difference of accuracies; so it
+    Of the images that only one model classifies correctly, the student's share is binomial, with probability 1/2 if
+    the models are equally good. The interval is the mid-p interval of that share as a difference of accuracies, so it
     excludes 0 exactly when p is below 1 - LEVEL.
     """
+    from scipy.optimize import brentq
+
     n = student_only + control_only
     if n == 0:
         return 0.0, 0.0, 1.0
     tail = (1 - LEVEL) / 2
 
-    def above(share: float) -> float:  # mid-p of so many or more
-        return _binomial_tail(student_only, n, share)
+    def root(function) -> float:
+        return brentq(function, 0.0, 1.0, xtol=1e-15)
 
-    def below(share: float) -> float:
-        return _binomial_tail(control_only, n, 1 - share)
-
-    low = 0.0 if student_only == 0 else _bisect(lambda share: above(share) - tail, 0.0, 1.0)
-    high = 1.0 if control_only == 0 else _bisect(lambda share: tail - below(share), 0.0, 1.0)
-    p = min(1.0, 2 * min(above(0.5), below(0.5)))
+    low = 0.0 if student_only == 0 else root(lambda share: _mid_p(student_only, n, share) - tail)
+    high = 1.0 if control_only == 0 else root(lambda share: tail - _mid_p(control_only, n, 1 - share))
+    p = min(1.0, 2 * min(_mid_p(student_only, n, 0.5), _mid_p(control_only, n, 0.5)))
     return (2 * low - 1) * n / images, (2 * high - 1) * n / images, p
 
 
-def _binomial_tail(k: int, n: int, share: float) -> float:
-    """P(X > k) + P(X = k) / 2 for X binomial."""
-    if share in (0.0, 1.0):
-        return (share == 1.0) * (0.5 if k == n else 1.0) + (share == 0.0) * (0.5 if k == 0 else 0.0)
+def _mid_p(count: int, n: int, share: float) -> float:
+    """P(X > count) + P(X = count) / 2 for X binomial of `n` images with the probability `share`."""
+    from scipy.stats import binom
 
-    def probability(i: int) -> float:
-        ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        return math.exp(ways + i * math.log(share) + (n - i) * math.log1p(-share))
-
-    return probability(k) / 2 + math.fsum(probability(i) for i in range(k + 1, n + 1))
-
-
-def _bisect(rising, low: float, high: float) -> float:
-    """Where a rising function is 0, between `low` and `high`."""
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
-    return (low + high) / 2
-
-
-def t_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) for Student's t with so many degrees of freedom."""
-    tail = _both_tails(t, freedom) / 2
-    return 1 - tail if t > 0 else tail
-
-
-def _both_tails(t: float, freedom: int) -> float:
-    return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """The t with P(T <= t) = p: `t_quantile(0.975, 4)` is 2.776."""
-    if not 0 < p < 1:
-        raise ValueError(f"expected a probability between 0 and 1, received {p}")
-    if p < 0.5:
-        return -t_quantile(1 - p, freedom)
-    high = 1.0
-    while t_cdf(high, freedom) < p:
-        high *= 2
-    return _bisect(lambda t: t_cdf(t, freedom) - p, 0.0, high)
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularized incomplete beta function I_x(a, b), by its continued fraction (modified Lentz method).
-
-    See NIST's Digital Library of Mathematical Functions, 8.17.22.
-    """
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny = 1e-300
-    value = c = tiny
-    d = 0.0
-    for i in range(1000):
-        m = i // 2
-        if i == 0:
-            term = 1.0
-        elif i % 2 == 0:
-            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        else:
-            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d = 1 / (1 + term * d or tiny)
-        c = 1 + term / c or tiny
-        value *= c * d
-        if i and abs(c * d - 1) < 1e-15:
-            break
-    return math.exp(front) / a * value
+    return float(binom.sf(count, n, share) + binom.pmf(count, n, share) / 2)

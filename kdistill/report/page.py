@@ -33,7 +33,7 @@ def save(found: dict, folder: Path) -> None:
 
 def pictures_of(found: dict, folder: Path) -> dict[str, bytes]:
     """The PNG files that a report names, by name, as far as they are there."""
-    names = [each["file"] for each in found.get("differences", {}).get("shown", ())]
+    names = [each["file"] for each in found.get("differences", {}).get("pictures", ())]
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
@@ -274,7 +274,7 @@ def _differences(found: dict, pictures: Mapping[str, bytes]) -> str:
         f"They name another class for {about['count']:,} of {about['images']:,} test images: the teacher is right on "
         f"{about['teacher_right']:,}, the student on {about['student_right']:,}, neither on {both_wrong:,}."
     )
-    shown = [each for each in about["shown"] if each["file"] in pictures]
+    shown = [each for each in about["pictures"] if each["file"] in pictures]
     if shown:
         part = "all of them" if len(shown) == about["count"] else f"{len(shown)} of them"
         note += f" Below: {part}, first those on which the student is surest."

@@ -8,38 +8,38 @@ import pytest
 from keras import layers
 
 from kdistill.data import splits
-from kdistill.evaluation import diagnostics, input_checks, metrics
+from kdistill.evaluation import diagnostics, metrics
 from kdistill.evaluation.evaluate import predict
-from kdistill.networks import architectures
-from kdistill.recipe import Network
 
-# Three classes; the named class of each row is the largest.
+# Three classes; the predicted class of each row is the largest.
 PROBABILITIES = np.array([[0.70, 0.20, 0.10], [0.70, 0.10, 0.20], [0.10, 0.80, 0.10], [0.50, 0.25, 0.25]])
 LABELS = np.array([0, 1, 1, 0])
 LOGITS = np.log(PROBABILITIES)
 
 
 def test_confusion_and_accuracy_by_class():
-    found = diagnostics.diagnose(LOGITS, LABELS)
-    assert found["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]  # rows: the true class
-    assert found["per_class"] == [1.0, 0.5, None]
-    assert json.loads(json.dumps(found)) == found
+    result = diagnostics.diagnose(LOGITS, LABELS)
+    assert result["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]  # rows: the true class
+    assert result["per_class"] == [1.0, 0.5, None]
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_reliability_by_hand():
     # Bins of 1/15: 0.7 is in (10/15, 11/15], number 10; 0.8 = 12/15 is on an edge: number 11; 0.5 is number 7.
-    found = diagnostics.reliability(LOGITS, LABELS)
-    assert found["count"] == [0] * 7 + [1, 0, 0, 2, 1, 0, 0, 0]
-    assert found["confidence"][10] == pytest.approx(0.7) and found["accuracy"][10] == 0.5
-    assert found["confidence"][7] == pytest.approx(0.5) and found["accuracy"][7] == 1.0
-    assert found["confidence"][0] is None and found["accuracy"][0] is None
+    result = diagnostics.reliability(LOGITS, LABELS)
+    assert result["count"] == [0] * 7 + [1, 0, 0, 2, 1, 0, 0, 0]
+    assert result["confidence"][10] == pytest.approx(0.7) and result["accuracy"][10] == 0.5
+    assert result["confidence"][7] == pytest.approx(0.5) and result["accuracy"][7] == 1.0
+    assert result["confidence"][0] is None and result["accuracy"][0] is None
 
 
 def test_reliability_holds_the_calibration_error():
     rng = np.random.default_rng(0)
     logits, labels = 2 * rng.normal(size=(500, 5)), rng.integers(0, 5, 500)
-    found = diagnostics.reliability(logits, labels)
-    gaps = [n * abs(c - a) for n, c, a in zip(found["count"], found["confidence"], found["accuracy"], strict=True) if n]
+    result = diagnostics.reliability(logits, labels)
+    gaps = [
+        n * abs(c - a) for n, c, a in zip(result["count"], result["confidence"], result["accuracy"], strict=True) if n
+    ]
     assert sum(gaps) / 500 == pytest.approx(metrics.measure(logits, labels)["ece"])
 
 
@@ -49,37 +49,37 @@ def test_entropy():
     assert diagnostics.entropy(np.log([[0.8, 0.2]])) == pytest.approx(-0.8 * np.log(0.8) - 0.2 * np.log(0.2))
     # At T = 2 the odds of 4 to 1 become 2 to 1.
     assert diagnostics.entropy(np.log([[0.8, 0.2]]), 2.0) == pytest.approx(np.log(3) - 2 / 3 * np.log(2))
-    found = diagnostics.diagnose(LOGITS, LABELS, temperature=2.0)["entropy_at"]
-    assert found == {"temperature": 2.0, "entropy": diagnostics.entropy(LOGITS, 2.0)}
+    result = diagnostics.diagnose(LOGITS, LABELS, temperature=2.0)["entropy_at"]
+    assert result == {"temperature": 2.0, "entropy": diagnostics.entropy(LOGITS, 2.0)}
 
 
 def test_agreement_by_class():
-    teacher = np.log(PROBABILITIES[[0, 2, 2, 2]])  # names 0, 1, 1, 1; the model names 0, 0, 1, 0
+    teacher = np.log(PROBABILITIES[[0, 2, 2, 2]])  # predicts 0, 1, 1, 1; the model predicts 0, 0, 1, 0
     assert diagnostics.diagnose(LOGITS, LABELS, teacher)["agreement_per_class"] == [0.5, 0.5, None]
 
 
-def test_the_fitted_temperature_undoes_a_scaling():
+def test_the_fit_temperature_undoes_a_scaling():
     """Two classes, logits (z, 0): of 4 examples with odds 3 to 1, three are of the first class. The best T is 1."""
     logits, labels = np.tile([np.log(3.0), 0.0], (4, 1)), np.array([0, 0, 0, 1])
     for factor in (0.5, 1.0, 4.0):
-        assert diagnostics.fitted_temperature(logits * factor, labels) == pytest.approx(factor, rel=1e-9)
+        assert diagnostics.fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=1e-9)
 
 
-def test_the_fitted_temperature_is_bounded():
+def test_the_fit_temperature_is_bounded():
     logits = np.array([[4.0, 0.0], [4.0, 0.0]])
-    assert diagnostics.fitted_temperature(logits, np.array([0, 0])) == diagnostics.COLDEST  # never wrong
-    assert diagnostics.fitted_temperature(logits, np.array([1, 1])) == diagnostics.HOTTEST  # never right
+    assert diagnostics.fit_temperature(logits, np.array([0, 0])) == diagnostics.MIN_TEMPERATURE  # never wrong
+    assert diagnostics.fit_temperature(logits, np.array([1, 1])) == diagnostics.MAX_TEMPERATURE  # never right
 
 
-def test_scaling_mends_overconfidence():
+def test_scaling_corrects_overconfidence():
     rng = np.random.default_rng(1)
     truth = rng.normal(size=(4000, 4))
     labels = np.array([rng.choice(4, p=row) for row in np.exp(metrics.log_softmax(truth))])
-    found = diagnostics.scaling((5 * truth[:2000], labels[:2000]), (5 * truth[2000:], labels[2000:]))
-    assert found["temperature"] == pytest.approx(5, rel=0.1) and found["at_bound"] is False
-    assert found["after"]["ece"] < 0.06 < found["before"]["ece"]
-    assert found["after"]["nll"] < found["before"]["nll"]
-    assert sum(found["before"]["reliability"]["count"]) == sum(found["after"]["reliability"]["count"]) == 2000
+    result = diagnostics.temperature_scaling((5 * truth[:2000], labels[:2000]), (5 * truth[2000:], labels[2000:]))
+    assert result["temperature"] == pytest.approx(5, rel=0.1) and result["at_bound"] is False
+    assert result["after"]["ece"] < 0.06 < result["before"]["ece"]
+    assert result["after"]["nll"] < result["before"]["nll"]
+    assert sum(result["before"]["reliability"]["count"]) == sum(result["after"]["reliability"]["count"]) == 2000
 
 
 def network():
@@ -97,9 +97,9 @@ def test_dead_units_are_counted_by_layer():
     model.get_layer("conv").bias.assign([0.0, -1e6, 0.0])  # one of 3 channels can never be active
     model.get_layer("dense").bias.assign([-1e9, 0.0, -1e9, -1e9])
     images = np.full((300, 4, 4, 1), 100, np.uint8)
-    found = diagnostics.dead_units(model, images)
-    assert found["layers"] == {"relu": {"units": 3, "dead": 1}, "dense": {"units": 4, "dead": 3}}
-    assert found["share"] == pytest.approx(4 / 7) and found["images"] == 300 and found["left_out"] == []
+    result = diagnostics.dead_units(model, images)
+    assert result["layers"] == {"relu": {"units": 3, "dead": 1}, "dense": {"units": 4, "dead": 3}}
+    assert result["share"] == pytest.approx(4 / 7) and result["images"] == 300 and result["skipped"] == []
 
 
 def test_a_unit_that_is_active_once_is_not_dead():
@@ -111,11 +111,11 @@ def test_a_unit_that_is_active_once_is_not_dead():
     assert diagnostics.dead_units(model, images)["layers"]["relu"]["dead"] == 0
 
 
-def test_what_dead_units_cannot_see_is_named():
+def test_layers_that_dead_units_cannot_reach_are_reported():
     inner = keras.Sequential([keras.Input((3,)), layers.Dense(2, activation="relu", name="hidden")])
     image = keras.Input((3,))
-    found = diagnostics.dead_units(keras.Model(image, inner(image)), np.zeros((2, 3)))
-    assert found["left_out"] == ["hidden"] and found["share"] is None
+    result = diagnostics.dead_units(keras.Model(image, inner(image)), np.zeros((2, 3)))
+    assert result["skipped"] == ["hidden"] and result["share"] is None
 
 
 def test_diagnostics_of_a_run(digits: splits.Splits):
@@ -126,32 +126,10 @@ def test_diagnostics_of_a_run(digits: splits.Splits):
     }
     logits = {name: predict(model, digits.test.images) for name, model in models.items()}
     validation = predict(models["teacher"], digits.validation.images)
-    found = diagnostics.of_run(models, digits, 4.0, logits, validation)
-    assert found.keys() == {"teacher", "student"}
-    assert found["teacher"]["entropy_at"]["temperature"] == 4.0 and "scaling" in found["teacher"]
-    assert "scaling" not in found["student"] and len(found["student"]["agreement_per_class"]) == 10
-    rows = np.array(found["student"]["confusion"])
+    result = diagnostics.diagnose_models(models, digits, 4.0, logits, validation)
+    assert result.keys() == {"teacher", "student"}
+    assert result["teacher"]["entropy_at"]["temperature"] == 4.0 and "scaling" in result["teacher"]
+    assert "scaling" not in result["student"] and len(result["student"]["agreement_per_class"]) == 10
+    rows = np.array(result["student"]["confusion"])
     assert rows.sum() == 256 and (rows.sum(axis=1) == np.bincount(digits.test.labels)).all()
-    json.dumps(found, allow_nan=False)
-
-
-def test_unscaled_inputs_are_named():
-    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1)).astype(np.uint8)
-
-    def warning(scale: float) -> str | None:
-        return input_checks.unscaled_warning(
-            architectures.build(Network("mlp", {"scale": scale}), (28, 28, 1), 10), images
-        )
-
-    assert warning(1 / 255) is None
-    assert "The layer 'fc1' of 'mlp' sees inputs from 0 to 255: they look unscaled" in warning(1.0)
-    assert input_checks.unscaled_warning(architectures.build(Network("lenet"), (28, 28, 1), 10), images) is None
-    image = keras.Input((28, 28, 1))
-    centered = keras.Model(image, layers.Conv2D(2, 3)(image - 120.0))  # mean-subtracted, as some networks have it
-    normalized = keras.Model(image, layers.Conv2D(2, 3)(layers.BatchNormalization()(image)))
-    raw = keras.Model(image, layers.Conv2D(2, 3, name="first")(image))
-    assert (
-        input_checks.unscaled_warning(centered, images) is None
-        and input_checks.unscaled_warning(normalized, images) is None
-    )
-    assert "'first'" in input_checks.unscaled_warning(raw, images)
+    json.dumps(result, allow_nan=False)

@@ -54,16 +54,16 @@ def test_without_a_teacher_nothing_is_said_of_one(model):
 def test_predict_gives_the_models_own_logits_in_any_batch_size(model):
     expected = model(EXAMPLES.images.astype("float32")).numpy()
     for size in (7, 300, 1000):
-        found = predict(model, EXAMPLES.images, size)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        result = predict(model, EXAMPLES.images, size)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
     logits, ended = predict(model, EXAMPLES.images), network(softmax=True)
     centered = logits - logits.mean(axis=1, keepdims=True)
-    found = predict(ended, EXAMPLES.images)
-    np.testing.assert_allclose(found - found.mean(axis=1, keepdims=True), centered, atol=1e-3)
+    result = predict(ended, EXAMPLES.images)
+    np.testing.assert_allclose(result - result.mean(axis=1, keepdims=True), centered, atol=1e-3)
     plain = evaluate(model, EXAMPLES, logits)
     for each, tolerance in ((ended, 1e-5), (files / "softmax.tflite", 0.02)):
         measured = evaluate(each, EXAMPLES, logits)
@@ -72,8 +72,8 @@ def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
 
 
 def test_a_model_of_mixed_precision_gives_float32():
-    found = predict(network(dtype="mixed_bfloat16"), EXAMPLES.images)
-    assert found.dtype == np.float32 and np.isfinite(found).all()
+    result = predict(network(dtype="mixed_bfloat16"), EXAMPLES.images)
+    assert result.dtype == np.float32 and np.isfinite(result).all()
 
 
 def test_what_cannot_be_measured_is_refused(model, files, tmp_path):
@@ -85,7 +85,7 @@ def test_what_cannot_be_measured_is_refused(model, files, tmp_path):
             evaluate(tmp_path / name, EXAMPLES)
     with pytest.raises(InputError, match=r"received \(4, 9, 9, 1\)"):
         predict(model, np.zeros((4, 9, 9, 1), np.uint8))
-    with pytest.raises(InputError, match="no image"):
+    with pytest.raises(InputError, match="received none"):
         predict(model, EXAMPLES.images[:0])
     with pytest.raises(InputError, match="keras.Model or a"):
         predict(3, EXAMPLES.images)
@@ -114,8 +114,8 @@ def test_a_tflite_is_evaluated_without_tensorflow(files, tmp_path):
     code = (
         "import sys, numpy as np, kdistill\nfrom kdistill.data import Examples\n"
         f"held = np.load({str(tmp_path / 'examples.npz')!r})\n"
-        f"found = kdistill.evaluate({str(files / 'model.tflite')!r}, Examples(held['images'], held['labels']))\n"
-        "print(found['accuracy'], sorted({name.partition('.')[0] for name in sys.modules} & {'tensorflow', 'keras'}))"
+        f"result = kdistill.evaluate({str(files / 'model.tflite')!r}, Examples(held['images'], held['labels']))\n"
+        "print(result['accuracy'], sorted({name.partition('.')[0] for name in sys.modules} & {'tensorflow', 'keras'}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(kdistill.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

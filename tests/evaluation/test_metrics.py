@@ -14,30 +14,30 @@ def logits_of(*probabilities):
 
 def test_accuracy_and_calibration_by_hand():
     logits = logits_of([0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9])
-    found = measure(logits, np.array([0, 1, 1, 1]))
-    assert found["accuracy"] == 0.75
+    metrics = measure(logits, np.array([0, 1, 1, 1]))
+    assert metrics["accuracy"] == 0.75
     # Confidences .9 .8 .7 .9; right: 1 0 1 1. Bins of 1/15: (.9, .9) | .8 | .7
-    assert found["ece"] == pytest.approx((abs(2 - 1.8) + abs(0 - 0.8) + abs(1 - 0.7)) / 4)
-    assert found.keys() == {"accuracy", "top5", "ece"}
+    assert metrics["ece"] == pytest.approx((abs(2 - 1.8) + abs(0 - 0.8) + abs(1 - 0.7)) / 4)
+    assert metrics.keys() == {"accuracy", "top5", "ece"}
 
 
 def test_calibration_averages_within_a_bin_before_it_takes_the_size():
     # Both confidences (.71, .72) are in the bin from 10/15 to 11/15; one right, one wrong.
-    found = measure(logits_of([0.71, 0.29], [0.72, 0.28]), np.array([0, 1]))
-    assert found["ece"] == pytest.approx(abs(1 - 1.43) / 2)
+    metrics = measure(logits_of([0.71, 0.29], [0.72, 0.28]), np.array([0, 1]))
+    assert metrics["ece"] == pytest.approx(abs(1 - 1.43) / 2)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin():
-    found = measure(np.array([[500.0, -500.0]]), np.array([0]))
-    assert found == {"accuracy": 1.0, "top5": 1.0, "ece": 0.0}
+    metrics = measure(np.array([[500.0, -500.0]]), np.array([0]))
+    assert metrics == {"accuracy": 1.0, "top5": 1.0, "ece": 0.0}
 
 
 def test_kl_and_agreement_by_hand():
     student, teacher = logits_of([0.5, 0.5], [0.25, 0.75]), logits_of([0.8, 0.2], [0.25, 0.75])
-    found = measure(student, np.array([0, 1]), teacher)
+    metrics = measure(student, np.array([0, 1]), teacher)
     expected = (0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)) / 2
-    assert found["kl"] == pytest.approx(expected)
-    assert found["agreement"] == 1.0
+    assert metrics["kl"] == pytest.approx(expected)
+    assert metrics["agreement"] == 1.0
     swapped = measure(teacher, np.array([0, 1]), student)
     assert swapped["kl"] == pytest.approx((0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2)) / 2)
     assert agreement(student[[0, 1]], student[[1, 1]]) == 0.5
@@ -55,16 +55,16 @@ def test_large_logits_and_a_shift_change_nothing():
 
 def test_the_teacher_has_no_distance_to_itself():
     logits = np.random.default_rng(1).normal(size=(30, 7)).astype("float32")
-    found = measure(logits, np.zeros(30, int), logits)
-    assert (found["agreement"], found["kl"]) == (1.0, 0.0)
+    metrics = measure(logits, np.zeros(30, int), logits)
+    assert (metrics["agreement"], metrics["kl"]) == (1.0, 0.0)
 
 
 def test_top5_counts_ranks_and_ties_go_to_the_lower_class():
     logits = np.array([[6.0, 5, 4, 3, 2, 1, 0]] * 4)
     assert measure(logits, np.array([0, 4, 5, 6]))["top5"] == 0.5
     equal = np.zeros((7, 7))
-    found = measure(equal, np.arange(7))
-    assert (found["accuracy"], found["top5"]) == (1 / 7, 5 / 7)
+    metrics = measure(equal, np.arange(7))
+    assert (metrics["accuracy"], metrics["top5"]) == (1 / 7, 5 / 7)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

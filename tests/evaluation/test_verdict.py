@@ -9,17 +9,30 @@ import pytest
 from kdistill.evaluation import verdict
 
 
-def test_student_t_quantiles_are_those_of_the_printed_tables():
+def differences(t: float, freedom: int) -> list[float]:
+    """Differences whose t statistic is `t`, with so many degrees of freedom: deviation 1, mean t / sqrt(n)."""
+    n = freedom + 1
+    values = [i - (n - 1) / 2 for i in range(n)]
+    deviation = math.sqrt(math.fsum(v * v for v in values) / freedom)
+    return [v / deviation + t / math.sqrt(n) for v in values]
+
+
+def test_p_values_and_intervals_are_those_of_the_printed_tables():
     table = {(0.975, 1): 12.706, (0.975, 2): 4.303, (0.975, 4): 2.776, (0.975, 9): 2.262, (0.995, 4): 4.604}
     table |= {(0.95, 30): 1.697, (0.975, 120): 1.980, (0.9995, 5): 6.869, (0.5, 3): 0.0, (0.025, 4): -2.776}
-    for (p, freedom), t in table.items():
-        assert verdict.t_quantile(p, freedom) == pytest.approx(t, abs=6e-4)
+    for (probability, freedom), t in table.items():
+        low, high, p = verdict.paired_t(differences(t, freedom))
+        assert p == pytest.approx(2 * min(probability, 1 - probability), rel=1e-3)
+        if probability == 0.975:
+            assert (high - low) / 2 * math.sqrt(freedom + 1) == pytest.approx(t, abs=6e-4)
 
 
-def test_student_t_with_1_and_2_degrees_of_freedom_in_closed_form():
+def test_p_values_with_1_and_2_degrees_of_freedom_in_closed_form():
     for t in (-40.0, -1.5, 0.0, 0.3, 2.0, 300.0):
-        assert verdict.t_cdf(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi, abs=1e-13)
-        assert verdict.t_cdf(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)), abs=1e-13)
+        p = verdict.paired_t(differences(t, 1))[2]
+        assert p == pytest.approx(1 - 2 * math.atan(abs(t)) / math.pi, abs=1e-13)
+        p = verdict.paired_t(differences(t, 2))[2]
+        assert p == pytest.approx(1 - abs(t) / math.sqrt(2 + t * t), abs=1e-13)
 
 
 def test_paired_t_by_hand():
@@ -75,12 +88,12 @@ def test_interval_and_p_of_one_seed_never_contradict():
             assert ((low > 0) or (high < 0)) == (p < 0.05) and low <= high
 
 
-def test_one_seed_is_called_one_seed():
-    found = verdict.judge([0.95], [0.90], 100, only=(6, 1))
-    assert found["unit"] == "test images" and "This is one seed" in found["sentence"]
-    assert found["word"] == "NO DIFFERENCE"  # mid-p of 6 against 1 is 0.07
-    assert verdict.judge([0.9], [0.95], 1000, only=(10, 60))["sentence"].startswith("WORSE on these images")
-    with pytest.raises(ValueError, match="one seed"):
+def test_the_sentence_states_that_there_is_one_seed():
+    judged = verdict.judge([0.95], [0.90], 100, discordant=(6, 1))
+    assert judged["unit"] == "test images" and "This is one seed" in judged["sentence"]
+    assert judged["word"] == "NO DIFFERENCE"  # mid-p of 6 against 1 is 0.07
+    assert verdict.judge([0.9], [0.95], 1000, discordant=(10, 60))["sentence"].startswith("WORSE on these images")
+    with pytest.raises(ValueError, match="of one seed"):
         verdict.judge([0.9], [0.8], 100)
     with pytest.raises(ValueError, match="as many"):
         verdict.judge([0.9, 0.9], [0.8], 100)

@@ -57,7 +57,7 @@ def test_the_run_folder_holds_what_the_design_says(finished):
     assert report["diagnostics"].keys() == {"teacher", "control", "student"}
     assert report["diagnostics"]["teacher"]["scaling"].keys() >= {"temperature", "before", "after"}
     assert len(report["training"]["student"]["history"]["val_accuracy"]) == 2  # epochs
-    shown = report["differences"]["shown"]
+    shown = report["differences"]["pictures"]
     assert shown and {each["file"] for each in shown} <= names
     assert (folder / "report.html").read_text().count("<img ") == len(shown)
     assert [row["name"] for row in report["models"]] == ["teacher", "control", "student", "reference"]

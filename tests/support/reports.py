@@ -72,7 +72,7 @@ def report() -> dict:
         "diagnostics": {name: _about(right) for name in ("teacher", "control", "student", "student-1")},
         "differences": {"images": 80, "count": 2, "student_right": 1, "teacher_right": 0}
         | {
-            "shown": [
+            "pictures": [
                 {"file": f"differences/00000{i}.png", "index": i, "label": 2, "student": 2 - i, "teacher": 3}
                 | {"student_confidence": 0.75, "teacher_confidence": 0.5}
                 for i in range(2)

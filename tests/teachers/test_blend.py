@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from kdistill.distillation.distiller import Distiller
 from kdistill.errors import InputError
-from kdistill.evaluation import input_checks
 from kdistill.networks.architectures import build
 from kdistill.recipe import Distill, Network, Schedule, Term
 from kdistill.recipe.checks import checked
@@ -96,27 +95,6 @@ def test_an_adapted_model_teaches_and_has_taps():
     adapted = tf.image.grayscale_to_rgb(tf.image.resize(pixels, (4, 4), antialias=True)) / 255
     expected = np.mean((small.get_layer("conv")(pixels) - large.get_layer("conv")(adapted)) ** 2)
     assert logs["hint"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_bad_teacher_is_told():
-    """Classes by brightness: a teacher for pixels from 0 to 1 names one class for all raw pixels."""
-    levels = np.arange(200) % 4
-    images = np.broadcast_to((32 + 64 * levels)[:, None, None, None], (200, 2, 2, 1)).astype(np.uint8)
-
-    def brightness(scale):
-        image = keras.Input((2, 2, 1))
-        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(scale)(image))
-        dense = keras.layers.Dense(4)
-        model = keras.Model(image, dense(x), name="teacher")
-        center = (32 + 64 * np.arange(4)) / 255
-        dense.set_weights([2 * center[None], -(center**2)])
-        return model
-
-    assert input_checks.teacher_warning(brightness(1 / 255), images, levels, 4) is None
-    told = input_checks.teacher_warning(brightness(1.0), images, levels, 4)
-    assert "on 25.0% of 200 validation images, but on 100.0% of them with pixels / 255" in told
-    told = input_checks.teacher_warning(brightness(1 / 255), images, (levels + 1) % 4, 4)
-    assert "right on 0.0% of 200 validation images; chance is 25.0%" in told
 
 
 def test_variants_of_the_recipe():
