@@ -23,9 +23,7 @@ from kdistill import files, provenance
 from kdistill.compression.compress import compress
 from kdistill.conversion import convert, float32
 from kdistill.data import splits as data_splits
-from kdistill.data.batches import steps_per_epoch
 from kdistill.data.few_labels import for_control, for_student
-from kdistill.distillation.distiller import from_recipe
 from kdistill.evaluation import verdict
 from kdistill.evaluation.evaluate import predict
 from kdistill.files import byte_sizes
@@ -47,10 +45,8 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 def trained(arms: Arms, seed: int):
     """The recipe's student of this seed, kept in the run's folder with its teacher."""
-    teacher, training = arms.teacher(), arms.recipe.training
-    steps = training.epochs * steps_per_epoch(arms.splits.train, training.batch_size)
-    name = "student" + (f"-{seed}" if seed else "")
-    return arms.student(name, seed, lambda network: from_recipe(arms.recipe.distill, network, teacher, steps))
+    arms.fit_teacher()
+    return arms.fit_student(seed - arms.recipe.seed, cache="off")
 
 
 def of_file(content: bytes, examples) -> dict:

@@ -1,6 +1,5 @@
-"""The folder of one run: made new or resumed, locked while in use, and what has been finished in it."""
+"""The folder of one run: created or resumed, locked while in use, and what has been finished in it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,140 +12,154 @@ import keras
 from kdistill import files
 from kdistill.errors import InputError
 from kdistill.networks import saving
-from kdistill.recipe import values as recipe_values
+from kdistill.recipe import Recipe
+from kdistill.recipe.values import as_dict
 from kdistill.training.strategy import Devices
 
 
 class RunFolder:
-    """A run's folder, locked by this process until it ends or `close` is called.
+    """A run's folder, locked by this process until it ends, `close` is called, or a `with` block is left.
 
-    Raises `InputError` for a folder that holds another run, cannot be written, or is in use.
+    Args:
+        path: the folder.
+        resume: whether it has to hold a run to continue.
+        temporary: whether `close` deletes it.
+
+    Raises:
+        InputError: the folder holds another run, cannot be written, or is in use.
     """
 
     def __init__(self, path: Path, resume: bool = False, temporary: bool = False):
         self.path, self.temporary = path, temporary
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
-        known = path / "recipe.json"
-        begun = {".lock", ".part-recipe.json"}  # all that there is of a run which was killed at its very start
-        if path.is_dir() and {each.name for each in path.iterdir()} - begun and not resume:
-            held = "another run" if known.exists() else "other files"
+        recipe_file = path / "recipe.json"
+        at_start = {".lock", f"{files.PART}recipe.json"}  # all that a run leaves that is killed at its very start
+        if path.is_dir() and {entry.name for entry in path.iterdir()} - at_start and not resume:
+            content = "another run" if recipe_file.exists() else "other files"
             raise InputError(
-                f"The folder '{path}' holds {held}. Give --out a new folder, or --resume to go on with it."
+                f"The folder '{path}' holds {content}. Give --out a new folder, or --resume to continue that run."
             )
-        if resume and not known.exists():
-            raise InputError(
-                f"There is no run to resume in '{path}' (no recipe.json). Leave --resume out to start one."
-            )
+        if resume and not recipe_file.exists():
+            raise InputError(f"'{path}' holds no run to resume (no recipe.json). Leave out --resume to start one.")
+        message = f"The folder '{path}' is in use by another run. Wait until it ends, or give --out another folder."
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")
+            self._lock = files.exclusive_lock(path / ".lock", message)
         except OSError as error:
             raise InputError(
-                f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another."
+                f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another folder."
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(
-                f"The folder '{path}' is in use by another run. Wait for it, or give --out another."
-            ) from None
+        for part in path.glob(f"{files.PART}*"):  # left by a session that was killed while writing
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
-        for left in path.glob(f"{files.PART}*"):  # a file that was being made when an earlier session was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Gives the folder free for another run; a temporary one is deleted."""
-        self._lock.close()
+        """Unlocks the folder for other runs; deletes a temporary one."""
+        self._lock.release()
         if self.temporary:
             shutil.rmtree(self.path)
 
     def settle(
-        self, chosen: recipe_values.Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
+        self, recipe: Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
     ) -> None:
-        """Writes recipe, the data's fingerprint and strategy, or compares them with those of the run's start."""
+        """Writes recipe, fingerprint of the data, and strategy, or compares them with those of the run's start.
+
+        Raises `InputError` if they differ, unless `force`.
+        """
         path = self.path / "recipe.json"
-        values = {**recipe_values.as_dict(chosen), "data_fingerprint": data, "strategy": strategy}
+        values = {**as_dict(recipe), "data_fingerprint": data, "strategy": strategy}
         if path.exists():
-            before = files.read(path)
+            before = files.read_json(path)
             if not isinstance(before, dict):
                 raise InputError(f"'{path}' holds no recipe. Start the run anew in another folder.")
             changes = _differences(before, values)
             if changes and not force:
                 raise InputError(
                     f"The run in '{self.path}' was started with another recipe or other data: {'; '.join(changes)}. "
-                    "Give the same, or --force to go on with the new one."
+                    "Give the same, or --force to continue with the new ones."
                 )
             for change in changes:
                 say(f"Changed since the run was started: {change}")
-        files.write(path, json.dumps(values, indent=1) + "\n")
+        files.write_text(path, json.dumps(values, indent=1) + "\n")
 
     def fetch(self, stage: str, devices: Devices) -> None:
-        """Gets what the chief's folder has of a finished stage into the folders of the other workers."""
+        """Copies a finished stage from the chief's folder into the folders of the other workers."""
         if devices.workers == 1:
             return
         record, model = self.checkpoints(stage) / "finished.json", self.path / f"{stage}.keras"
-        has = devices.chief and record.exists()
-        told, content = (devices.share(path.read_bytes() if has else b"") for path in (record, model))
-        if told and not devices.chief:
+        has_it = devices.chief and record.exists()
+        record_bytes, model_bytes = (devices.share(path.read_bytes() if has_it else b"") for path in (record, model))
+        if record_bytes and not devices.chief:
             record.parent.mkdir(parents=True, exist_ok=True)
-            model.write_bytes(content)
-            record.write_bytes(told)
+            model.write_bytes(model_bytes)
+            record.write_bytes(record_bytes)
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether an earlier session has finished a stage."""
+        return (self.checkpoints(stage) / "finished.json").exists()
 
     def finished(self, stage: str) -> tuple[keras.Model, dict] | None:
         """The model and the record of a stage that an earlier session finished, or None."""
-        record = self.checkpoints(stage) / "finished.json"
-        if not record.exists():
+        if not self.is_finished(stage):
             return None
         model = saving.load_model(self.path / f"{stage}.keras")
-        return model, files.read(record)
+        return model, files.read_json(self.checkpoints(stage) / "finished.json")
 
     def finish(self, stage: str, model: keras.Model, record: dict) -> None:
-        """Keeps a stage's model and record; its checkpoints are of no more use."""
+        """Keeps a stage's model and record, and deletes its checkpoints."""
         saving.save_model(model, self.path / f"{stage}.keras")
+        self.finish_record(stage, record)
+
+    def finish_record(self, stage: str, record: dict) -> None:
+        """Keeps the record of a stage whose models are elsewhere, and deletes its checkpoints."""
         folder = self.checkpoints(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / "finished.json", json.dumps(record) + "\n")
-        for old in folder.glob("step-*.npz"):
-            os.unlink(old)
+        files.write_text(folder / "finished.json", json.dumps(record) + "\n")
+        for checkpoint in folder.glob("step-*.npz"):
+            os.unlink(checkpoint)
 
-    def settled(self, stage: str, name: str, value: Callable[[], str | None]) -> str | None:
-        """A choice made when the stage was started, or else made now: a resumed stage must not choose otherwise."""
+    def choice(self, stage: str, name: str, choose: Callable[[], str | None]) -> str | None:
+        """A choice made when the stage was started, or now: a resumed stage must not choose differently."""
         path = self.checkpoints(stage) / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, json.dumps(value()) + "\n")
-        return files.read(path)
+            files.write_text(path, json.dumps(choose()) + "\n")
+        return files.read_json(path)
 
     def checkpoints(self, stage: str) -> Path:
-        """Where a stage keeps its checkpoints."""
+        """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
 
-def open_folder(chosen: recipe_values.Recipe, out: str | Path | None, resume: bool, devices: Devices) -> RunFolder:
-    """The folder `out`, by default a new one under `runs/`; of several workers the chief's alone: others forget."""
+def open_folder(recipe: Recipe, out: str | Path | None, resume: bool, devices: Devices) -> RunFolder:
+    """The folder `out`, by default a new one under `runs/`. Workers other than the chief get a temporary one."""
     if not devices.chief:
         return RunFolder(Path(tempfile.mkdtemp(prefix="kdistill-worker-")), temporary=True)
-    return RunFolder(Path(out) if out else new_path(chosen), resume)
+    return RunFolder(Path(out) if out else new_path(recipe), resume)
 
 
-def new_path(chosen: recipe_values.Recipe, kind: str = "") -> Path:
-    """The next free folder under `runs/`; `kind` is a further word in its name, such as sweep."""
+def new_path(recipe: Recipe, kind: str = "") -> Path:
+    """The next free folder under `runs/`, named by recipe, variant and `kind`, such as `sweep`."""
     number = 1
-    words = "-".join(word for word in (chosen.name, chosen.variant, kind) if word)
+    words = "-".join(word for word in (recipe.name, recipe.variant, kind) if word)
     while (path := Path("runs") / f"{words}-{number}").exists():
         number += 1
     return path
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:
-    """What differs, as `training.epochs: 8 -> 9`."""
-    found = []
+    """What differs, such as `training.epochs: 8 -> 9`."""
+    differences = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{path}{key}.")
+            differences += _differences(old, new, f"{path}{key}.")
         elif old != new:
-            found.append(f"{path}{key}: {old} -> {new}")
-    return found
+            differences.append(f"{path}{key}: {old} -> {new}")
+    return differences

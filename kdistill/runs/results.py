@@ -45,8 +45,8 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "warnings": arms.warnings,
         "verdict": _verdict(recipe, splits, logits),
         "models": rows,
-        "diagnostics": diagnostics.of_run(models, splits, temperature, logits, validation),
-        "differences": disagreement.differing(logits["student"], teacher, splits.test, arms.folder.path),
+        "diagnostics": diagnostics.diagnose_models(models, splits, temperature, logits, validation),
+        "differences": disagreement.write_pictures(logits["student"], teacher, splits.test, arms.folder.path),
         "files": list(files.values()),
     }
 

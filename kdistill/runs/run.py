@@ -1,25 +1,24 @@
-"""The story of a run, top to bottom: data, teacher, control, student, files, report."""
+"""The story of a run, top to bottom: data, checks, teacher, control and student of each seed, files, report."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from kdistill import provenance
-from kdistill.data import splits as data_splits
-from kdistill.distillation.distiller import Distiller, from_recipe
+from kdistill.data.splits import load_splits
 from kdistill.networks import applications
-from kdistill.recipe import Recipe
+from kdistill.networks.precision import dtype_policy
+from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.checks import check_precision
 from kdistill.recipe.loading import load_profile
-from kdistill.recipe.objective import teacher_taps
 from kdistill.recipe.values import as_dict
 from kdistill.report import page
 from kdistill.runs import results
 from kdistill.runs.arms import Arms
 from kdistill.runs.folder import open_folder
-from kdistill.training.strategy import choose, explained
+from kdistill.runs.preflight import check_run
+from kdistill.training.strategy import choose_devices, readable_error
 
 
 def run(
@@ -36,58 +35,72 @@ def run(
     profile: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Trains teacher, control and student, exports and checks the student, writes the report; returns it.
+    """Trains teacher, control and student, exports and checks the student, writes the report.
 
-    `out` is a new folder, by default one under `runs/`; with `resume` it is that of a run to go on with, exactly where
-    it was. `force` goes on although recipe, data or strategy differ. `cache`: the folder of the teacher caches, `auto`
-    for the usual one where it pays, or `off`. `strategy` is auto, none, mirrored or multiworker (see
-    `kdistill.strategy.choose`); of several workers only the chief, worker 0, writes and returns the report, the others
-    an empty dict. `profile` records a trace of some steps of each stage under `logs`. Raises `InputError` for what the
-    user can mend and `CheckFailed` for a loss that is not finite, a file that is not good enough, or a lost worker.
+    Args:
+        recipe: what to run, see `kdistill.load_recipe`.
+        out: a new folder, by default one under `runs/`; with `resume` the folder of the run.
+        data_dir: folder or file with the data set, see `kdistill.data.splits.load_splits`.
+        download: lets TensorFlow Datasets and Keras download data and weights.
+        resume: continues the run in `out` and ends with the same bits as an uninterrupted run.
+        force: resumes although recipe, data or strategy have changed.
+        cache: the folder of the teacher caches, `auto` for the default one where it pays, or `off`.
+        strategy: `auto`, `none`, `mirrored` or `multiworker`, see `kdistill.training.strategy.choose_devices`.
+        worker_timeout: seconds that a worker waits for the others.
+        profile: records a trace of some steps of each model under `logs`.
+        say: receives each line of progress.
+
+    Returns:
+        The report, as in `report.json`, with `folder`. Of several workers only the chief, worker 0, writes and returns
+        it; the others return an empty dict.
+
+    Raises:
+        InputError: something in the arguments cannot work; nothing has been trained.
+        CheckFailed: a loss is not finite, a file is not good enough, or a worker was lost.
+
+    Example:
+
+    ```python
+    report = kdistill.run(kdistill.load_recipe("mnist", overrides=["training.epochs=3"]), "runs/short")
+    print(report["verdict"]["sentence"])
+    ```
     """
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
-    devices = choose(strategy, worker_timeout, say)
-    weights = any(applications.fetched(network.options) for network in (recipe.teacher, recipe.student))
-    # With images of one's own and weights of Keras, --download is for the weights.
-    splits = data_splits.load(recipe.data, data_dir, download and not (data_dir and weights), say=say)
-    for part in ("teacher_training", "training"):
-        devices.check_batch(min(getattr(recipe, part).batch_size, len(splits.train)), f"{part}.batch_size")
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(recipe.precision)
-    folder = open_folder(recipe, out, resume, devices)
-    try:
-        folder.settle(recipe, splits.fingerprint, force, say, str(devices))
-        devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
-        say(f"Data: {splits.source}. Run folder: {folder.path}")
-        arms = Arms(recipe, splits, folder, say, devices, profile, download)
-        asked = arms.asked(arms.teacher(), teacher_taps(recipe.distill.terms))
+    devices = choose_devices(strategy, worker_timeout, say)
+    # With images in a folder and weights of Keras, --download is for the weights.
+    trained = any(applications.fetched(network.options) for network in (recipe.teacher, recipe.student))
+    splits = load_splits(recipe.data, data_dir, download and not (data_dir and trained), say=say)
+    with dtype_policy(recipe.precision):
+        cache = check_run(recipe, splits, devices, str(cache), download, say)
+        with open_folder(recipe, out, resume, devices) as folder:
+            folder.settle(recipe, splits.fingerprint, force, say, str(devices))
+            devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
+            say(f"Data: {splits.source}. Run folder: {folder.path}")
+            arms = Arms(recipe, splits, folder, say, devices, profile, download)
+            try:
+                return _train_and_report(arms, profiles, cache)
+            except tf.errors.OpError as error:
+                raise readable_error(error, devices) from error
 
-        def distiller(network: keras.Model, steps: int) -> Distiller:
-            return from_recipe(recipe.distill, network, asked, steps)
 
-        for place in range(recipe.seeds):
-            seed, end = recipe.seed + place, f"-{place}" if place else ""
-            arms.control("control" + end, seed)
-            stored = arms.stored("student" + end, seed, asked, str(cache))
-            arms.student("student" + end, seed, distiller, stored)
-        if not devices.chief:
-            say("All is trained; the chief measures, exports and reports.")
-            devices.wait()
-            return {}
-        arms.on_one_device()
-        compressions = {}
-        if recipe.compress:
-            from kdistill.runs.compressions import run_stages  # which imports tf_keras, for those who compress
+def _train_and_report(arms: Arms, profiles: list[Profile], cache: str) -> dict:
+    arms.fit_teacher()
+    for place in range(arms.recipe.seeds):
+        arms.fit_control(place)
+        arms.fit_student(place, cache)
+    if not arms.devices.chief:
+        arms.say("Training is finished. The chief measures, exports and reports.")
+        arms.devices.wait()
+        return {}
+    arms.plain_models()
+    compressions = {}
+    if arms.recipe.compress:
+        from kdistill.runs.compressions import run_stages  # imports tf_keras, for those who compress
 
-            compressions = run_stages(arms)
-        result = results.measured(arms, profiles, compressions)
-        page.save(result, folder.path)
-        devices.wait()
-        say(f"Report: {folder.path / 'report.html'}")
-        return {**result, "folder": str(folder.path)}
-    except tf.errors.OpError as error:
-        raise explained(error, devices) from error
-    finally:
-        folder.close()
-        keras.config.set_dtype_policy(policy)
+        compressions = run_stages(arms)
+    report = results.measure_run(arms, profiles, compressions)
+    page.save(report, arms.folder.path)
+    arms.devices.wait()
+    arms.say(f"Report: {arms.folder.path / 'report.html'}")
+    return {**report, "folder": str(arms.folder.path)}

@@ -5,31 +5,35 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from kdistill import files, provenance
 from kdistill.data import few_labels
-from kdistill.data import splits as data_splits
 from kdistill.data.batches import steps_per_epoch
+from kdistill.data.splits import load_splits
 from kdistill.distillation.distiller import from_recipe
 from kdistill.distillation.supervised import Supervised
 from kdistill.evaluation import diagnostics, input_checks, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.evaluation.metrics import measure
 from kdistill.networks import saving
+from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Recipe, grid
 from kdistill.recipe.checks import check_precision
 from kdistill.recipe.objective import teacher_taps
 from kdistill.recipe.values import as_dict
-from kdistill.report import sweep as report_sweep
+from kdistill.report import sweep as sweep_report
 from kdistill.report import sweep_charts
 from kdistill.runs import sweep_logs
-from kdistill.runs.arms import LOOKED_AT, Arms
+from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
+from kdistill.runs.preflight import check_run, check_students
+from kdistill.runs.results import describe_data
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
-from kdistill.training.side_by_side import Once, SideBySide
+from kdistill.training.side_by_side import OncePerBatch, SideBySide
+
+Groups = dict[str, list[grid.Setting]]
 
 
 def sweep(
@@ -45,194 +49,216 @@ def sweep(
     cache: str | Path = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:
-    """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds; returns what is in sweep.json.
+    """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds.
 
     The students of a seed (of all seeds, where `recipe.cache.seed` gives them the same batches) train side by side, on
-    one pass of the data and one forward of the teacher for each batch;
-    `together`: at most so many at a time, where memory is short; `cache` as in `run`. The control, the student trained
-    on labels alone with the recipe's own settings, is one more of them. Errors are those of `run`.
+    one pass of the data and one forward pass of the teacher for each batch. The control, the student trained on labels
+    alone with the recipe's own settings, is one of them.
+
+    Args:
+        grids: such as `["temperature=1,2,4"]`, see `kdistill.recipe.grid.axes`; by default the recipe's grid.
+        together: trains at most this many students at a time, where memory is short. None: all.
+        out, data_dir, download, resume, force, cache, say: as for `kdistill.run`.
+
+    Returns:
+        The content of `sweep.json`, with `folder`.
+
+    Raises:
+        InputError, CheckFailed: as `kdistill.run`.
     """
     recipe = dataclasses.replace(recipe, grid=tuple(grids or recipe.grid))
-    found = grid.axes(recipe, list(recipe.grid))
+    axes = grid.axes(recipe, list(recipe.grid))
     check_precision(recipe.precision)
-    groups = grid.students(settings := grid.settings(recipe, found))
-    splits = data_splits.load(recipe.data, data_dir, download, say=say)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(recipe.precision)
-    folder = RunFolder(Path(out) if out else new_path(recipe, "sweep"), resume)
-    try:
-        folder.settle(recipe, splits.fingerprint, force, say)
-        say(f"Data: {splits.source}. Sweep folder: {folder.path}")
-        say(f"{len(settings)} settings are {len(groups)} students{_why(settings, groups)}; seeds: {recipe.seeds}")
-        arms = Arms(recipe, splits, folder, say)
-        teacher = arms.teacher()
-        seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-        # Seeds differ in the order of the images too, unless the recipe has one seed for all views: then all of them
-        # train on one pass.
-        passes = [
-            each
-            for some in ([list(seeds)] if recipe.cache.seed is not None else [[seed] for seed in seeds])
-            for each in _trained(arms, groups, teacher, some, together, str(cache), say)
-        ]
-        rows = [_row(name, groups.get(name), passes) for name in ("control", *groups)]
-        best = _best(rows)
-        result = {
-            "recipe": as_dict(recipe),
-            **provenance.of_run(),
-            "data": {
-                "source": splits.source,
-                "fingerprint": splits.fingerprint,
-                **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-                **few_labels.counts(splits),
-            },
-            "grid": found,
-            "seeds": list(seeds),
-            "teacher": evaluate(teacher, splits.test),
-            "students": rows,
-            "best": best,
-            "verdict": _verdict(best, passes, len(splits.test)) if best else None,
-            "cost": {
-                "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
-                "passes": [cost for each in passes for cost in each["cost"]],
-            },
-        }
-        curves = {str(seed): each["curves"] for seed, each in zip(seeds, passes, strict=True)}
-        files.write(folder.path / "curves.json", json.dumps(curves) + "\n")
-        pictures = sweep_charts.draw(result, curves, folder.path, side_by_side.FIRST)
-        report_sweep.save(result, pictures, folder.path)
-        sweep_logs.tensorboard(result, curves, folder.path / "logs")
-        say(f"Report: {folder.path / 'sweep.html'}")
-        return {**result, "folder": str(folder.path)}
-    finally:
-        folder.close()
-        keras.config.set_dtype_policy(policy)
+    groups = grid.students(settings := grid.settings(recipe, axes))
+    splits = load_splits(recipe.data, data_dir, download, say=say)
+    with dtype_policy(recipe.precision):
+        cache = check_run(recipe, splits, cache=str(cache), download=download, say=say)
+        check_students([group[0].recipe for group in groups.values()], splits)
+        with RunFolder(Path(out) if out else new_path(recipe, "sweep"), resume) as folder:
+            folder.settle(recipe, splits.fingerprint, force, say)
+            same = "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect)"
+            say(f"Data: {splits.source}. Sweep folder: {folder.path}")
+            say(f"{len(settings)} settings need {len(groups)} students{same}; seeds: {recipe.seeds}")
+            arms = Arms(recipe, splits, folder, say, download=download)
+            taps = {tap for group in groups.values() for tap in teacher_taps(group[0].recipe.distill.terms)}
+            teacher = arms.fit_teacher(taps)
+            by_seed = _train_all(arms, groups, together, cache)
+            result = _result(arms, axes, groups, by_seed) | {"teacher": evaluate(teacher, splits.test)}
+            curves = {str(seed): by_seed[seed]["curves"] for seed in result["seeds"]}
+            files.write_text(folder.path / "curves.json", json.dumps(curves) + "\n")
+            pictures = sweep_charts.draw(result, curves, folder.path, side_by_side.FIRST_STEPS)
+            sweep_report.save(result, pictures, folder.path)
+            sweep_logs.tensorboard(result, curves, folder.path / "logs")
+            say(f"Report: {folder.path / 'sweep.html'}")
+            return {**result, "folder": str(folder.path)}
 
 
-def _why(settings: list, groups: dict) -> str:
-    return "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect: trained once)"
+def _train_all(arms: Arms, groups: Groups, together: int | None, cache: str) -> dict[int, dict]:
+    """Trains every student of every seed. Returns by seed `students` (measurements by name), `curves` and `cost`."""
+    seeds = [arms.recipe.seed + place for place in range(arms.recipe.seeds)]
+    # Seeds differ in the order of the images too, unless the recipe has one seed for all views: then one pass will do.
+    shared = arms.recipe.cache.seed is not None
+    by_seed = {seed: {"students": {}, "curves": {}, "cost": []} for seed in seeds}
+    for seeds_of_pass in [seeds] if shared else [[seed] for seed in seeds]:
+        _train_seeds(arms, groups, seeds_of_pass, by_seed, together, cache)
+    return by_seed
 
 
-def _trained(arms: Arms, groups: dict, teacher, seeds: list[int], together: int | None, cache: str, say) -> list[dict]:
-    """Every student of these seeds, which see the same batches, trained: for each seed `students` (measurements by
-    name), `curves` and `cost`."""
-    chosen = {name: group[0].recipe for name, group in groups.items()}
-    found = [{"students": {}, "curves": {}, "cost": []} for _ in seeds]
-    if arms.splits.known is None:
-        chosen = {"control": arms.recipe, **chosen}
-    else:  # the control's batches hold labeled images alone, so it cannot train on those of the students
-        for seed, each in zip(seeds, found, strict=True):
-            control = arms.control(f"control-{seed}", seed)
+def _train_seeds(arms: Arms, groups: Groups, seeds: list[int], by_seed: dict, together: int | None, cache: str) -> None:
+    """Trains every student of seeds that see the same batches, and adds the results to `by_seed`."""
+    recipes = {name: group[0].recipe for name, group in groups.items()}
+    if arms.splits.labeled_mask is None:
+        recipes = {"control": arms.recipe, **recipes}
+    else:  # the control's batches hold labeled images only, so it cannot train on those of the students
+        for seed in seeds:
+            control = arms.fit_control(seed - arms.recipe.seed, f"control-{seed}")
             outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]
-            each["students"]["control"] = _measured(arms, control, *outputs, None)
-    # A member's name is the place of its file: seed/name.
-    members = {f"{seed}/{name}": recipe for seed in seeds for name, recipe in chosen.items()}
+            by_seed[seed]["students"]["control"] = _measure_student(arms, control, *outputs, None)
+    # A member's name is the path of its file: seed/name.
+    members = {f"{seed}/{name}": recipe for seed in seeds for name, recipe in recipes.items()}
     size, names = together or len(members), list(members)
     for place, start in enumerate(range(0, len(names), size)):
         part = {name: members[name] for name in names[start : start + size]}
         stage = "students-" + "+".join(map(str, seeds)) + (f"-{place}" if place else "")
-        made = _one_pass(arms, part, teacher, stage, (cache, -(-len(names) // size)), say)
+        record = _train_pass(arms, part, stage, cache, passes=-(-len(names) // size))
         for key in ("students", "curves"):
-            for member, value in made[key].items():
+            for member, value in record[key].items():
                 seed, _, name = member.partition("/")
-                found[seeds.index(int(seed))][key][name] = value
-        found[0]["cost"].append(made["cost"])
-    return found
+                by_seed[int(seed)][key][name] = value
+        by_seed[seeds[0]]["cost"].append(record["cost"])
 
 
-def _one_pass(arms: Arms, chosen: dict[str, Recipe], teacher, stage: str, cache: tuple, say) -> dict:
-    """The students of one pass of the data, by `seed/name`: trained, or as an earlier session has left them. `cache`:
-    where, and how many passes of a seed can share it."""
-    checkpoints = arms.folder.checkpoints(stage)
-    if (checkpoints / "finished.json").exists():
-        say(f"{stage}: finished before")
-        made = files.read(checkpoints / "finished.json")
-        if set(made["students"]) == set(chosen):
-            return made
+def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, passes: int) -> dict:
+    """Trains the students of one pass of the data, by `seed/name`, or returns what an earlier session has recorded.
+
+    `passes`: number of passes that can share a cache.
+    """
+    if arms.folder.is_finished(stage):
+        arms.say(f"{stage}: already finished")
+        record = files.read_json(arms.folder.checkpoints(stage) / "finished.json")
+        if set(record["students"]) == set(recipes):
+            return record
     splits, training = few_labels.for_student(arms.splits), arms.recipe.training
     steps = steps_per_epoch(splits.train, training.batch_size) * training.epochs
-    taps = {tap: path for recipe in chosen.values() for tap, path in teacher_taps(recipe.distill.terms).items()}
-    asked = arms.asked(teacher, taps)
-    shown = Once(frozen(asked, taps=taps))
-    members, warnings = {}, {}
-    for name, recipe in chosen.items():
-        seed = int(name.partition("/")[0])
-        network = arms.network(recipe.student, seed)
-        plain = name.endswith("/control")
-        member = Supervised(network) if plain else from_recipe(recipe.distill, network, shown, steps)
-        members[name] = side_by_side.compiled(member, recipe.training, steps)
-        warnings[input_checks.unscaled_warning(network, splits.train.images[:LOOKED_AT])] = name
-    for warning in filter(None, warnings):
-        say(f"Warning, {warnings[warning]} and the like: {warning}")
-    need = side_by_side.memory(members, training.batch_size)
-    say(
+    members = _members(arms, recipes, steps)
+    memory = side_by_side.memory(members, training.batch_size)
+    arms.say(
         f"Training {len(members)} students side by side ({stage}), {training.epochs} epochs. Memory, besides data "
-        f"and teacher: {need['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
-        f"{need['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
+        f"and teacher: {memory['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
+        f"{memory['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
-    group, views = SideBySide(members), arms.views(seed)
-    views["stored"] = arms.stored(stage, seed, asked, *cache)
-    fitted = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=say, **views)
+    seed = int(next(iter(recipes)).partition("/")[0])
+    options = {**arms.teaching.views(seed), "stored": arms.teaching.replay(stage, seed, cache, passes)}
+    group, checkpoints = SideBySide(members), arms.folder.checkpoints(stage)
+    fit = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=arms.say, **options)
+    cost = {"seconds": fit["seconds"], "students": len(members), "steps": fit["steps"], "memory": memory}
+    record = {"students": _measure_group(arms, group), "curves": fit["curves"], "cost": cost}
+    arms.folder.finish_record(stage, record)
+    return record
+
+
+def _members(arms: Arms, recipes: dict[str, Recipe], steps: int) -> dict[str, Supervised]:
+    """The compiled Distiller of each setting, or for the control a Supervised; all call the teacher once per batch."""
+    taps = {tap: key for recipe in recipes.values() for tap, key in teacher_taps(recipe.distill.terms).items()}
+    teacher = OncePerBatch(frozen(arms.teaching.model, taps=taps))
+    members, warnings = {}, {}
+    for name, recipe in recipes.items():
+        student = arms.network(recipe.student, int(name.partition("/")[0]))
+        is_control = name.endswith("/control")
+        member = Supervised(student) if is_control else from_recipe(recipe.distill, student, teacher, steps)
+        members[name] = side_by_side.compiled(member, recipe.training, steps)
+        warnings[input_checks.unscaled_warning(student, arms.splits.train.images[:IMAGES])] = name
+    for warning in filter(None, warnings):
+        arms.say(f"Warning, {warnings[warning]} and similar students: {warning}")
+    return members
+
+
+def _measure_group(arms: Arms, group: SideBySide) -> dict[str, dict]:
+    """Saves and measures each student of a group, by `seed/name`."""
     validation, test = (group.predict(part.images) for part in (arms.splits.validation, arms.splits.test))
-    teacher_logits, broken = predict(teacher, arms.splits.test.images), group.broken()
-    measured = {}
-    for name, member in members.items():
+    teacher_logits, broken = predict(arms.models["teacher"], arms.splits.test.images), group.broken()
+    measurements = {}
+    for name, member in group.members.items():
         path = arms.folder.path / "students" / f"{name}.keras"
         path.parent.mkdir(parents=True, exist_ok=True)
         saving.save_model(member.student, path)
-        measured[name] = _measured(arms, member.student, validation[name], test[name], teacher_logits, broken.get(name))
-    cost = {"seconds": fitted["seconds"], "students": len(members), "steps": fitted["steps"], "memory": need}
-    made = {"students": measured, "curves": fitted["curves"], "cost": cost}
-    files.write(checkpoints / "finished.json", json.dumps(made) + "\n")
-    for old in checkpoints.glob("step-*.npz"):
-        old.unlink()
-    return made
+        outputs = validation[name], test[name], teacher_logits
+        measurements[name] = _measure_student(arms, member.student, *outputs, broken.get(name))
+    return measurements
 
 
-def _measured(arms: Arms, student, validation, test, teacher_logits, broken: int | None = None) -> dict:
-    """What one student is worth; `right` are the test images that it gets right, as bits."""
+def _measure_student(arms: Arms, student, validation, test, teacher_logits, broken: int | None = None) -> dict:
+    """The measurements of one student; `right` holds which test images it classifies correctly, as bits."""
     splits = arms.splits
-    found = {"parameters": student.count_params(), "broken_step": broken}
-    right = (test.argmax(axis=1) == splits.test.labels) & np.isfinite(test).all(axis=1)
-    found["right"] = np.packbits(right).tobytes().hex()
-    if not (np.isfinite(test).all() and np.isfinite(validation).all()):
-        return {**found, "validation": None, "test": None}
-    held = splits.validation.labels
-    accuracy = float(np.mean(validation.argmax(axis=1) == held))
-    found["validation"] = {"accuracy": accuracy, "nll": diagnostics.negative_log_likelihood(validation, held)}
-    return {**found, "test": measure(test, splits.test.labels, teacher_logits)}
+    finite = np.isfinite(test).all(axis=1)
+    correct = (test.argmax(axis=1) == splits.test.labels) & finite
+    measurements = {
+        "parameters": student.count_params(),
+        "broken_step": broken,
+        "right": np.packbits(correct).tobytes().hex(),
+        "validation": None,
+        "test": None,
+    }
+    if finite.all() and np.isfinite(validation).all():
+        labels = splits.validation.labels
+        accuracy = float(np.mean(validation.argmax(axis=1) == labels))
+        nll = diagnostics.negative_log_likelihood(validation, labels)
+        measurements["validation"] = {"accuracy": accuracy, "nll": nll}
+        measurements["test"] = measure(test, splits.test.labels, teacher_logits)
+    return measurements
 
 
-def _row(name: str, group: list | None, passes: list[dict]) -> dict:
+def _result(arms: Arms, axes: dict[str, list[str]], groups: Groups, by_seed: dict[int, dict]) -> dict:
+    students = [by_seed[seed]["students"] for seed in by_seed]
+    rows = [_row(name, groups.get(name), students) for name in ("control", *groups)]
+    best = _best(rows)
+    return {
+        "recipe": as_dict(arms.recipe),
+        **provenance.of_run(),
+        "data": describe_data(arms.splits),
+        "grid": axes,
+        "seeds": list(by_seed),
+        "students": rows,
+        "best": best,
+        "verdict": _verdict(best, students, len(arms.splits.test)) if best else None,
+        "cost": {
+            "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
+            "passes": [cost for results in by_seed.values() for cost in results["cost"]],
+        },
+    }
+
+
+def _row(name: str, group: list[grid.Setting] | None, students: list[dict]) -> dict:
     """A student over all seeds: lists by seed."""
-    seen = [each["students"][name] for each in passes]
+    measurements = [by_name[name] for by_name in students]
     return {
         "name": name,
         "settings": [setting.values for setting in group or []],
-        "parameters": seen[0]["parameters"],
-        "broken_steps": [each["broken_step"] for each in seen],
-        "validation": [each["validation"] for each in seen],
-        "test": [each["test"] for each in seen],
+        "parameters": measurements[0]["parameters"],
+        "broken_steps": [row["broken_step"] for row in measurements],
+        "validation": [row["validation"] for row in measurements],
+        "test": [row["test"] for row in measurements],
     }
 
 
 def _best(rows: list[dict]) -> str | None:
-    """The setting with the highest mean validation accuracy over the seeds; of equal ones the least likelihood loss."""
+    """The setting with the highest mean validation accuracy over the seeds; of equal ones the lowest NLL."""
 
-    def worth(row: dict) -> tuple[float, float]:
+    def score(row: dict) -> tuple[float, float]:
         return tuple(
-            sign * sum(each[key] for each in row["validation"]) for key, sign in (("accuracy", 1), ("nll", -1))
+            sign * sum(metrics[key] for metrics in row["validation"]) for key, sign in (("accuracy", 1), ("nll", -1))
         )
 
-    whole = [row for row in rows if row["settings"] and all(row["validation"])]
-    return max(whole, key=worth)["name"] if whole else None
+    finite = [row for row in rows if row["settings"] and all(row["validation"])]
+    return max(finite, key=score)["name"] if finite else None
 
 
-def _verdict(best: str, passes: list[dict], images: int) -> dict | None:
+def _verdict(best: str, students: list[dict], images: int) -> dict | None:
     """The best setting against the control, on the test images, which had no part in choosing it."""
-    both = [[each["students"][name] for each in passes] for name in (best, "control")]
-    if not all(each["test"] for arm in both for each in arm):
+    arms = [[by_name[name] for by_name in students] for name in (best, "control")]
+    if not all(row["test"] for arm in arms for row in arm):
         return None
-    accuracy = [[each["test"]["accuracy"] for each in arm] for arm in both]
-    right = [np.unpackbits(np.frombuffer(bytes.fromhex(arm[0]["right"]), np.uint8))[:images] == 1 for arm in both]
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    return verdict.judge(*accuracy, images, only)
+    accuracies = [[row["test"]["accuracy"] for row in arm] for arm in arms]
+    correct = [np.unpackbits(np.frombuffer(bytes.fromhex(arm[0]["right"]), np.uint8))[:images] == 1 for arm in arms]
+    only = int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())
+    return verdict.judge(*accuracies, images, only)

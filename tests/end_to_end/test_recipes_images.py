@@ -18,7 +18,7 @@ from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.overrides import override
 from kdistill.runs import arms
 from kdistill.tflite import inspection
-from kdistill.training import fit
+from kdistill.training.optimizers import learning_rate
 
 
 def run(*arguments: str) -> None:
@@ -61,12 +61,12 @@ def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, mo
     recipe = load_recipe(name, variant)
     assert applications.trained(recipe.teacher.options, 1000)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    splits = data_splits.load(
+    splits = data_splits.load_splits(
         Data("image_folder", image_size=32, validation=0.34), folders(tmp_path / "images"), say=str
     )
     splits = dataclasses.replace(splits, class_names=tuple(map(str, range(1000))))
     with pytest.raises(InputError, match="Allow the download with --download"):
-        arms.Arms(recipe, splits, None, print).teacher()
+        arms.Arms(recipe, splits, None, print).fit_teacher()
     keras.utils.set_random_seed(1)
     theirs = keras.applications.MobileNetV2(
         weights=None, classes=1000, alpha=0.35, input_shape=(32, 32, 3), classifier_activation=None
@@ -74,14 +74,14 @@ def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, mo
     theirs.save_weights(tmp_path / "m.weights.h5")
     options = {"weights": str(tmp_path / "m.weights.h5"), "alpha": 0.35, "size": 32}
     given = dataclasses.replace(recipe, teacher=Network("mobilenet_v2", options), precision="float32")
-    teacher = arms.Arms(given, splits, None, print).teacher()
+    teacher = arms.Arms(given, splits, None, print).fit_teacher()
     pixels = splits.test.images[:3].astype("float32")
     np.testing.assert_allclose(teacher(pixels), theirs(pixels / 127.5 - 1), atol=1e-4)
 
 
 def test_the_step_schedule_drops_once_where_it_says():
     """Caffe's: 4,000 of 5,000 steps at 0.001, the rest at 0.0001."""
-    schedule = fit.learning_rate(
+    schedule = learning_rate(
         Training(optimizer="sgd", learning_rate=1e-3, schedule="step", drop_at=0.8, drop_factor=0.1), 5000
     )
     rates = [float(schedule(step)) for step in (0, 3999, 4000, 4999)]

@@ -9,12 +9,12 @@ from keras import layers
 from support.small_models import CLASSES, corners, network
 
 from kdistill.data.splits import Splits
-from kdistill.errors import CheckFailed, InputError
+from kdistill.errors import CheckFailed
 from kdistill.networks import folding
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Network, Recipe
-from kdistill.runs.arms import Arms
-from kdistill.runs.folder import RunFolder
+from kdistill.runs.teaching import Teaching
+from kdistill.training.strategy import SINGLE_DEVICE
 
 
 def shaken(model: keras.Model) -> keras.Model:
@@ -117,14 +117,11 @@ def test_runs_ask_the_copy_which_keeps_the_layers_that_are_tapped(tmp_path):
     teacher, said = shaken(network()), []
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"))
 
-    def arms(**changes):
-        folder = RunFolder(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        folder.close()
-        return Arms(dataclasses.replace(recipe, **changes), splits, folder, said.append)
+    def copy(taps=(), **changes):
+        changed = dataclasses.replace(recipe, **changes)
+        return Teaching(teacher, changed, splits, None, SINGLE_DEVICE, said.append, taps).model
 
-    assert kinds(arms().asked(teacher, {})) == [] and kinds(teacher) == ["norm"] and not said
-    narrow = arms(teacher_precision="mixed_bfloat16").asked(teacher, {})
+    assert kinds(copy()) == [] and kinds(teacher) == ["norm"] and not said
+    narrow = copy(teacher_precision="mixed_bfloat16")
     assert narrow.get_layer("first").compute_dtype == "bfloat16" and "in mixed_bfloat16" in said[0]
-    assert kinds(arms().asked(teacher, ["relu"])) == [] and kinds(arms().asked(teacher, ["first"])) == ["norm"]
-    with pytest.raises(InputError, match="of whose layers no term takes anything"):
-        arms(teacher_precision="mixed_bfloat16").asked(teacher, ["relu"])
+    assert kinds(copy(["relu"])) == [] and kinds(copy(["first"])) == ["norm"]

@@ -44,7 +44,7 @@ def test_a_recipes_teacher_has_the_weights_of_files_and_is_not_trained(tmp_path,
     given = Network("lenet", small, weights=(first, second), mapping=mapping)
     said = []
     arm = arms.Arms(dataclasses.replace(recipe, teacher=given), digits, None, said.append)
-    teacher = arm.teacher()
+    teacher = arm.fit_teacher()
     for name, arrays in layers.items():
         for weight, array in zip(teacher.get_layer(name).weights, arrays, strict=True):
             np.testing.assert_array_equal(weight, array)
@@ -57,13 +57,13 @@ def test_a_recipes_teacher_has_the_weights_of_files_and_is_not_trained(tmp_path,
     # Out of a strategy it is a copy, as it is in no file.
     arm.devices = types.SimpleNamespace(strategy="some")
     arm.folder = types.SimpleNamespace(path=tmp_path)
-    plain = arm.on_one_device()["teacher"]
+    plain = arm.plain_models()["teacher"]
     x = digits.test.images[:2].astype("float32")
     assert plain is not teacher and np.array_equal(plain(x), teacher(x))
 
     nothing = Network("lenet", small, weights=(first,))
     with pytest.raises(InputError, match="No layer of 'lenet' has the name of a layer of .*first.npz. Give .* mapping"):
-        arms.Arms(dataclasses.replace(recipe, teacher=nothing), digits, None, said.append).teacher()
+        arms.Arms(dataclasses.replace(recipe, teacher=nothing), digits, None, said.append).fit_teacher()
     start = Network("lenet", small, weights=(second,))  # a student's: where its training begins
     network = arms.Arms(recipe, digits, None, said.append).network(start, 0)
     np.testing.assert_array_equal(network.get_layer("fc1").kernel, layers["fc1"][0])

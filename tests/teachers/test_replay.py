@@ -19,13 +19,13 @@ from kdistill.data.splits import Examples, Splits
 from kdistill.distillation.distiller import Distiller
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.architectures import build
-from kdistill.recipe import Cache as recipe_cache
 from kdistill.recipe import Data, Network, Recipe, Training
-from kdistill.runs.arms import Arms
 from kdistill.runs.folder import RunFolder
+from kdistill.runs.teaching import Teaching
 from kdistill.teachers import replay
 from kdistill.teachers.replay import Replay, augmentation, fingerprint, pays
 from kdistill.training import fit as training_fit
+from kdistill.training.strategy import SINGLE_DEVICE
 
 AUGMENTED = Data("corners", shift=2, flip=True)
 SPLITS = Splits(corners(83), corners(30, seed=1), corners(30, seed=2), CLASSES, "corners", "0123456789abcdef")
@@ -225,19 +225,16 @@ def test_a_run_that_goes_on_does_not_choose_again(tmp_path):
     """Otherwise a run killed before somebody else filled the cache would end with other bits than it began with."""
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"), AUGMENTED, training=TRAINING)
 
-    def arms(name, chosen=recipe):
+    def teaching(name):
         folder = RunFolder(tmp_path / name)
         folder.close()
-        return Arms(chosen, SPLITS, folder, quiet)
+        return Teaching(TEACHER, recipe, SPLITS, folder, SINGLE_DEVICE, quiet)
 
-    mine, other, caches = arms("run"), arms("other"), str(tmp_path / "caches")
-    assert mine.stored("student", 3, TEACHER, "auto") is None  # three epochs, three views
-    assert mine.stored("student", 3, TEACHER, caches) is None and not (tmp_path / "caches").exists()
-    assert other.stored("student", 3, TEACHER, caches).train.missing(3) == []
-    assert other.stored("student", 3, TEACHER, "off").root == tmp_path / "caches"
-    kept = dataclasses.replace(recipe, cache=recipe_cache(top_k=2))
-    with pytest.raises(InputError, match=r"cache\.top_k=2 .*--cache off stores none"):
-        arms("third", kept).stored("student", 3, TEACHER, "off")
+    mine, other, caches = teaching("run"), teaching("other"), str(tmp_path / "caches")
+    assert mine.replay("student", 3, "auto") is None  # three epochs, three views
+    assert mine.replay("student", 3, caches) is None and not (tmp_path / "caches").exists()
+    assert other.replay("student", 3, caches).train.missing(3) == []
+    assert other.replay("student", 3, "off").root == tmp_path / "caches"
 
 
 def test_top_k(tmp_path):

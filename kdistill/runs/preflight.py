@@ -1,0 +1,137 @@
+"""What would fail late is tried early: networks, files, terms, compressions and the cache, before anything trains.
+
+Nothing is trained here, and nothing is written, so that a refused command can be given again, corrected.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kdistill.data.splits import Splits
+from kdistill.distillation.distiller import Distiller, from_recipe
+from kdistill.errors import InputError
+from kdistill.files import cache_root
+from kdistill.recipe import Network, Recipe
+from kdistill.recipe.objective import teacher_taps
+from kdistill.runs.networks import build_network, load_network
+from kdistill.teachers.blend import blended
+from kdistill.training.strategy import SINGLE_DEVICE, Devices
+
+IMAGES = 2  # training images on which the terms are tried
+STEPS = 100  # length of the schedules while they are tried
+
+
+def check_run(
+    recipe: Recipe,
+    splits: Splits,
+    devices: Devices = SINGLE_DEVICE,
+    cache: str = "auto",
+    download: bool = False,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Tries everything that a run of this recipe needs. Returns the cache to use: `auto`, `off` or a folder.
+
+    Raises `InputError` for what cannot work.
+    """
+    for part in ("teacher_training", "training"):
+        batch_size = min(getattr(recipe, part).batch_size, len(splits.train))
+        devices.check_batch(batch_size, f"{part}.batch_size")
+    cache = _check_cache(recipe, len(splits.class_names), devices, cache, say)
+    _check_teacher_precision(recipe, devices)
+
+    def network(spec: Network) -> keras.Model:
+        if spec.file:
+            return load_network(spec, splits, devices)
+        return build_network(spec, splits, recipe.seed, devices, download)[0]
+
+    teachers = [network(spec) for spec in (recipe.teacher, *recipe.more_teachers)]
+    with devices.scope():
+        teacher = teachers[0] if len(teachers) == 1 else blended(teachers, recipe.distill.teacher_weights)
+        for spec in (*recipe.assistants, recipe.student):
+            student = network(spec)
+            _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS), splits)
+            teacher = student
+    if recipe.compress:
+        _check_compression(recipe, student)
+    return cache
+
+
+def check_students(recipes: list[Recipe], splits: Splits) -> None:
+    """Tries the students of a sweep's settings, each network and each set of terms once. Raises `InputError`."""
+    tried = set()
+    for recipe in recipes:
+        key = repr((recipe.student, recipe.distill.terms))
+        if key not in tried:
+            tried.add(key)
+            check_run(recipe, splits, cache="off" if not recipe.cache.top_k else "auto", say=lambda text: None)
+
+
+def _check_distillation(distiller: Distiller, splits: Splits) -> None:
+    """Computes the terms once: shapes of layers that do not fit show only then."""
+    if not distiller.terms or distiller.distribute_strategy.num_replicas_in_sync > 1:
+        return
+    labels = splits.train.labels[:IMAGES]
+    distiller.compile(optimizer=keras.optimizers.SGD(), run_eagerly=True)
+    distiller.evaluate(np.asarray(splits.train.images[:IMAGES], np.float32), labels, verbose=0)
+
+
+def _check_compression(recipe: Recipe, student: keras.Model) -> None:
+    from kdistill.compression.inputs import check_student  # imports tf_keras, for those who compress
+
+    for stage in recipe.compress:
+        check_student(student, stage)
+
+
+def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:
+    if recipe.teacher_precision and (devices.strategy or teacher_taps(recipe.distill.terms)):
+        raise InputError(
+            f"teacher_precision={recipe.teacher_precision} works on one device, without terms that use layers of the "
+            "teacher. Leave it out (--set teacher_precision=none)."
+        )
+
+
+def _check_cache(recipe: Recipe, classes: int, devices: Devices, mode: str, say: Callable[[str], None]) -> str:
+    top_k = recipe.cache.top_k
+    if top_k is not None and not 1 <= top_k < classes:
+        raise InputError(f"cache.top_k expects a number from 1 to {classes - 1}, received {top_k}.")
+    if mode == "off" and top_k:
+        raise InputError(f"cache.top_k={top_k} sets how logits are stored, but --cache off stores none. Drop one.")
+    if devices.strategy:
+        if top_k or mode not in ("auto", "off"):
+            raise InputError(
+                "The cache of the teacher's outputs works on one device; with --strategy the teacher runs with the "
+                f"student. Leave out --cache {mode} and cache.top_k, or use --strategy none."
+            )
+        return "off"
+    tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]
+    if tapping:
+        if mode not in ("off", "auto"):
+            raise InputError(
+                f"--cache stores logits, but the terms {', '.join(tapping)} need layers of the teacher. Leave it out."
+            )
+        return "off"
+    if mode == "off":
+        return mode
+    root = cache_root() if mode == "auto" else Path(mode)
+    reason = _unwritable(root)
+    if reason is None:
+        return mode
+    advice = "Give --cache another folder, or off"
+    if mode == "auto" and not top_k:
+        say(f"Warning: no teacher cache, because the folder '{root}' cannot be written ({reason}). {advice}.")
+        return "off"
+    raise InputError(f"Cannot write to the folder of the teacher cache, '{root}' ({reason}). {advice}.")
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be written, or None. Tries the nearest folder that exists, and creates none."""
+    while not folder.exists() and not folder.is_symlink() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__

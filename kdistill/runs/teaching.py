@@ -1,0 +1,76 @@
+"""How the students of a run get their teacher's outputs: from its forward pass, or from the teacher cache."""
+
+from collections.abc import Callable, Collection
+
+import keras
+
+from kdistill.data.few_labels import for_student
+from kdistill.data.splits import Splits
+from kdistill.networks import folding
+from kdistill.recipe import Recipe
+from kdistill.runs.folder import RunFolder
+from kdistill.teachers.replay import Replay, pays
+from kdistill.training.strategy import Devices
+
+IMAGES = 256  # validation images on which the copy for inference is compared with the teacher
+
+
+class Teaching:
+    """A trained teacher for the students of a run.
+
+    Attributes:
+        model: the teacher for forward passes: on one device a copy for inference, with normalization folded into the
+            weights and in `recipe.teacher_precision`. The layers in `taps` keep their outputs.
+    """
+
+    def __init__(
+        self,
+        teacher: keras.Model,
+        recipe: Recipe,
+        splits: Splits,
+        folder: RunFolder,
+        devices: Devices,
+        say: Callable[[str], None],
+        taps: Collection[str] = (),
+    ):
+        self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
+        self.model = teacher
+        if not devices.strategy:
+            images = splits.validation.images[:IMAGES]
+            self.model = folding.checked(teacher, images, recipe.teacher_precision, say, taps)
+
+    def views(self, seed: int) -> dict:
+        """Seed and repetition of the views of the training images, for control and student of this seed."""
+        cache = self.recipe.cache
+        return {"seed": seed if cache.seed is None else cache.seed, "repeat": cache.views}
+
+    def replay(self, stage: str, seed: int, cache: str, fits: int = 1) -> Replay | None:
+        """The teacher's stored outputs for a stage, computed where they are missing. None: the teacher runs.
+
+        Args:
+            cache: `off`, a folder, or `auto`, which stores where that costs fewer passes of the teacher.
+            fits: number of fits that share the views of one seed.
+        """
+        if self.folder.is_finished(stage):
+            return None
+        root = self.folder.choice(stage, "cache", lambda: self._cache_folder(seed, cache, fits))
+        if root is None:
+            return None
+        replay = self._replay(seed, root)
+        replay.build(replay.views(self.recipe.training.epochs, self.recipe.cache.views), self.say)
+        return replay
+
+    def _cache_folder(self, seed: int, cache: str, fits: int) -> str | None:
+        """The folder to store outputs in, or None if the cache is off or does not pay."""
+        if cache == "off":
+            return None
+        replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
+        if replay.by_image or settings.seed is not None:  # the seeds share what is stored
+            fits *= self.recipe.seeds
+        stores = pays(replay, cache, self.recipe.training.epochs, settings.views, fits, self.say)
+        return str(replay.root.resolve()) if stores else None
+
+    def _replay(self, seed: int, root: str | None) -> Replay:
+        recipe, seed_of_views = self.recipe, self.views(seed)["seed"]
+        splits, batch_size = for_student(self.splits), recipe.training.batch_size
+        return Replay(self.model, splits, recipe.data, batch_size, seed_of_views, root, recipe.cache.top_k)
