@@ -1,4 +1,10 @@
-"""What a model takes and what its output means: the one place that says so."""
+"""What a model takes and what its output means: images in, logits or probabilities of classes out.
+
+This is the one place that answers: are these numbers logits, how many classes are there, and which of several outputs
+classifies. The teacher, the losses, the evaluation and the export ask here.
+"""
+
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -7,11 +13,24 @@ import tensorflow as tf
 from kdistill.errors import InputError
 from kdistill.networks.keras_internals import logits_before_softmax
 
+MAIN_OUTPUTS = ("logits", "probabilities")  # of several outputs, the one of these names classifies
+SMALLEST_PROBABILITY = 1e-7  # int8 files round small probabilities to exactly 0
+
+
+class Head(NamedTuple):
+    """What a classifier gives: the kind of its numbers, `logits` or `probabilities`, and the number of classes."""
+
+    kind: str
+    classes: int
+
+
+# -- tensors, inside of a training step -------------------------------------------------------------------------------
+
 
 def as_logits(outputs) -> tf.Tensor:
-    """The logits of a model's outputs: what stood before a final softmax, or the outputs themselves.
+    """The logits `[batch, classes]` of a model's outputs: the tensor before a final softmax, or the outputs themselves.
 
-    Keras keeps the tensor before a softmax activation on the tensor behind it, as its own cross-entropies use it.
+    Raises `InputError` for several outputs, for other shapes, and for a single class.
     """
     if isinstance(outputs, (dict, list, tuple)):
         raise InputError(
@@ -28,20 +47,38 @@ def as_logits(outputs) -> tf.Tensor:
     return logits
 
 
-SMALLEST = 1e-7  # a probability below this counts as this: int8 files round to exactly 0
+# -- arrays, of models and files --------------------------------------------------------------------------------------
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether every row is a distribution, as behind a softmax. Logits practically never are."""
+    """Whether every row of `[n, classes]` is a distribution, as after a softmax. Logits practically never are."""
     return bool(len(outputs) and (outputs >= 0).all() and (abs(outputs.sum(axis=1) - 1) < 1e-3).all())
+
+
+def output_kind(outputs: np.ndarray) -> str:
+    """`logits` or `probabilities`, judged by the numbers `[n, classes]`."""
+    return "probabilities" if are_probabilities(outputs) else "logits"
 
 
 def logits_of_probabilities(probabilities: np.ndarray) -> np.ndarray:
     """Logits `[n, classes]` whose softmax gives these probabilities."""
-    return np.log(np.maximum(probabilities, SMALLEST))
+    return np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
 
 
-MAIN = ("logits", "probabilities")  # of several outputs, the one that classifies
+def main_output(outputs, model: str = "the model"):
+    """The output that classifies: the only one, or in a dict the one named `logits` or `probabilities`."""
+    if not isinstance(outputs, dict):
+        return outputs
+    names = [name for name in MAIN_OUTPUTS if name in outputs]
+    if len(names) != 1:
+        raise InputError(
+            f"The model '{model}' has the outputs {', '.join(sorted(outputs))}; expected exactly one named 'logits' or "
+            "'probabilities'. Build it with keras.Model(image, {'logits': ..., ...})."
+        )
+    return outputs[names[0]]
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
 
 
 def image_shape(model: keras.Model) -> tuple[int, int, int]:
@@ -50,11 +87,11 @@ def image_shape(model: keras.Model) -> tuple[int, int, int]:
         raise InputError(f"The model '{model.name}' is not built. Call it once on a batch of images before export.")
     try:
         shape = model.input_shape
-    except AttributeError:  # a subclassed model; what it was built with is what it takes
+    except AttributeError:  # a subclassed model takes the shape that it was built with
         shape = (model.get_build_config() or {}).get("input_shape")
     if shape is None:
         raise InputError(
-            f"The input shape of the subclassed model '{model.name}' is not known. "
+            f"The subclassed model '{model.name}' does not state its input shape. "
             "Call model.build((None, height, width, channels)) before export."
         )
     if isinstance(shape, dict) or not all(size is None or isinstance(size, int) for size in shape):
@@ -67,30 +104,21 @@ def image_shape(model: keras.Model) -> tuple[int, int, int]:
     return tuple(shape[1:])
 
 
-def main_output(outputs, model: str = "the model"):
-    """The output that classifies: the only one, or of a dict the one named `logits` or `probabilities`."""
-    if not isinstance(outputs, dict):
-        return outputs
-    found = [name for name in MAIN if name in outputs]
-    if len(found) != 1:
-        raise InputError(
-            f"The model '{model}' has the outputs {', '.join(sorted(outputs))}. Of several, exactly one has to be "
-            "named 'logits' or 'probabilities'. Build it with keras.Model(image, {'logits': ..., ...})."
-        )
-    return outputs[found[0]]
+def class_count(model) -> int | None:
+    """The number of classes of a Keras model with one output, where its graph states it; else None. Nothing is run."""
+    try:
+        shape = model.output_shape
+    except (AttributeError, ValueError):
+        return None
+    return shape[-1] if isinstance(shape, tuple) and shape and isinstance(shape[-1], int) else None
 
 
-def kind_of(outputs: np.ndarray) -> str:
-    """`logits` or `probabilities`, judged by the numbers."""
-    return "probabilities" if are_probabilities(outputs) else "logits"
+def head_of(model: keras.Model) -> Head:
+    """What a model gives, from its outputs on four images of noise.
 
-
-def output_of(model: keras.Model) -> tuple[str, int]:
-    """`logits` or `probabilities`, whichever the model gives, and the number of classes; tried on noise.
-
-    A model with several outputs gives a dict, in which one is named so; its name is believed.
+    In a dict of outputs, the name `logits` or `probabilities` decides the kind, not the numbers.
     """
-    outputs = outputs_on(model, noise_images(model))
+    outputs = numpy_outputs(model, noise_images(model))
     main = main_output(outputs, model.name)
     if not isinstance(main, np.ndarray) or main.ndim != 2:
         shape = getattr(main, "shape", type(main).__name__)
@@ -99,19 +127,21 @@ def output_of(model: keras.Model) -> tuple[str, int]:
             "such, named 'logits' or 'probabilities'. Wrap it: keras.Model(model.input, <the output to export>)."
         )
     if isinstance(outputs, dict):
-        return next(name for name in outputs if outputs[name] is main), main.shape[1]
-    return kind_of(main), main.shape[1]
+        return Head(next(name for name in outputs if outputs[name] is main), main.shape[1])
+    return Head(output_kind(main), main.shape[1])
 
 
 def noise_images(model: keras.Model) -> np.ndarray:
+    """Four images of random pixels, 0 to 255, float32, in the shape that a model takes; always the same."""
     return np.random.default_rng(0).integers(0, 256, (4, *image_shape(model))).astype(np.float32)
 
 
-def outputs_on(model: keras.Model, images: np.ndarray):
+def numpy_outputs(model: keras.Model, images: np.ndarray):
+    """The outputs of a model on images, as float32 arrays. Raises `InputError` where the model does not run."""
     try:
         outputs = model(images, training=False)
-    except Exception as error:  # whatever a user's own layers may raise
+    except Exception as error:  # a user's own layers may raise anything
         raise InputError(f"The model '{model.name}' does not run on images {images.shape}: {error}") from error
     if isinstance(outputs, dict):
-        return {name: np.asarray(each, np.float32) for name, each in outputs.items()}
+        return {name: np.asarray(output, np.float32) for name, output in outputs.items()}
     return np.asarray(outputs, np.float32) if tf.is_tensor(outputs) else outputs

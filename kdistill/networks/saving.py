@@ -15,7 +15,7 @@ def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) ->
     model = load_model(path)
     if heads.image_shape(model) != tuple(shape):
         raise InputError(f"The model '{path}' expects images of {heads.image_shape(model)}, the data holds {shape}.")
-    found = heads.output_of(model)[1]
+    found = heads.head_of(model)[1]
     if found != classes:
         raise InputError(f"The model '{path}' has {found} classes, the data has {classes}.")
     return model

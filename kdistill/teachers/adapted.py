@@ -1,4 +1,4 @@
-"""A teacher that sees the images in its own way."""
+"""A teacher with its own input: size, channels and range of values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,19 @@ from kdistill.errors import InputError
 
 @dataclass(frozen=True)
 class Adapted:
-    """A teacher that sees the images in its own way: size, number of channels, range of values.
+    """A teacher that takes images of another size, number of channels or range of values than the student.
 
-    `teacher` is a model or a function. In this order, each only where given: `size` (height, width), bilinear, with
-    anti-aliasing where the image shrinks; `channels`, 1 to 3 (gray three times) or 3 to 1 (luminance); `bgr` swaps red
-    and blue; then `(image * scale - mean) / std`, mean and std one number or one for each channel. Give the values for
-    pixels as the student gets them, 0..255 in a recipe.
+    The steps run in the order of the arguments. Values are for the student's pixels, 0 to 255 in a recipe.
+
+    Args:
+        teacher: a model, or a function images -> logits.
+        size: (height, width), bilinear, with anti-aliasing where the image shrinks. None keeps the size.
+        channels: 3 from 1 (gray three times) or 1 from 3 (luminance). None keeps the channels.
+        bgr: swaps red and blue.
+        scale, mean, std: `(image * scale - mean) / std`; mean and std are one number, or one for each channel.
+
+    Example:
+        `Adapted(keras.applications.ResNet50(), size=(224, 224), bgr=True, mean=(103.9, 116.8, 123.7))`
     """
 
     teacher: object
@@ -35,7 +42,7 @@ class Adapted:
             raise InputError(f"Adapted expects scale and std above 0, received {self.scale} and {self.std}.")
 
     def prepare(self, images) -> tf.Tensor:
-        """The images as the teacher takes them, float32."""
+        """The images `[batch, height, width, channels]` as the teacher takes them, float32."""
         images = tf.cast(images, tf.float32)
         if images.shape.rank != 4:
             raise InputError(f"Adapted expects images [batch, height, width, channels], received {images.shape}.")
@@ -44,15 +51,18 @@ class Adapted:
         received = images.shape[-1]
         if self.channels is not None and self.channels != received:
             if {received, self.channels} != {1, 3}:
-                raise InputError(f"Adapted makes 3 channels of 1 or 1 of 3; received {received} channels.")
+                raise InputError(
+                    f"Adapted converts 1 channel to 3 or 3 to 1; received {received} channels for {self.channels}."
+                )
             images = tf.image.grayscale_to_rgb(images) if self.channels == 3 else tf.image.rgb_to_grayscale(images)
         if self.bgr:
             images = images[..., ::-1]
         return (images * self.scale - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
 
     def __call__(self, images):
-        return outputs_of(self.teacher, self.prepare(images))
+        return inference_outputs(self.teacher, self.prepare(images))
 
 
-def outputs_of(teacher, images):
+def inference_outputs(teacher, images):
+    """The outputs of a model in inference mode, or of a function."""
     return teacher(images, training=False) if isinstance(teacher, keras.layers.Layer) else teacher(images)

@@ -49,7 +49,7 @@ def test_gray_models_get_color_and_metadata_for_mediapipe(model, tmp_path):
     told = metadata.of_file(found["path"])
     assert told["inputs"][0] | {"description": ""} == {
         **{"name": "image", "description": "", "colors": "rgb"},
-        **{"mean": [0.0], "deviation": [1.0]},
+        **{"mean": [0.0], "std": [1.0]},
     }
     assert told["labels"] == list(CLASSES) and "three channels" in told["description"]
     figures = told["document"]["provenance"]["metrics"]
@@ -61,13 +61,13 @@ def test_normalization_goes_into_the_graph(tmp_path):
     image = keras.Input((6, 6, 3))
     model = keras.Model(image, layers.Dense(4, name="last")(layers.Flatten()(image)))
     pixels = np.random.default_rng(1).integers(0, 256, (40, 6, 6, 3)).astype(np.uint8)
-    mean, deviation = (123.0, 117.0, 104.0), (58.0, 57.0, 57.5)
-    profile = Profile("norm", "none", mean=mean, deviation=deviation)
+    mean, std = (123.0, 117.0, 104.0), (58.0, 57.0, 57.5)
+    profile = Profile("norm", "none", mean=mean, std=std)
     found = export(model, tmp_path, profile)
-    expected = predict(model, (pixels - np.float32(mean)) / np.float32(deviation))
+    expected = predict(model, (pixels - np.float32(mean)) / np.float32(std))
     np.testing.assert_allclose(File(found["path"]).predict(pixels), expected, atol=1e-4)
     np.testing.assert_allclose(predict(graph.normalized(model, profile), pixels), expected, atol=1e-4)
-    one = Profile("one", "none", mean=(127.5,), deviation=(127.5,))
+    one = Profile("one", "none", mean=(127.5,), std=(127.5,))
     np.testing.assert_allclose(
         predict(graph.normalized(model, one), pixels), predict(model, pixels / 127.5 - 1), atol=1e-4
     )
@@ -99,7 +99,7 @@ def test_several_outputs_keep_their_names(tmp_path):
     assert {each["name"] for each in ended["outputs"]} == {"features", "probabilities"}
     np.testing.assert_allclose(File(ended["path"]).predict(IMAGES), softmax(predict(model, IMAGES)), atol=1e-4)
     nameless = keras.Model(image, {"a": logits, "b": features})
-    with pytest.raises(InputError, match="outputs a, b. Of several, exactly one has to be named 'logits'"):
+    with pytest.raises(InputError, match="outputs a, b; expected exactly one named 'logits'"):
         export(nameless, tmp_path / "no", "reference")
 
 

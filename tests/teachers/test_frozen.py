@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import as_logits
-from kdistill.teachers.frozen import classes_of, frozen
+from kdistill.networks.heads import as_logits, class_count
+from kdistill.teachers.frozen import frozen
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
 
@@ -73,5 +73,5 @@ def test_what_is_no_teacher_is_named():
 
 
 def test_classes():
-    assert classes_of(net(keras.layers.Dense(4))) == 4
-    assert classes_of(keras.Sequential([keras.layers.Dense(4)])) is None
+    assert class_count(net(keras.layers.Dense(4))) == 4
+    assert class_count(keras.Sequential([keras.layers.Dense(4)])) is None
