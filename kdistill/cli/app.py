@@ -1,4 +1,4 @@
-"""What all commands share: the app, options, messages and exit status (0 success, 1 a failed check, 2 bad input)."""
+"""What the commands share: the app, options, messages, exit status (0 success, 1 a failed check, 2 bad input)."""
 
 import json
 import sys
@@ -16,19 +16,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Distills trained Keras models into small ones for phones, and proves what each is worth.",
+    help="Distills trained Keras models into small ones for phones, and measures what each is worth.",
     epilog="Examples: `kdistill run mnist` | `kdistill export student.keras --profile npu --out files` | "
     "`kdistill evaluate student.tflite`. `kdistill COMMAND --help` explains each.",
 )
 DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's own files (IDX, .npz).")]
-CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (used where it pays), or its folder.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files (IDX, .npz, images).")]
+CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (where it saves time), or its folder.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Datasets to download the data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without its start-up remarks, which TF_CPP_MIN_LOG_LEVEL no longer covers."""
+    """Imports TensorFlow without its messages at start-up, some of which ignore TF_CPP_MIN_LOG_LEVEL."""
     from kdistill.tflite.interpreter import quiet
 
     with quiet():
@@ -39,7 +39,7 @@ def import_tensorflow() -> None:
 
 
 def command(function: Callable, group: typer.Typer = app) -> Callable:
-    """Registers a command; a user's mistake or a failed check becomes one message and an exit status."""
+    """Registers a command. A user's mistake or a failed check becomes one message and an exit status."""
 
     @wraps(function)
     def guarded(*args, **kwargs):
@@ -62,7 +62,7 @@ def command(function: Callable, group: typer.Typer = app) -> Callable:
 
 
 def say_to(as_json: bool) -> Callable[[str], None]:
-    """Progress goes to the screen, or to standard error where standard output is for a machine."""
+    """Prints progress on standard output, or on standard error with --json."""
     return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
 
@@ -81,13 +81,13 @@ def show_table(titles: list[str], cells: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*titles)
-    for column in shown.columns[1:]:
+    screen_table = Table(*titles)
+    for column in screen_table.columns[1:]:
         column.justify = "right"
     for row in cells:
-        shown.add_row(*row)
-    # A terminal is as wide as it is; a file or a pipe gets lines that do not break.
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+        screen_table.add_row(*row)
+    # Lines must not break in a file or a pipe, which have no width.
+    Console(width=None if sys.stdout.isatty() else 120).print(screen_table)
 
 
 def data_of(name: str, data_dir: Path | None, download: bool, say: Callable[[str], None]):

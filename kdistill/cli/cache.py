@@ -13,14 +13,14 @@ from kdistill.errors import CheckFailed, InputError
 
 group = typer.Typer(no_args_is_help=True, help="Stored teacher outputs: build, verify, list, prune.")
 app.add_typer(group, name="cache")
-of_group = partial(command, group=group)
+cache_command = partial(command, group=group)
 Root = Annotated[
     Path | None, typer.Option("--cache", help="Folder of all caches. Default: $KDISTILL_CACHE or ~/.cache/kdistill.")
 ]
-Key = Annotated[str | None, typer.Option(help="Only the cache whose key starts so (see `kdistill cache list`).")]
+Key = Annotated[str | None, typer.Option(help="Only the cache whose key starts with this (see `kdistill cache list`).")]
 
 
-@of_group
+@cache_command
 def build(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or a .py file of your own.")],
     teacher: Annotated[Path | None, typer.Option(help="The trained teacher, a .keras file.")] = None,
@@ -31,65 +31,65 @@ def build(
     cache: Root = None,
     as_json: Json = False,
 ):
-    """Fill the cache that runs of a recipe with this teacher use. Start it several times to share the work.
+    """Fill the cache that runs of a recipe use with this teacher. Several processes can share the work.
 
     Example: kdistill cache build mnist --teacher runs/mnist-default-1/teacher.keras --set cache.views=4
     """
     from kdistill.recipe.loading import load_recipe
 
-    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"teacher.file={teacher}"] if teacher else [])])
-    if not chosen.teacher.file:
-        raise InputError("There is no trained teacher to take outputs from. Give --teacher, the .keras file of one.")
+    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"teacher.file={teacher}"] if teacher else [])])
+    if not settings.teacher.file:
+        raise InputError("cache build expects a trained teacher. Give --teacher, its .keras file.")
     import_tensorflow()
     from kdistill.teachers import replay
 
     say = say_to(as_json)
-    found, views = replay.of_recipe(chosen, data_dir, download, cache, say)
-    needed, missing = found.bytes(views), found.missing(views, say)
+    stored, views = replay.of_recipe(settings, data_dir, download, cache, say)
+    needed, missing = stored.bytes(views), stored.missing(views, say)
     say(
-        f"{views} views, {replay.human(needed)} in {found.root}; {missing:.3g} passes over "
-        f"{len(found.splits.train):,} images have still to be computed."
+        f"{views} views, {replay.human(needed)} in {stored.root}; {missing:.3g} passes over "
+        f"{len(stored.splits.train):,} images are missing."
     )
     started = time.perf_counter()
-    found.build(views, say)
+    stored.build(views, say)
     seconds = time.perf_counter() - started
     if as_json:
-        keys = {"train": found.train.key, "validation": found.validation.key}
+        keys = {"train": stored.train.key, "validation": stored.validation.key}
         print(json.dumps({"keys": keys, "views": views, "bytes": needed, "passes": missing, "seconds": seconds}))
     else:
-        print(f"Filled in {seconds:.1f} s: {found.train.path}")
+        print(f"Filled in {seconds:.1f} s: {stored.train.path}")
 
 
-@of_group
+@cache_command
 def verify(cache: Root = None, key: Key = None, as_json: Json = False):
-    """Compare every part with its checksum; exit status 1 if one is damaged (a run would compute it again)."""
+    """Compare every part with its checksum. Exit status 1 if one is damaged; the next run computes it again."""
     from kdistill import files
     from kdistill.teachers import cache as teachers_cache
 
-    rows = teachers_cache.verified(cache or files.cache_root(), key)
+    rows = teachers_cache.verify_caches(cache or files.cache_root(), key)
     _show(rows, as_json)
     damaged = [f"{row['key']}/{name}" for row in rows for name in row["damaged"]]
     if damaged:
-        raise CheckFailed(f"{len(damaged)} damaged parts, to be computed again when next used: {', '.join(damaged)}")
+        raise CheckFailed(f"{len(damaged)} damaged parts, which the next run computes again: {', '.join(damaged)}")
 
 
-@of_group
+@cache_command
 def list_(cache: Root = None, as_json: Json = False):
     """The caches, their size, and when they were last used."""
     from kdistill import files
     from kdistill.teachers import cache as teachers_cache
 
-    _show(teachers_cache.listed(cache or files.cache_root()), as_json)
+    _show(teachers_cache.list_caches(cache or files.cache_root()), as_json)
 
 
-@of_group
+@cache_command
 def prune(
     cache: Root = None,
     key: Key = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Only those not used for so many days.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Only caches not used for this many days.")] = None,
     as_json: Json = False,
 ):
-    """Delete one cache (--key), or those that were not used for some days (--days).
+    """Delete one cache (--key), or those not used for some days (--days).
 
     Example: kdistill cache prune --days 30
     """
@@ -98,10 +98,10 @@ def prune(
 
     if key is None and days is None:
         raise InputError("cache prune expects --key or --days (0 deletes all).")
-    gone = teachers_cache.pruned(cache or files.cache_root(), key, days)
-    _show(gone, as_json)
+    deleted = teachers_cache.prune_caches(cache or files.cache_root(), key, days)
+    _show(deleted, as_json)
     if not as_json:
-        print(f"Deleted {len(gone)} caches.")
+        print(f"Deleted {len(deleted)} caches.")
 
 
 def _show(rows: list[dict], as_json: bool) -> None:

@@ -7,21 +7,21 @@ from kdistill.cli.app import Json, command
 
 @command
 def list_(as_json: Json = False):
-    """The recipes and the export profiles that ship with kdistill."""
+    """List the recipes and export profiles that ship with kdistill."""
     from importlib import import_module
 
     from kdistill.recipe.loading import names
 
-    found = {
+    lines = {
         package: {
             name: import_module(f"kdistill.{package}.{name}").__doc__.partition("\n")[0] for name in names(package)
         }
         for package in ("recipes", "exports")
     }
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(lines, indent=1))
         return
     for package, title in (("recipes", "Recipes"), ("exports", "Export profiles")):
         print(title)
-        for name, line in found[package].items():
+        for name, line in lines[package].items():
             print(f"  {name:<14} {line}")

@@ -1,4 +1,4 @@
-"""The command about finished runs: report."""
+"""`kdistill report`: the page of finished runs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ):
-    """The page of one run, written anew, or of several side by side, with a table.
+    """Write the page of one run again, or a page that compares several runs.
 
     Example: kdistill report runs/mnist-default-1 runs/mnist-default-2 --out comparison.html
     """

@@ -25,12 +25,12 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
     variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train control and student for so many seeds.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train control and student with this many seeds.")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
     download: Download = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it was.")
+        bool, typer.Option("--resume", help="Continue the run in --out, exactly where it stopped.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data have changed.")] = False,
     cache: CacheDir = "auto",
@@ -50,17 +50,17 @@ def run(
     from kdistill.recipe.loading import load_recipe
 
     if (resume and out is None) or (force and not resume):
-        raise InputError("--resume expects --out, the folder of the run to go on with; --force goes with --resume.")
-    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+        raise InputError("--resume expects --out, the folder of the run to continue; --force is for --resume.")
+    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
     import_tensorflow()
     from kdistill.runs.run import run as run_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
     options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
-    # Keras prints its progress on standard output, which may be for a machine.
+    # Keras prints its progress on standard output, which --json reserves for the result.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        result = run_recipe(chosen, out, **options, say=say_to(as_json))
-    if "models" not in result:  # a worker that is not the chief
+        result = run_recipe(settings, out, **options, say=say_to(as_json))
+    if "models" not in result:  # a worker other than the chief
         return
     show(result["models"], as_json, result)
     if not as_json:

@@ -18,13 +18,15 @@ def sweep(
     ] = None,
     variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train every student for so many seeds.")] = None,
-    together: Annotated[int | None, typer.Option(min=1, help="Train so many students at a time. Default: all.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train every student with this many seeds.")] = None,
+    together: Annotated[
+        int | None, typer.Option(min=1, help="Train at most this many students at a time. Default: all.")
+    ] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New sweep folder. Default: a new one under runs/.")] = None,
     download: Download = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep in --out, exactly where it was.")
+        bool, typer.Option("--resume", help="Continue the sweep in --out, exactly where it stopped.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Resume although recipe, grid or data have changed.")] = False,
     cache: CacheDir = "auto",
@@ -38,15 +40,15 @@ def sweep(
     from kdistill.recipe.loading import load_recipe
 
     if (resume and out is None) or (force and not resume):
-        raise InputError("--resume expects --out, the folder of the sweep to go on with; --force goes with --resume.")
-    chosen = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
-    axes(chosen, grid or list(chosen.grid))  # a mistake in the grid is told before TensorFlow is imported
+        raise InputError("--resume expects --out, the folder of the sweep to continue; --force is for --resume.")
+    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+    axes(settings, grid or list(settings.grid))  # refuses a wrong grid before TensorFlow is imported
     import_tensorflow()
     from kdistill.report.sweep import table_rows
     from kdistill.runs.sweep import sweep as sweep_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
-    result = sweep_recipe(chosen, grid, out, together=together, **options, say=say_to(as_json))
+    result = sweep_recipe(settings, grid, out, together=together, **options, say=say_to(as_json))
     if as_json:
         print(json.dumps(result, indent=1))
         return

@@ -91,10 +91,10 @@ def _parsed(text: str, hint, path: str):
         if Schedule in options and ":" in text:
             return Schedule.of_text(text)
         if kind in (tuple, list) or typing.get_origin(kind) is tuple:
-            plain = kind in (tuple, list)  # an option of a network, whose items are what they look like: 8x16x24
+            plain = kind in (tuple, list)  # an option of a network, whose items have no declared type: 8x16x24
             inner = (typing.get_args(kind) or (str,))[0]
             parts = [part.strip() for part in (text.replace("x", ",") if plain else text).split(",") if part.strip()]
-            return tuple(int(part) if plain and part.isdigit() else inner(part) for part in parts)
+            return tuple(_number_or_text(part) if plain else inner(part) for part in parts)
         return kind(text)
     except (ValueError, KeyError, TypeError) as error:
         expected = getattr(kind, "__name__", str(kind))
@@ -103,3 +103,12 @@ def _parsed(text: str, hint, path: str):
         if isinstance(error, TypeError):
             raise InputError(f"The key '{path}' cannot be set from text; write it in a recipe file.") from None
         raise InputError(f"The key '{path}' expects {expected}, received '{text}'.") from None
+
+
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -30,11 +30,11 @@ def check_profile(profile: Profile) -> Profile:
     check(profile.operators in ("builtin", "micro"), "operators", "'builtin' or 'micro'")
     micro = profile.operators == "micro" and batch == 1
     check(not profile.c_array or micro, "c_array", "operators 'micro' and batch 1 with it")
-    for key in ("mean", "deviation"):
+    for key in ("mean", "std"):
         values = getattr(profile, key)
         numbers = isinstance(values, (tuple, list)) and all(isinstance(n, (int, float)) for n in values)
         check(numbers and all(math.isfinite(n) for n in values), key, "numbers, one or one for each channel")
-    check(all(n > 0 for n in profile.deviation), "deviation", "numbers above 0")
+    check(all(n > 0 for n in profile.std), "std", "numbers above 0")
     for key in ("max_drop", "min_agreement"):
         check(0 <= getattr(profile, key) <= 1, key, "a share from 0 to 1")
     return profile

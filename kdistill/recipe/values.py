@@ -144,8 +144,8 @@ class Profile:
     channels: int | None = None  # None: as the model; 3: a model of gray images takes color and converts it to gray
     operators: str = "builtin"  # builtin; micro: only operators that TensorFlow Lite Micro has, too
     c_array: bool = False  # also writes the file as C++ source, with an estimate of the arena
-    mean: tuple[float, ...] = ()  # the graph computes (pixel - mean) / deviation: one number, or one per channel
-    deviation: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()  # the graph computes (pixel - mean) / std: one number, or one per channel
+    std: tuple[float, ...] = ()
     max_drop: float = 0.002  # largest accuracy loss against the Keras model, as a share of 1
     min_agreement: float = 0.99  # share of test images with the same predicted class
 

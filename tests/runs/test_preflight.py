@@ -1,0 +1,147 @@
+"""What cannot work is refused before anything trains, and leaves no folder behind."""
+
+import dataclasses
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from kdistill.cli.commands import app
+from kdistill.errors import InputError
+from kdistill.recipe import Distill, Network, Stage, Term
+from kdistill.recipe.loading import load_recipe
+from kdistill.runs import sweep as sweep_module
+from kdistill.runs.run import run
+from kdistill.training import fit
+
+SMOKE = load_recipe("mnist", "smoke", ["train_limit=64", "exports=reference"])
+SECONDS = 20  # of the issue's limit, imports included
+
+
+def changed(**changes):
+    return dataclasses.replace(SMOKE, **changes)
+
+
+def hint(**options):
+    return Distill(terms={"hint": Term("hint", 1.0, **options)})
+
+
+def saved(path, classes: int = 10, side: int = 28) -> str:
+    keras.Sequential([keras.Input((side, side, 1)), keras.layers.Flatten(), keras.layers.Dense(classes)]).save(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_trains(monkeypatch):
+    monkeypatch.setattr(fit, "fit", lambda *args, **kwargs: pytest.fail("a model was trained"))
+
+
+REFUSED = {
+    "an unknown student": (changed(student=Network("small_cmm")), "Unknown network 'small_cmm'.*small_cnn"),
+    "an unknown teacher": (changed(teacher=Network("lenett")), "Unknown network 'lenett'.*lenet"),
+    "an unknown assistant": (changed(assistants=(Network("lenett"),)), "Unknown network 'lenett'"),
+    "a negative width": (changed(student=Network("small_cnn", {"widths": (-8,)})), "small_cnn.*-8"),
+    "an unknown option": (changed(student=Network("small_cnn", {"widthz": (8,)})), "small_cnn.*widthz"),
+    "top_k": (changed(cache=dataclasses.replace(SMOKE.cache, top_k=10)), r"cache\.top_k.*from 1 to 9, received 10"),
+    "a profile": (changed(exports=("npv",)), "Unknown profile 'npv'. Did you mean 'npu'"),
+    "an absent teacher file": (changed(teacher=Network("lenet", file="no.keras")), "no file 'no.keras'"),
+    "absent weights": (changed(teacher=Network("lenet", weights=("no.npz",))), "no file 'no.npz'"),
+    "a tap of the student": (changed(distill=hint(student_tap="conv9", teacher_tap="conv2")), "conv9"),
+    "a tap of the teacher": (changed(distill=hint(student_tap="conv2", teacher_tap="conv9")), "conv9"),
+    "shapes of taps": (changed(distill=hint(student_tap="conv2", teacher_tap="conv2")), "one shape.*Project"),
+    "a layer to compress": (changed(compress=(Stage("prune", layer_sparsity={"conv9": 0.5}),)), "conv9"),
+    "a layer to skip": (changed(compress=(Stage("qat", skip=("conv9",)),)), "conv9"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_recipe_that_cannot_work(name, tmp_path):
+    recipe, message = REFUSED[name]
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=message):
+        run(recipe, tmp_path / "out", say=lambda text: None)
+    assert time.perf_counter() - start < SECONDS and not (tmp_path / "out").exists()
+
+
+def test_a_teacher_file_that_does_not_fit(tmp_path):
+    for options, message in (
+        ({"classes": 7}, "has 7 classes, the data has 10"),
+        ({"side": 8}, r"expects images of \(8, 8, 1\)"),
+    ):
+        recipe = changed(teacher=Network("own", file=saved(tmp_path / "teacher.keras", **options)))
+        with pytest.raises(InputError, match=message):
+            run(recipe, tmp_path / "out", say=lambda text: None)
+    (tmp_path / "teacher.keras").write_bytes(b"no model")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        run(recipe, tmp_path / "out", say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_fill_no_layer(tmp_path):
+    np.savez(tmp_path / "other.npz", **{"elsewhere/kernel": np.zeros((3, 3), np.float32)})
+    recipe = changed(student=Network("small_cnn", weights=(str(tmp_path / "other.npz"),)))
+    with pytest.raises(InputError, match="mapping"):
+        run(recipe, tmp_path / "out", say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/kdistill", "file/cache"])
+def test_a_cache_folder_that_cannot_be_written(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=f"Cannot write to the folder of the teacher cache, '{place}'.*--cache"):
+        run(SMOKE, tmp_path / "out", cache=place, say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_home_auto_goes_on_without_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(fit, "fit", lambda *args, **kwargs: (_ for _ in ()).throw(InterruptedError))
+    messages = []
+    with pytest.raises(InterruptedError):  # it went on, to the training of the teacher
+        run(SMOKE, tmp_path / "out", say=messages.append)
+    assert any("Warning: no teacher cache" in message and "cannot be written" in message for message in messages)
+
+
+def test_settings_of_cache_and_precision_that_contradict_each_other(tmp_path):
+    top_k = changed(cache=dataclasses.replace(SMOKE.cache, top_k=2))
+    tapped = changed(distill=hint(student_tap="conv2", teacher_tap="conv2", projector="conv1x1"))
+    for recipe, cache, message in (
+        (top_k, "off", r"cache\.top_k=2 .*--cache off stores none"),
+        (tapped, str(tmp_path / "cache"), "the terms hint need layers of the teacher"),
+        (dataclasses.replace(tapped, teacher_precision="mixed_bfloat16"), "auto", "without terms that use layers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(recipe, tmp_path / "out", cache=cache, say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_tries_the_students_of_all_settings(tmp_path):
+    with pytest.raises(InputError, match="small_cnn.*-8"):
+        sweep_module.sweep(SMOKE, ["student.widths=4x4,-8x4"], tmp_path / "out", say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_the_command_line_it_is_one_message_and_status_2(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("cat", "d\nog"):
+        (photos / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(np.full((8, 8, 3), 30 * i, np.uint8)).save(photos / name / f"{i}.png")
+    words = ["--variant", "smoke", "--out", str(tmp_path / "out")]
+    own_data = ["--set", "data.name=image_folder", "--set", "data.image_size=32", "--data-dir", str(photos)]
+    for arguments, message in (
+        ([*words, *own_data], "d\\nog"),
+        ([*words, "--set", "cache.top_k=10"], "cache.top_k"),
+        (
+            ["--variant", "smoke", "--out", "/proc/kdistill", "--set", "train_limit=64"],
+            "Cannot write to the run folder",
+        ),
+    ):
+        ended = CliRunner().invoke(app, ["run", "mnist", *arguments])
+        assert ended.exit_code == 2 and message in ended.output.replace("\n", " ") and "Traceback" not in ended.output
+    assert not (tmp_path / "out").exists()
