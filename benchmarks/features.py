@@ -60,7 +60,7 @@ def main() -> None:
         named = enumerate(taps(of))
         return {f"hint{place}": kdistill.Term("hint", student_tap=s, teacher_tap=t) for place, (s, t) in named}
 
-    folded = folding.compiled(teacher, taps=stages(teacher))
+    folded = folding.inference_copy(teacher, taps=stages(teacher))
     images, labels = images_for(teacher, batch_size * steps)
     data, once = batches(images, labels, batch_size=batch_size), {"epochs": 1, "verbose": 0}
     models = {

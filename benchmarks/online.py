@@ -94,7 +94,7 @@ def one_pair(name: str, repeats: int) -> dict:
     once = {"epochs": 1, "verbose": 0}
     models = {
         "kdistill": ours(student(), teacher),
-        "kdistill, as in runs": ours(student(), folding.compiled(teacher), own=True),
+        "kdistill, as in runs": ours(student(), folding.inference_copy(teacher), own=True),
         "keras.distillation": of_keras(student(), teacher),
         "by hand, as on keras.io": by_hand(student(), teacher),
         "student alone": plain(student()),

@@ -18,7 +18,7 @@ from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.networks import build_network, load_network, needs_training
 from kdistill.runs.teaching import Teaching
-from kdistill.teachers.blend import blended
+from kdistill.teachers.blend import blend_models
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
@@ -67,7 +67,7 @@ class Arms:
         else:
             teachers = [self._teacher(f"teacher_{place}", network) for place, network in enumerate(networks)]
             with self.devices.scope():
-                teacher = self.models["teacher"] = blended(teachers, self.recipe.distill.teacher_weights)
+                teacher = self.models["teacher"] = blend_models(teachers, self.recipe.distill.teacher_weights)
         if self.devices.chief:
             validation, classes = self.splits.validation, len(self.splits.class_names)
             self._warn(input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
@@ -154,7 +154,7 @@ class Arms:
     def _built(self, network: Network, seed: int) -> tuple[keras.Model, dict | None]:
         model, loaded = build_network(network, self.splits, seed, self.devices, self.download)
         if loaded:
-            self.say(f"Weights of '{network.name}': {weights.told(loaded)}.")
+            self.say(f"Weights of '{network.name}': {weights.summary(loaded)}.")
         return model, loaded
 
     def _fit(

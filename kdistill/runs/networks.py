@@ -11,7 +11,7 @@ from kdistill.training.strategy import Devices
 
 def needs_training(network: Network, classes: int) -> bool:
     """Whether a teacher has to be trained: it comes neither from a file nor with trained weights."""
-    return not (network.file or network.weights or applications.trained(network.options, classes))
+    return not (network.file or network.weights or applications.is_pretrained(network.options, classes))
 
 
 def load_network(network: Network, splits: Splits, devices: Devices) -> keras.Model:

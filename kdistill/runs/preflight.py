@@ -17,7 +17,7 @@ from kdistill.files import cache_root
 from kdistill.recipe import Network, Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.networks import build_network, load_network
-from kdistill.teachers.blend import blended
+from kdistill.teachers.blend import blend_models
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
 IMAGES = 2  # training images on which the terms are tried
@@ -49,7 +49,7 @@ def check_run(
 
     teachers = [network(spec) for spec in (recipe.teacher, *recipe.more_teachers)]
     with devices.scope():
-        teacher = teachers[0] if len(teachers) == 1 else blended(teachers, recipe.distill.teacher_weights)
+        teacher = teachers[0] if len(teachers) == 1 else blend_models(teachers, recipe.distill.teacher_weights)
         for spec in (*recipe.assistants, recipe.student):
             student = network(spec)
             _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS), splits)

@@ -9,7 +9,7 @@ from kdistill.data.splits import Splits
 from kdistill.networks import folding
 from kdistill.recipe import Recipe
 from kdistill.runs.folder import RunFolder
-from kdistill.teachers.replay import Replay, pays
+from kdistill.teachers.replay import Replay, cache_pays
 from kdistill.training.strategy import Devices
 
 IMAGES = 256  # validation images on which the copy for inference is compared with the teacher
@@ -37,7 +37,7 @@ class Teaching:
         self.model = teacher
         if not devices.strategy:
             images = splits.validation.images[:IMAGES]
-            self.model = folding.checked(teacher, images, recipe.teacher_precision, say, taps)
+            self.model = folding.checked_inference_copy(teacher, images, recipe.teacher_precision, say, taps)
 
     def views(self, seed: int) -> dict:
         """Seed and repetition of the views of the training images, for control and student of this seed."""
@@ -67,7 +67,7 @@ class Teaching:
         replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
         if replay.by_image or settings.seed is not None:  # the seeds share what is stored
             fits *= self.recipe.seeds
-        stores = pays(replay, cache, self.recipe.training.epochs, settings.views, fits, self.say)
+        stores = cache_pays(replay, cache, self.recipe.training.epochs, settings.views, fits, self.say)
         return str(replay.root.resolve()) if stores else None
 
     def _replay(self, seed: int, root: str | None) -> Replay:
