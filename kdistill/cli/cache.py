@@ -47,7 +47,7 @@ def build(
     stored, views = replay.of_recipe(settings, data_dir, download, cache, say)
     needed, missing = stored.bytes(views), stored.missing(views, say)
     say(
-        f"{views} views, {replay.human(needed)} in {stored.root}; {missing:.3g} passes over "
+        f"{views} views, {replay.human_size(needed)} in {stored.root}; {missing:.3g} passes over "
         f"{len(stored.splits.train):,} images are missing."
     )
     started = time.perf_counter()

@@ -20,7 +20,7 @@ def sweep(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Train every student with this many seeds.")] = None,
     together: Annotated[
-        int | None, typer.Option(min=1, help="Train at most this many students at a time. Default: all.")
+        int | None, typer.Option(min=1, help="Students that train at the same time. Default: all.")
     ] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New sweep folder. Default: a new one under runs/.")] = None,
