@@ -219,6 +219,6 @@ def test_a_full_disk_is_one_message_and_status_2(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "save", full)
     words = ["run", "mnist", "--variant", "smoke", "--set", "train_limit=64", "--out", str(tmp_path / "run")]
     ended = CliRunner().invoke(app, words)
-    assert ended.exit_code == 2 and "No space left on device. Make room" in ended.output
+    assert ended.exit_code == 2 and "No space left on device. Free some space" in ended.output
     assert "Traceback" not in ended.output and not list((tmp_path / "run").glob("*.keras"))
     assert len(list((tmp_path / "run/checkpoints/teacher").glob("step-*"))) == 2  # to go on from
