@@ -1,6 +1,7 @@
-"""What running a `.tflite` costs on this machine: time, memory, size; and two files side by side. No TensorFlow.
+"""The cost of running a `.tflite` on this machine: time, memory, size; alone, or side by side with another file.
 
-Everything is measured in a process of its own (`python -m kdistill.benchmark FILE`), so that memory is the file's.
+All is measured in a process of its own, without TensorFlow (`python -m kdistill.tflite.benchmark FILE OPTIONS`), so
+that the memory is that of the file.
 """
 
 import json
@@ -16,7 +17,16 @@ from ai_edge_litert import schema_py_generated as schema
 from kdistill.errors import InputError
 from kdistill.files import byte_sizes
 from kdistill.tflite import flatbuffer
-from kdistill.tflite.interpreter import REFUSED, File, call_times, quantized, quiet, run_apart
+from kdistill.tflite.interpreter import (
+    REFUSED,
+    File,
+    call_times,
+    open_interpreter,
+    operator_details,
+    quantize,
+    quiet,
+    run_isolated,
+)
 
 SECONDS = 1800
 WARMUP, RUNS, REPEATS = 20, 200, 3
@@ -25,67 +35,81 @@ OPERATOR_RUNS = 30
 
 
 def benchmark(path: str | Path, threads: tuple[int, ...] = (1, 2), baseline: str | Path | None = None) -> dict:
-    """A dict: file, bytes, bytes_deflated, load_ms, peak_memory (bytes), latency (one dict per number of threads:
-    threads, median_us, p90_us), accelerated (whether LiteRT's CPU accelerator takes every operator), operators
-    (dicts of operator, count, microseconds, share) and operators_us, their sum.
+    """Measures time, memory and size of a `.tflite` file on the CPU of this machine.
 
-    `load_ms` is opening and allocating, the interpreter imported already; `peak_memory` is the growth of the resident
-    memory while loading and running once, good to about 1 MB. The operators are timed one by one, each as a file of its
-    own with its true input, on one thread: the sum is above the whole where LiteRT fuses or keeps things in the cache.
-    With `baseline` also ratio: of its time to this file's, the two run by turns on one thread: median, low and high
-    (10th and 90th percentile over the rounds); above 1 this file is faster.
-    Raises `InputError` for a file that cannot be run.
+    Args:
+        path: The file.
+        threads: Numbers of CPU threads to measure with.
+        baseline: Another file; the two run in turns on one thread.
+
+    Returns:
+        A dict with these keys.
+        file, bytes, bytes_deflated
+        load_ms: to open the file and allocate its tensors, with the interpreter already imported.
+        peak_memory: bytes by which the resident memory grows while the file is loaded and runs once, accurate to about
+            1 MB.
+        latency: a dict per number of threads: threads, median_us, p90_us.
+        accelerated: whether LiteRT's CPU accelerator takes every operator; None where that cannot be determined.
+        operators, operators_us: dicts of operator, count, microseconds and share, and the sum of their times. Each
+            operator runs alone on one thread, with its true input. The sum exceeds the time of the whole file where
+            LiteRT fuses operators or finds their inputs in the cache.
+        not_timed: the operators that cannot run alone.
+        ratio: with `baseline`, its time divided by the time of this file: median, low and high (10th and 90th
+            percentile of the rounds). Above 1, this file is faster.
+
+    Raises:
+        InputError: A file cannot run.
     """
     options = json.dumps({"threads": list(threads), "baseline": None if baseline is None else str(baseline)})
-    File(path)  # refuses what is damaged with a message that tells it
-    if baseline is not None:
-        File(baseline)
-    return json.loads(run_apart("benchmark", Path(path), SECONDS, options))
+    for file in (path, baseline):
+        if file is not None:
+            File(file)  # the trial run: its message tells what is damaged
+    return json.loads(run_isolated("benchmark", Path(path), SECONDS, options))
 
 
-def lines(found: dict) -> list[str]:
-    """The same for a reader."""
-    text = [f"{found['file']}: {found['bytes']:,} bytes, {found['bytes_deflated']:,} deflated"]
-    for each in found["latency"]:
-        text.append(f"  {each['threads']} thread(s): median {each['median_us']:.0f} µs, p90 {each['p90_us']:.0f} µs")
-    text.append(f"  load {found['load_ms']:.1f} ms, peak memory {found['peak_memory'] / 1e6:.1f} MB")
-    all_ = {True: "every operator is", False: "not every operator is", None: "cannot be told whether all operators are"}
-    text.append(f"  {all_[found['accelerated']]} accelerated on this CPU")
-    if found["operators"]:
-        text.append(f"  by operator, each run alone on 1 thread (sum {found['operators_us']:.0f} µs):")
-    for each in found["operators"]:
-        text.append(
-            f"    {each['operator']:<24}{each['count']:>4} {each['microseconds']:>9.1f} µs {each['share']:>7.1%}"
-        )
-    if found["not_timed"]:
-        text.append(f"    not timed: {', '.join(found['not_timed'])}")
-    if found.get("ratio"):
-        ratio = found["ratio"]
+def lines(report: dict) -> list[str]:
+    """The report of `benchmark` as text."""
+    text = [f"{report['file']}: {report['bytes']:,} bytes, {report['bytes_deflated']:,} deflated"]
+    for row in report["latency"]:
+        text.append(f"  {row['threads']} thread(s): median {row['median_us']:.0f} µs, p90 {row['p90_us']:.0f} µs")
+    text.append(f"  load {report['load_ms']:.1f} ms, peak memory {report['peak_memory'] / 1e6:.1f} MB")
+    text.append(f"  {_ACCELERATED[report['accelerated']]}")
+    if report["operators"]:
+        text.append(f"  by operator, timed alone on 1 thread (sum {report['operators_us']:.0f} µs):")
+    for row in report["operators"]:
+        text.append(f"    {row['operator']:<24}{row['count']:>4} {row['microseconds']:>9.1f} µs {row['share']:>7.1%}")
+    if report["not_timed"]:
+        text.append(f"    not timed: {', '.join(report['not_timed'])}")
+    if report.get("ratio"):
+        ratio = report["ratio"]
         text.append(
             f"  {ratio['baseline']} takes {ratio['median']:.2f} times as long ({ratio['low']:.2f} to "
-            f"{ratio['high']:.2f}, 10th to 90th percentile of {ROUNDS} rounds by turns): "
-            f"{ratio['baseline_us']:.0f} against {ratio['this_us']:.0f} µs"
+            f"{ratio['high']:.2f}, 10th to 90th percentile of {ROUNDS} rounds in turns): "
+            f"{ratio['baseline_us']:.0f} µs against {ratio['this_us']:.0f} µs"
         )
     return text
 
 
-def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
-    from ai_edge_litert.interpreter import Interpreter  # before the clock and the memory are looked at
+_ACCELERATED = {
+    True: "every operator is accelerated on this CPU",
+    False: "not every operator is accelerated on this CPU",
+    None: "LiteRT cannot tell here whether every operator is accelerated",
+}
 
-    File(path, tried=True).filled()  # libraries are loaded, pools made: what remains is the file's
+
+def _measure(path: Path, threads: list[int], baseline: str | None) -> dict:
+    File(path, trusted=True).interpreter_on_noise()  # loads libraries, fills pools: the rest is the file's memory
     content = path.read_bytes()
     _reset_peak()
     before = _memory("VmRSS")
     start = time.perf_counter()
-    with quiet():
-        interpreter = Interpreter(model_path=str(path))
-        interpreter.allocate_tensors()
+    interpreter = open_interpreter(path)
     load = time.perf_counter() - start
-    file = File(path, tried=True)
-    interpreter = file.filled()
+    file = File(path, trusted=True)
+    interpreter = file.interpreter_on_noise()
     interpreter.invoke()
     peak = max(_memory("VmHWM") - before, 0)
-    found = {
+    report = {
         "file": str(path),
         "bytes": len(content),
         "bytes_deflated": byte_sizes(content)["deflated"],
@@ -95,18 +119,18 @@ def _measured(path: Path, threads: list[int], baseline: str | None) -> dict:
         "accelerated": _accelerated(path),
     }
     operators, not_timed = _by_operator(path)
-    total = sum(each["microseconds"] for each in operators)
-    for each in operators:
-        each["share"] = each["microseconds"] / total if total else 0.0
-    found |= {"operators": operators, "operators_us": total, "not_timed": not_timed}
+    total = sum(row["microseconds"] for row in operators)
+    for row in operators:
+        row["share"] = row["microseconds"] / total if total else 0.0
+    report |= {"operators": operators, "operators_us": total, "not_timed": not_timed}
     if baseline:
-        found["ratio"] = {"baseline": baseline, **_side_by_side(file, File(baseline, tried=True))}
-    return found
+        report["ratio"] = {"baseline": baseline, **_side_by_side(file, File(baseline, trusted=True))}
+    return report
 
 
 def _side_by_side(this: File, other: File) -> dict:
-    pair = [each.filled() for each in (this, other)]
-    images = [each.batch or 1 for each in (this, other)]
+    pair = [file.interpreter_on_noise() for file in (this, other)]
+    images = [file.batch or 1 for file in (this, other)]
     for interpreter in pair:
         for _ in range(WARMUP):
             interpreter.invoke()
@@ -127,103 +151,86 @@ def _accelerated(path: Path) -> bool | None:
         with quiet():
             model = CompiledModel.from_file(str(path))
             return bool(model.is_fully_accelerated())
-    except Exception:  # a machine without what CompiledModel wants; its kinds of errors are its own
+    except Exception:  # CompiledModel does not run on every machine, and raises errors of its own kinds
         return None
 
 
 def _by_operator(path: Path) -> tuple[list[dict], list[str]]:
-    """Time by kind of operator, the slowest first; and the kinds that cannot be run alone."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
+    """The time of every kind of operator, the slowest first; and the kinds that cannot run alone."""
     model = flatbuffer.read(path)
     if len(model.subgraphs) != 1:
         return [], ["files with several subgraphs"]
     graph = model.subgraphs[0]
-    with quiet():
-        whole = Interpreter(
-            str(path),
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            experimental_preserve_all_tensors=True,
-        )
-        whole.allocate_tensors()
-    taken = whole.get_input_details()[0]
-    noise = np.random.default_rng(0).integers(0, 256, taken["shape"])
-    end = {
-        "type": np.dtype(taken["dtype"]).name,
-        "scale": taken["quantization"][0],
-        "zero_point": taken["quantization"][1],
-    }
-    whole.set_tensor(taken["index"], quantized(noise, end))
-    whole.invoke()
-    makers = {operator.outputs[0]: operator for operator, _ in flatbuffer.steps(model, graph)}
-    stored = {
-        out for out, op in makers.items() if _constant(model, graph, op.inputs[0]) and _is(model, op, "DEQUANTIZE")
-    }
+    whole = open_interpreter(path, delegates=False, keep_tensors=True)
+    _run_on_noise(whole)
+    makers = {operator.outputs[0]: operator for operator, _ in flatbuffer.named_operators(model, graph)}
+    stored = flatbuffer.dequantized_constants(model, graph)
     times, counts, failed = defaultdict(float), defaultdict(int), {}
-    for operator, name in flatbuffer.steps(model, graph):
+    for operator, name in flatbuffer.named_operators(model, graph):
         if operator.outputs[0] in stored:
-            continue  # weights kept small; unpacked once, when the file is loaded
+            continue  # the interpreter unpacks these weights once, when it loads the file
         before = [makers[i] for i in operator.inputs if i in stored]
-        inputs = [i for i in operator.inputs if i >= 0 and i not in stored and not _constant(model, graph, i)]
+        inputs = [
+            i
+            for i in operator.inputs
+            if i >= 0 and i not in stored and not flatbuffer.is_constant(model, graph.tensors[i])
+        ]
         try:
-            with quiet():
-                alone = Interpreter(model_content=_alone(model, graph, [*before, operator], inputs, whole))
-                alone.allocate_tensors()
-            for place, i in zip(alone.get_input_details(), dict.fromkeys(inputs), strict=True):
-                alone.set_tensor(place["index"], whole.get_tensor(i))
+            alone = _interpreter_of(model, graph, [*before, operator], inputs, whole)
+            for details, i in zip(alone.get_input_details(), dict.fromkeys(inputs), strict=True):
+                alone.set_tensor(details["index"], whole.get_tensor(i))
             call_times(alone, 5)
             times[name] += float(np.median(call_times(alone, OPERATOR_RUNS)))
             counts[name] += 1
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError, InputError):
             failed[name] = None
     rows = [{"operator": name, "count": counts[name], "microseconds": times[name]} for name in times]
     return sorted(rows, key=lambda row: -row["microseconds"]), list(failed)
 
 
-def _is(model: schema.ModelT, operator: schema.OperatorT, name: str) -> bool:
-    code = model.operatorCodes[operator.opcodeIndex]
-    return max(code.builtinCode, code.deprecatedBuiltinCode) == getattr(schema.BuiltinOperator, name)
+def _run_on_noise(interpreter) -> None:
+    details = interpreter.get_input_details()[0]
+    noise = np.random.default_rng(0).integers(0, 256, details["shape"])
+    scale, zero_point = details["quantization"]
+    end = {"type": np.dtype(details["dtype"]).name, "scale": scale, "zero_point": zero_point}
+    interpreter.set_tensor(details["index"], quantize(noise, end))
+    interpreter.invoke()
 
 
-def _constant(model: schema.ModelT, graph: schema.SubGraphT, index: int) -> bool:
-    return index >= 0 and model.buffers[graph.tensors[index].buffer].data is not None
+def _interpreter_of(model: schema.ModelT, graph: schema.SubGraphT, operators: list, inputs: list[int], whole):
+    """An interpreter of these operators alone, the last of which gives the output.
 
-
-def _alone(model: schema.ModelT, graph: schema.SubGraphT, operators: list, inputs: list[int], whole) -> bytes:
-    """The bytes of a file with these operators alone, the last of which gives the output."""
-    made, part = schema.ModelT(), schema.SubGraphT()
-    made.version, made.operatorCodes, made.buffers = model.version, model.operatorCodes, [schema.BufferT()]
-    place, part.tensors, part.operators = {-1: -1}, [], []
+    The shapes are those of the interpreter `whole`, which has run.
+    """
+    part, part_graph = schema.ModelT(), schema.SubGraphT()
+    part.version, part.operatorCodes, part.buffers = model.version, model.operatorCodes, [schema.BufferT()]
+    computed = {int(i) for operator in operator_details(whole) for i in operator["outputs"]} | set(inputs)
+    index, part_graph.tensors, part_graph.operators = {-1: -1}, [], []
     for operator in operators:
         for i in (*operator.inputs, *operator.outputs):
-            if i in place:
+            if i in index:
                 continue
             old, tensor = graph.tensors[i], schema.TensorT()
-            tensor.shape = list(whole.get_tensor(i).shape) if i in _computed(whole) or i in inputs else old.shape
+            tensor.shape = list(whole.get_tensor(i).shape) if i in computed else old.shape
             tensor.type, tensor.name, tensor.quantization = old.type, old.name, old.quantization
-            if _constant(model, graph, i):
-                made.buffers.append(model.buffers[old.buffer])
-                tensor.buffer = len(made.buffers) - 1
-            place[i] = len(part.tensors)
-            part.tensors.append(tensor)
+            if flatbuffer.is_constant(model, old):
+                part.buffers.append(model.buffers[old.buffer])
+                tensor.buffer = len(part.buffers) - 1
+            index[i] = len(part_graph.tensors)
+            part_graph.tensors.append(tensor)
         step = schema.OperatorT()
         for key, value in vars(operator).items():
             setattr(step, key, value)
-        step.inputs, step.outputs = ([place[i] for i in ends] for ends in (operator.inputs, operator.outputs))
-        part.operators.append(step)
-    part.inputs = [place[i] for i in dict.fromkeys(inputs)]
-    part.outputs = [place[i] for i in operators[-1].outputs]
-    made.subgraphs = [part]
-    return flatbuffer.packed(made)
-
-
-def _computed(whole) -> set[int]:
-    """The tensors that an interpreter's operators compute."""
-    return {int(i) for operator in whole._get_ops_details() for i in operator["outputs"]}
+        step.inputs, step.outputs = ([index[i] for i in ends] for ends in (operator.inputs, operator.outputs))
+        part_graph.operators.append(step)
+    part_graph.inputs = [index[i] for i in dict.fromkeys(inputs)]
+    part_graph.outputs = [index[i] for i in operators[-1].outputs]
+    part.subgraphs = [part_graph]
+    return open_interpreter(flatbuffer.pack(part))
 
 
 def _reset_peak() -> None:
-    """The peak of memory starts anew (Linux only)."""
+    """Resets the peak of this process's resident memory (Linux only)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -245,7 +252,7 @@ def _memory(key: str) -> int:
 def _main(path: str, options: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        print(json.dumps(_measured(Path(path), **json.loads(options))))
+        print(json.dumps(_measure(Path(path), **json.loads(options))))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)

@@ -1,6 +1,10 @@
-"""What is inside a `.tflite` file: operators, the precision of each, the oldest runtime, what stayed float and why."""
+"""The content of a `.tflite` file, read from its flatbuffer: operators, kernels, precisions, the oldest runtime.
+
+All functions take the model that `parse` returns.
+"""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,85 +15,101 @@ from kdistill.errors import InputError
 
 SMALL = 1024  # the converter's dynamic-range quantization leaves constants with fewer elements float
 _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-# Inputs at which these take their bias, which is float in a file without int8 activations.
+_TYPES = {code: name.lower() for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
+# The inputs of these that are the kernel, and the bias. The bias is float in a file without int8 activations.
+_KERNEL = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1}
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "CONV_3D": 2, "TRANSPOSE_CONV": 3}
-_TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
-_FLOAT32 = schema.TensorType.FLOAT32
+_MODEL = "(the model)"  # the layer of a tensor whose name tells none
 
 
 def read(path: str | Path) -> schema.ModelT:
-    """The content of a file that has been opened by the interpreter before (which checks its structure)."""
-    return parsed(Path(path).read_bytes())
+    """The content of a file. The interpreter must have opened it before: it checks the structure."""
+    return parse(Path(path).read_bytes())
 
 
-def parsed(content: bytes) -> schema.ModelT:
-    """The same of its bytes. Weights that a large file keeps outside the flatbuffer are read into it."""
+def parse(content: bytes) -> schema.ModelT:
+    """The content of a file's bytes, with the weights that a large file stores behind its flatbuffer."""
     try:
         model = flatbuffer_utils.read_model_from_bytearray(content)
-    except Exception as error:  # whatever damaged bytes make of it
+    except Exception as error:  # damaged bytes raise anything
         raise InputError(f"The flatbuffer cannot be read ({type(error).__name__}: {error}): it is damaged.") from None
     for buffer in model.buffers:
-        if isinstance(buffer.data, bytes):  # those from outside; the writer wants arrays
+        if isinstance(buffer.data, bytes):  # from behind the flatbuffer; the writer expects arrays
             buffer.data = np.frombuffer(buffer.data, np.uint8)
     return model
 
 
-def packed(model: schema.ModelT) -> bytes:
-    """The bytes of a file with this content; up to 2 GB, the limit of flatbuffers and of phones."""
+def pack(model: schema.ModelT) -> bytes:
+    """The bytes of a file with this content, up to 2 GB: the limit of flatbuffers and of phones."""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def operators(model: schema.ModelT) -> list[dict]:
-    """Each operator in its order: dicts with name, tensor (of its first output), and the types of weights and result.
+def named_operators(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[tuple[schema.OperatorT, str]]:
+    """The operators of a subgraph with their names, such as `CONV_2D`, in the order in which they run."""
+    for operator in graph.operators or []:
+        code = model.operatorCodes[operator.opcodeIndex]
+        yield operator, _OPERATORS.get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
 
-    `weights` is None for an operator without constant numbers; biases and shapes do not count as such.
+
+def is_constant(model: schema.ModelT, tensor: schema.TensorT) -> bool:
+    """Whether the file stores the numbers of a tensor."""
+    return model.buffers[tensor.buffer].data is not None
+
+
+def type_name(tensor: schema.TensorT) -> str:
+    """The type of a tensor, such as `int8`."""
+    return _TYPES.get(tensor.type, f"type {tensor.type}")
+
+
+def tensor_name(tensor: schema.TensorT) -> str:
+    """The name of a tensor."""
+    return (tensor.name or b"").decode(errors="replace")
+
+
+def element_count(tensor: schema.TensorT) -> int:
+    """The number of elements of a tensor. An open batch size counts as one."""
+    return int(np.prod(np.maximum(tensor.shape, 1))) if tensor.shape is not None else 1
+
+
+def dequantized_constants(model: schema.ModelT, graph: schema.SubGraphT) -> dict[int, schema.TensorT]:
+    """Index of a tensor that a DEQUANTIZE computes from a constant -> that constant.
+
+    Converters store small weights in this way: the interpreter unpacks them once, when it loads the file.
     """
-    return [entry for graph in model.subgraphs for entry in _described(model, graph)]
+    return {
+        operator.outputs[0]: graph.tensors[operator.inputs[0]]
+        for operator, name in named_operators(model, graph)
+        if name == "DEQUANTIZE" and is_constant(model, graph.tensors[operator.inputs[0]])
+    }
 
 
-def _described(model: schema.ModelT, graph: schema.SubGraphT):
-    stored = _dequantized(model, graph)
-    for operator, name in steps(model, graph):
-        if name == "DEQUANTIZE" and operator.outputs[0] in stored:
-            continue  # the way in which weights are kept, no step of the computation
+def operators(model: schema.ModelT) -> list[dict]:
+    """All operators in their order: dicts with name, tensor (of the first output), and types of weights and result.
+
+    `weights` is None for an operator without constant numbers. Biases and shapes do not count as weights.
+    """
+    return [row for graph in model.subgraphs for row in _operators_of(model, graph)]
+
+
+def _operators_of(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[dict]:
+    stored = dequantized_constants(model, graph)
+    for operator, name in named_operators(model, graph):
+        if operator.outputs[0] in stored:
+            continue  # a way to store weights, not a step of the computation
         constants = {}
         for position, index in enumerate(operator.inputs):
             if index < 0 or position == _BIAS.get(name):
                 continue
             tensor = stored.get(index, graph.tensors[index])
-            kind = type_name(tensor.type)
-            if model.buffers[tensor.buffer].data is not None and kind not in ("int32", "int64", "bool"):
-                constants[size_of(tensor)] = kind
+            if is_constant(model, tensor) and type_name(tensor) not in ("int32", "int64", "bool"):
+                constants[element_count(tensor)] = type_name(tensor)
         output = graph.tensors[operator.outputs[0]]
         yield {
             "name": name,
-            "tensor": _text(output.name),
+            "tensor": tensor_name(output),
             "weights": constants[max(constants)] if constants else None,
-            "result": type_name(output.type),
+            "result": type_name(output),
         }
-
-
-def _dequantized(model: schema.ModelT, graph: schema.SubGraphT) -> dict[int, schema.TensorT]:
-    """Outputs of DEQUANTIZE -> the constant that is stored."""
-    return {
-        operator.outputs[0]: graph.tensors[operator.inputs[0]]
-        for operator, name in steps(model, graph)
-        if name == "DEQUANTIZE" and model.buffers[graph.tensors[operator.inputs[0]].buffer].data is not None
-    }
-
-
-def type_name(kind: int) -> str:
-    """The name of a tensor's type, such as `int8`."""
-    return _TYPES.get(kind, f"type {kind}").lower()
-
-
-def size_of(tensor: schema.TensorT) -> int:
-    """The number of elements, an open batch counted as one."""
-    return int(np.prod(np.maximum(tensor.shape, 1))) if tensor.shape is not None else 1
-
-
-def _text(name: bytes | None) -> str:
-    return (name or b"").decode(errors="replace")
 
 
 def min_runtime(model: schema.ModelT) -> str | None:
@@ -100,43 +120,95 @@ def min_runtime(model: schema.ModelT) -> str | None:
     return None
 
 
-def stayed_float(model: schema.ModelT, quantization: str) -> list[dict]:
-    """Operators of a quantized file that kept float numbers: dicts with operator, tensor (a name) and reason.
+def kernels(model: schema.ModelT) -> list[np.ndarray]:
+    """The kernels of all convolutions and dense layers, int8 or float32, output channels first; shared ones once."""
+    by_buffer = {tensor.buffer: values for tensor, values, _, _ in _stored_kernels(model)}
+    return list(by_buffer.values())
 
-    In an int8 file those that compute in float; in a float16, dynamic or int4 file those with float32 constants, biases
-    left aside. Nothing for `none`.
+
+def kernels_by_layer(model: schema.ModelT) -> dict[str, np.ndarray]:
+    """Layer -> its kernel, int8 or float32, output channels first.
+
+    Only for files of quantization-aware trained networks: their quantized layers stand in the names of tensors.
+    """
+    layers = {}
+    for tensor, values, name, output in _stored_kernels(model):
+        values = np.moveaxis(values, -1, 0) if name == "DEPTHWISE_CONV_2D" else values
+        for layer in (*_quantized_layers(output), *_quantized_layers(tensor)):
+            layers.setdefault(layer, values)
+    return layers
+
+
+def float_operators_by_layer(model: schema.ModelT) -> dict[str, list[str]]:
+    """Layer -> its operators that compute in float. For the same files as `kernels_by_layer`."""
+    layers = {}
+    for graph in model.subgraphs:
+        for operator, name in named_operators(model, graph):
+            output = graph.tensors[operator.outputs[0]]
+            if type_name(output) != "float32" or name in ("DEQUANTIZE", "QUANTIZE"):
+                continue
+            of_kernel = _quantized_layers(graph.tensors[operator.inputs[_KERNEL[name]]]) if name in _KERNEL else []
+            for layer in (_quantized_layers(output) + of_kernel) or [_MODEL]:
+                layers.setdefault(layer, []).append(name)
+    return layers
+
+
+def _stored_kernels(model: schema.ModelT) -> Iterator[tuple[schema.TensorT, np.ndarray, str, schema.TensorT]]:
+    """Tuples of a stored kernel's tensor, its numbers, the name of its operator, and that operator's output."""
+    for graph in model.subgraphs:
+        for operator, name in named_operators(model, graph):
+            if name not in _KERNEL:
+                continue
+            tensor = graph.tensors[operator.inputs[_KERNEL[name]]]
+            if is_constant(model, tensor) and type_name(tensor) in ("int8", "float32"):
+                data = bytes(model.buffers[tensor.buffer].data)
+                values = np.frombuffer(data, type_name(tensor)).reshape(tensor.shape)
+                yield tensor, values, name, graph.tensors[operator.outputs[0]]
+
+
+def _quantized_layers(tensor: schema.TensorT) -> list[str]:
+    """`net/quant_conv/Relu;net/quant_norm/Fused` -> [conv, norm]: the layers that the converter fused into a tensor."""
+    return list(dict.fromkeys(re.findall(r"/quant_([^/;]+)/", tensor_name(tensor))))
+
+
+def stayed_float(model: schema.ModelT, quantization: str) -> list[dict]:
+    """Operators of a quantized file with float numbers: dicts with operator, tensor (a name) and reason.
+
+    In an int8 file these are the operators that compute in float; in a float16, dynamic or int4 file those with float32
+    constants, except biases. Empty for `none`.
     """
     if quantization == "none":
         return []
-    find = _float_computations if quantization == "int8" else _float_constants
-    return [entry for graph in model.subgraphs for entry in find(model, graph, quantization)]
+    rows_of = _float_computations if quantization == "int8" else _float_constants
+    return [row for graph in model.subgraphs for row in rows_of(model, graph, quantization)]
 
 
-def _float_computations(model: schema.ModelT, graph: schema.SubGraphT, _: str):
-    for operator, name in steps(model, graph):
-        ends = [i for i in (*operator.inputs, *operator.outputs) if i >= 0]
-        if name in ("QUANTIZE", "DEQUANTIZE") or all(graph.tensors[i].type != _FLOAT32 for i in ends):
+def _float_computations(model: schema.ModelT, graph: schema.SubGraphT, _: str) -> Iterator[dict]:
+    for operator, name in named_operators(model, graph):
+        tensors = [graph.tensors[i] for i in (*operator.inputs, *operator.outputs) if i >= 0]
+        if name in ("QUANTIZE", "DEQUANTIZE") or all(type_name(tensor) != "float32" for tensor in tensors):
             continue
         reason = "the converter has no int8 version of this operator: it computes in float, between conversions"
-        yield _entry(name, graph.tensors[operator.outputs[0]], reason)
+        yield _float_row(name, graph.tensors[operator.outputs[0]], reason)
 
 
-def _float_constants(model: schema.ModelT, graph: schema.SubGraphT, quantization: str):
-    stored = {}  # outputs of DEQUANTIZE -> the constant that is stored
-    for operator, name in steps(model, graph):
+def _float_constants(model: schema.ModelT, graph: schema.SubGraphT, quantization: str) -> Iterator[dict]:
+    stored = dequantized_constants(model, graph)
+    for operator, name in named_operators(model, graph):
         if name == "DEQUANTIZE":
-            stored[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
             continue
         for position, index in enumerate(operator.inputs):
-            tensor = graph.tensors[index]
-            size = int(np.prod(tensor.shape)) if tensor.shape is not None else 1
-            if index < 0 or position == _BIAS.get(name) or size == 1:
+            if index < 0 or position == _BIAS.get(name):
                 continue
-            if index in stored and quantization == "dynamic" and stored[index].type == schema.TensorType.INT8:
+            tensor = graph.tensors[index]
+            size = element_count(tensor)
+            if size == 1:
+                continue
+            if index in stored and quantization == "dynamic" and type_name(stored[index]) == "int8":
                 reason = "stored as int8, computed in float: the operator has no dynamic-range kernel"
-                yield _entry(name, stored[index], reason)
-            elif tensor.type == _FLOAT32 and model.buffers[tensor.buffer].data is not None:
-                yield _entry(name, tensor, _reason(name, size, quantization))
+                yield _float_row(name, stored[index], reason)
+            elif type_name(tensor) == "float32" and is_constant(model, tensor):
+                yield _float_row(name, tensor, _reason(name, size, quantization))
 
 
 def _reason(name: str, size: int, quantization: str) -> str:
@@ -146,74 +218,8 @@ def _reason(name: str, size: int, quantization: str) -> str:
         return f"{size:,} elements: litert-quantizer has no int4 version of {name}"
     if size < SMALL:
         return f"{size:,} elements: dynamic-range quantization leaves constants of fewer than {SMALL:,} float"
-    return f"{size:,} elements: dynamic-range quantization does not know the operator {name}"
+    return f"{size:,} elements: dynamic-range quantization does not support the operator {name}"
 
 
-def _entry(name: str, tensor: schema.TensorT, reason: str) -> dict:
-    return {"operator": name, "tensor": _text(tensor.name), "reason": reason}
-
-
-def steps(model: schema.ModelT, graph: schema.SubGraphT):
-    """Pairs of an operator and its name, in their order."""
-    for operator in graph.operators or []:
-        code = model.operatorCodes[operator.opcodeIndex]
-        yield operator, _OPERATORS.get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
-
-
-_OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-_TYPES = {code: name for name, code in vars(schema.TensorType).items() if not name.startswith("_")}
-_KERNEL_OPERATORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
-
-
-def look_inside(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """(layer -> its int8 or float weights, output channels first, layer -> operators of it that compute in float).
-
-    Of a file made by `converted`: there quantized layers name themselves.
-    """
-    model = schema.ModelT.InitFromPackedBuf(content)
-    weights, floats = {}, {}
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            output = graph.tensors[operator.outputs[0]]
-            layers = _layers(output.name.decode())
-            if name in _KERNEL_OPERATORS:
-                kernel = graph.tensors[operator.inputs[1]]
-                values = _values(model, kernel)
-                layers += _layers(kernel.name.decode())
-                if values is not None:
-                    if name == "DEPTHWISE_CONV_2D":
-                        values = np.moveaxis(values, -1, 0)
-                    weights |= {layer: values for layer in layers if layer not in weights}
-            if output.type == schema.TensorType.FLOAT32 and name not in ("DEQUANTIZE", "QUANTIZE"):
-                for layer in layers or ["(the model)"]:
-                    floats.setdefault(layer, []).append(name)
-    return weights, floats
-
-
-def weights_of(content: bytes) -> list[np.ndarray]:
-    """The int8 or float weights of every convolution and dense layer of any `.tflite`, output channels first."""
-    model = schema.ModelT.InitFromPackedBuf(content)
-    found = {}
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            if _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)] in _KERNEL_OPERATORS:
-                tensor = graph.tensors[operator.inputs[1]]
-                found[tensor.buffer] = _values(model, tensor)
-    return [values for values in found.values() if values is not None]
-
-
-def _layers(name: str) -> list[str]:
-    """`net/quant_conv/Relu;net/quant_norm/Fused` -> [conv, norm]: the layers of which the converter made a tensor."""
-    found = re.findall(r"/quant_([^/;]+)/", name)
-    return list(dict.fromkeys(found))
-
-
-def _values(model, tensor) -> np.ndarray | None:
-    data = model.buffers[tensor.buffer].data
-    if data is None:
-        return None
-    kind = {"INT8": np.int8, "FLOAT32": np.float32}.get(_TYPES[tensor.type])
-    return None if kind is None else np.frombuffer(bytes(data), kind).reshape(tensor.shape)
+def _float_row(operator: str, tensor: schema.TensorT, reason: str) -> dict:
+    return {"operator": operator, "tensor": tensor_name(tensor), "reason": reason}

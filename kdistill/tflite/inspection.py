@@ -1,6 +1,7 @@
-"""What a `.tflite` file is, whoever made it: operators, precision by layer, what stayed float, metadata. No TensorFlow.
+"""The content of any `.tflite`: operators, precision by layer, what stayed float, metadata.
 
-The file is opened in a process of its own (`python -m kdistill.inspection FILE`), as a damaged one may stop it.
+The file is opened in a process of its own, without TensorFlow (`python -m kdistill.tflite.inspection FILE`): a damaged
+file may stop it.
 """
 
 import hashlib
@@ -14,75 +15,96 @@ import numpy as np
 from kdistill.errors import InputError
 from kdistill.files import byte_sizes
 from kdistill.tflite import flatbuffer, metadata, microcontroller, quantization_error
-from kdistill.tflite.interpreter import REFUSED, checked_head, details, quiet, run_apart
+from kdistill.tflite.interpreter import (
+    REFUSED,
+    check_header,
+    open_interpreter,
+    run_isolated,
+    signature_names,
+    signatures,
+    tensor_details,
+)
+from kdistill.tflite.quantization_error import short_name
 
 SECONDS = 300
 
 
 def inspect(path: str | Path, against: str | Path | None = None, images: np.ndarray | None = None) -> dict:
-    """A dict: file, bytes, bytes_deflated, sha256, min_runtime, signatures, inputs, outputs, quantization, operators
-    (name -> count), layers (operator, tensor, weights, result), float_layers, missing_in_micro and metadata.
+    """Describes a `.tflite` file of any origin.
 
-    With `against`, the float32 file of the same model, and raw pixels `images` also cost: see `layerwise.compare`.
-    Raises `InputError` for a file that is absent, damaged, or of another kind.
+    Args:
+        path: The file.
+        against: The float32 file of the same model, to measure what quantization costs in each layer.
+        images: Raw pixels `[n, height, width, channels]`, needed with `against`.
+
+    Returns:
+        A dict: file, bytes, bytes_deflated, sha256, min_runtime, signatures, inputs, outputs, quantization, operators
+        (name -> count), layers (dicts of name, tensor, weights, result), float_layers, missing_in_micro, metadata; with
+        `against` also cost, see `quantization_error.compare`.
+
+    Raises:
+        InputError: A file is absent, damaged, or of another format.
     """
-    checked_head(Path(path))
-    found = json.loads(run_apart("inspection", Path(path), SECONDS))
+    for file in (path, against):
+        if file is not None:
+            check_header(Path(file))
+    report = json.loads(run_isolated("inspection", Path(path), SECONDS))
     if against is not None:
-        checked_head(Path(against))
-        found["cost"] = quantization_error.compare(path, against, images)
-    return found
+        report["cost"] = quantization_error.compare(path, against, images)
+    return report
 
 
-def lines(found: dict) -> list[str]:
-    """The same for a reader."""
-    told = found["metadata"] or {}
-    origin = (told.get("document") or {}).get("provenance") or {}
+def lines(report: dict) -> list[str]:
+    """The report of `inspect` as text."""
     text = [
-        f"{found['file']}: {found['bytes']:,} bytes, {found['bytes_deflated']:,} deflated",
-        f"sha256 {found['sha256']}",
-        f"Needs a runtime from {found['min_runtime'] or 'unknown'} on. Precision: {_PRECISION[found['quantization']]}.",
-        *(f"Input  {_end(each)}" for each in found["inputs"]),
-        *(f"Output {_end(each)}" for each in found["outputs"]),
-        "Operators: " + ", ".join(f"{count} {name}" for name, count in found["operators"].items()),
+        f"{report['file']}: {report['bytes']:,} bytes, {report['bytes_deflated']:,} deflated",
+        f"sha256 {report['sha256']}",
+        f"Oldest runtime: {report['min_runtime'] or 'unknown'}. Precision: {_PRECISION[report['quantization']]}.",
+        *(f"Input  {_end(end)}" for end in report["inputs"]),
+        *(f"Output {_end(end)}" for end in report["outputs"]),
+        "Operators: " + ", ".join(f"{count} {name}" for name, count in report["operators"].items()),
         "",
         f"{'operator':<24}{'weights':<10}{'result':<10}layer",
     ]
-    for layer in found["layers"]:
-        name = quantization_error.short(layer["tensor"])
+    for layer in report["layers"]:
+        name = short_name(layer["tensor"])
         text.append(f"{layer['name']:<24}{layer['weights'] or '-':<10}{layer['result']:<10}{name}")
-    text.append("")
-    if found["float_layers"]:
-        text.append("Stayed float:")
-        for each in found["float_layers"]:
-            text.append(f"  {each['operator']} '{each.get('layer') or 'unnamed'}': {each['reason']}")
-    elif found["quantization"] != "none":
-        text.append("Stayed float: nothing.")
-    if found["missing_in_micro"]:
-        text.append(f"TensorFlow Lite Micro has no {', '.join(found['missing_in_micro'])}.")
-    if not told:
-        text.append("Metadata: none.")
-    else:
-        named = [f"{key} {told[key]}" for key in ("name", "version", "author", "license") if told.get(key)]
-        text.append(f"Metadata: {'; '.join(named)}")
-        for each in told["inputs"]:
-            numbers = f"(pixel - {each['mean']}) / {each['deviation']}" if each["mean"] else "not told"
-            text.append(f"  input '{each['name']}': {each['colors'] or 'colors not told'}; normalization {numbers}")
-        if told["labels"]:
-            shown = ", ".join(told["labels"][:10]) + (", ..." if len(told["labels"]) > 10 else "")
-            text.append(f"  {len(told['labels'])} labels: {shown}")
-        for key in ("weights_sha256", "data", "metrics"):
-            if origin.get(key):
-                text.append(f"  {key}: {origin[key]}")
-        if origin.get("recipe"):
-            text.append(f"  recipe: {origin['recipe'].get('name')} (whole in --json)")
-    if "cost" in found:
-        text += ["", f"{'dB':>5} {'noise added':>12}  the layers that quantization costs most in"]
-        for each in found["cost"][:10]:
-            share = f"{each['cost']:.2%}"
-            text.append(
-                f"{each['sqnr']:>5.0f} {share:>12}  {each['operator']} '{quantization_error.short(each['tensor'])}'"
-            )
+    text += ["", *_float_lines(report)]
+    if report["missing_in_micro"]:
+        text.append(f"TensorFlow Lite Micro has no {', '.join(report['missing_in_micro'])}.")
+    text += _metadata_lines(report["metadata"]) if report["metadata"] else ["Metadata: none."]
+    if "cost" in report:
+        text += ["", f"{'dB':>5} {'noise added':>12}  the layers in which quantization costs most"]
+        for row in report["cost"][:10]:
+            share, name = f"{row['cost']:.2%}", short_name(row["tensor"])
+            text.append(f"{row['sqnr']:>5.0f} {share:>12}  {row['operator']} '{name}'")
+    return text
+
+
+def _float_lines(report: dict) -> list[str]:
+    rows = report["float_layers"]
+    if not rows:
+        return [] if report["quantization"] == "none" else ["Stayed float: nothing."]
+    return ["Stayed float:"] + [
+        f"  {row['operator']} '{row.get('layer') or 'unnamed'}': {row['reason']}" for row in rows
+    ]
+
+
+def _metadata_lines(entry: dict) -> list[str]:
+    values = [f"{key} {entry[key]}" for key in ("name", "version", "author", "license") if entry.get(key)]
+    text = [f"Metadata: {'; '.join(values)}"]
+    for image in entry["inputs"]:
+        numbers = f"(pixel - {image['mean']}) / {image['std']}" if image["mean"] else "not stated"
+        text.append(f"  input '{image['name']}': colors {image['colors'] or 'not stated'}; normalization {numbers}")
+    if entry["labels"]:
+        some = ", ".join(entry["labels"][:10]) + (", ..." if len(entry["labels"]) > 10 else "")
+        text.append(f"  {len(entry['labels'])} labels: {some}")
+    origin = (entry.get("document") or {}).get("provenance") or {}
+    for key in ("weights_sha256", "data", "metrics"):
+        if origin.get(key):
+            text.append(f"  {key}: {origin[key]}")
+    if origin.get("recipe"):
+        text.append(f"  recipe: {origin['recipe'].get('name')} (all of it with --json)")
     return text
 
 
@@ -102,9 +124,9 @@ def _end(end: dict) -> str:
 
 
 def _quantization(layers: list[dict]) -> str:
-    """Which of kdistill's kinds a file is, by what it holds."""
-    weights = Counter(each["weights"] for each in layers)
-    if any(each["result"] in ("int8", "int16") for each in layers if each["name"] != "QUANTIZE"):
+    """The `quantization` of a profile that gives such layers."""
+    weights = Counter(layer["weights"] for layer in layers)
+    if any(layer["result"] in ("int8", "int16") for layer in layers if layer["name"] != "QUANTIZE"):
         return "int8"
     for kind, name in (("int4", "int4"), ("int8", "dynamic"), ("float16", "float16")):
         if weights[kind]:
@@ -112,55 +134,44 @@ def _quantization(layers: list[dict]) -> str:
     return "none"
 
 
-def _inspected(path: Path) -> dict:
-    from ai_edge_litert.interpreter import Interpreter
-
+def _inspect(path: Path) -> dict:
     content = path.read_bytes()
-    try:
-        with quiet():
-            interpreter = Interpreter(model_content=content)
-            interpreter.allocate_tensors()
-        ends = interpreter.get_input_details(), interpreter.get_output_details()
-        signatures = interpreter._get_full_signature_list()
-    except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise InputError(f"'{path}' cannot be opened: it is damaged, or of another version ({reason}).") from None
-    first = next(iter(signatures.values()), {"inputs": {}, "outputs": {}})
-    names = {index: name for ends_ in first.values() for name, index in ends_.items()}
-    model = flatbuffer.parsed(content)
+    interpreter = open_interpreter(path)
+    names = signature_names(interpreter)
+    model = flatbuffer.parse(content)
     layers = flatbuffer.operators(model)
-    told = metadata.of_file(path)
-    document = (told or {}).get("document") or {}
-    kind = _quantization(layers)
+    quantization = _quantization(layers)
+    entry = metadata.of_file(path)
+    document = (entry or {}).get("document") or {}
     if "float_layers" in document:
-        kept = document["float_layers"]
+        float_layers = document["float_layers"]
     else:
-        kept = [
-            {"operator": each["operator"], "layer": quantization_error.short(each["tensor"]), "reason": each["reason"]}
-            for each in flatbuffer.stayed_float(model, kind)
+        float_layers = [
+            {"operator": row["operator"], "layer": short_name(row["tensor"]), "reason": row["reason"]}
+            for row in flatbuffer.stayed_float(model, quantization)
         ]
-    counts = Counter(each["name"] for each in layers)
+    counts = Counter(layer["name"] for layer in layers)
     return {
         "file": str(path),
         "bytes": len(content),
         "bytes_deflated": byte_sizes(content)["deflated"],
         "sha256": hashlib.sha256(content).hexdigest(),
         "min_runtime": flatbuffer.min_runtime(model),
-        "signatures": sorted(signatures),
-        "inputs": [details(each, names) for each in ends[0]],
-        "outputs": [details(each, names) for each in ends[1]],
-        "quantization": kind,
+        "signatures": sorted(signatures(interpreter)),
+        "inputs": [tensor_details(details, names) for details in interpreter.get_input_details()],
+        "outputs": [tensor_details(details, names) for details in interpreter.get_output_details()],
+        "quantization": quantization,
         "operators": dict(counts.most_common()),
         "layers": layers,
-        "float_layers": kept,
+        "float_layers": float_layers,
         "missing_in_micro": sorted(counts.keys() - microcontroller.OPERATORS.keys()),
-        "metadata": told,
+        "metadata": entry,
     }
 
 
 def _main(path: str) -> None:
     try:
-        print(json.dumps(_inspected(Path(path))))
+        print(json.dumps(_inspect(Path(path))))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)

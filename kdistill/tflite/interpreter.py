@@ -1,8 +1,10 @@
 """Runs `.tflite` files with the LiteRT interpreter: no TensorFlow, no Keras.
 
-The interpreter checks a file's structure, but a damaged file that passes can still stop the process that runs it (a
-division by zero in its C++ code) or keep it busy for ever. So a file is first tried in a process of its own: that is
-what `python -m kdistill.tflite.interpreter FILE` does.
+LiteRT checks the structure of a file, but a damaged file can pass, and then stop the process that runs it (a division
+by zero in C++) or keep it busy for ever. So each file first runs on a trial in a process of its own:
+`python -m kdistill.tflite.interpreter FILE`.
+
+LiteRT's private and experimental names stand here alone: in `operator_details`, `signatures` and `open_interpreter`.
 """
 
 import contextlib
@@ -16,54 +18,56 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import files
 from kdistill.errors import InputError
+from kdistill.files import existing_file
 
-REFUSED = 2  # the exit status of that process for an InputError, its message on standard error
-APART_BYTES = 1 << 30  # of the images that such a process gets at once
-TRIAL_SECONDS = 120  # a file that does not run a single image in this time is damaged
+REFUSED = 2  # the exit status of such a process for an InputError; the message is on its standard error
+BYTES_AT_ONCE = 1 << 30  # of the images that such a process loads at a time
+TRIAL_SECONDS = 120  # a file that does not run two images in this time counts as damaged
 
 
 class File:
     """A `.tflite` classifier of images: raw pixels 0..255 in, logits or probabilities out.
 
-    `input` and `output` are dicts: name, shape (None where any size goes), type, scale and zero_point (None for
-    float). A file with several `outputs` has one named `logits` or `probabilities`: that is `output`. `probabilities`
-    tells whether it ends in a softmax. Raises `InputError` for a file that is absent, damaged, or no classifier;
-    `tried` skips the trial run, for a file that has had it.
+    `input` and `output` are dicts: name, shape (None for a size that is open), type, scale and zero_point (None for
+    float). Of several `outputs`, `output` is the one named `logits` or `probabilities`. `probabilities` tells whether
+    the output is one of a softmax. `batch` is the fixed batch size, or None.
+
+    `trusted` skips the trial run, for a file that has passed it. Raises `InputError` for a file that is absent,
+    damaged, or no classifier.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1, tried: bool = False):
+    def __init__(self, path: str | Path, threads: int = 1, trusted: bool = False):
         self.path, self.threads = Path(path), threads
-        self.bytes = checked_head(self.path)
-        if not tried:
-            _try(self.path)
-        self._interpreter = self._open(threads)
+        self.bytes = check_header(self.path)
+        if not trusted:
+            run_isolated("interpreter", self.path, TRIAL_SECONDS)
+        self._interpreter = open_interpreter(self.path, threads)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if len(inputs) != 1 or not outputs:
             raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one image.")
-        names = self._names()
-        self.input = details(inputs[0], names)
-        self.outputs = [details(each, names) for each in outputs]
-        main = self._main()
+        names = signature_names(self._interpreter)
+        self.input = tensor_details(inputs[0], names)
+        self.outputs = [tensor_details(output, names) for output in outputs]
+        main = self._main_output()
         self._in, self._out, self.output = inputs[0]["index"], outputs[main]["index"], self.outputs[main]
         for end in (self.input, self.output):
             if end["type"] not in ("float32", "int8", "uint8", "int16"):
                 raise InputError(f"'{path}': '{end['name']}' is {end['type']}; expected float32, int8, uint8 or int16.")
             # A uint8 input without a scale takes the pixels as they are.
             if end["type"] not in ("float32", "uint8" if end is self.input else "") and not end["scale"]:
-                raise InputError(f"'{path}': '{end['name']}' is {end['type']} without a scale; export the file again.")
+                raise InputError(f"'{path}': '{end['name']}' is {end['type']} without a scale. Export the file again.")
         if len(self.output["shape"]) != 2:
-            raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], a classifier's.")
-        self.batch = self.input["shape"][0]  # None: any
+            raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], as of a classifier.")
+        self.batch = self.input["shape"][0]
         softmax = len(outputs) == 1 and _ends_in_softmax(self.operators())
         self.probabilities = self.output["name"] == "probabilities" or softmax
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """float32 `[n, classes]` of images `[n, h, w, c]`, uint8 or float, raw pixels 0..255.
+        """float32 `[n, classes]` of images `[n, height, width, channels]`, uint8 or float, raw pixels 0..255.
 
-        Images are quantized, and outputs dequantized, with the file's own scale and zero point. Gray images are
-        repeated for a file that takes three channels.
+        Images are quantized, and outputs dequantized, with the scales and zero points of the file. Gray images are
+        repeated for a file that expects three channels.
         """
         expected = self.input["shape"][1:]
         if images.ndim == 4 and images.shape[-1] == 1 and expected[-1:] == [3]:
@@ -72,16 +76,16 @@ class File:
         if not fits or any(a not in (b, None) for a, b in zip(expected, images.shape[1:], strict=True)):
             raise InputError(f"'{self.path}' expects images [n, {_text(expected)}], received [{_text(images.shape)}].")
         batch = self.batch or batch_size
-        found = [self._run(images[start : start + batch]) for start in range(0, len(images), batch)]
-        return np.concatenate(found) if found else np.zeros((0, self.output["shape"][1] or 0), np.float32)
+        outputs = [self._run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate(outputs) if outputs else np.zeros((0, self.output["shape"][1] or 0), np.float32)
 
     def latency(self, threads: int = 1, warmup: int = 20, runs: int = 200, repeats: int = 3) -> dict[str, float]:
-        """`median_us` and `p90_us` of a call of the interpreter with one batch (1 image if any batch goes).
+        """Median and 90th percentile of the time for one batch (one image if the batch size is open).
 
-        Microseconds on this machine's CPU, after `warmup` calls; of `repeats` series of `runs` calls the fastest,
-        because everything that disturbs a measurement makes it slower.
+        Returns `median_us` and `p90_us`, microseconds on the CPU of this machine. Of `repeats` series of `runs` calls,
+        after `warmup` calls, the fastest counts: everything that disturbs a measurement makes it slower.
         """
-        interpreter = self.filled(threads)
+        interpreter = self.interpreter_on_noise(threads)
         for _ in range(warmup):
             interpreter.invoke()
         series = []
@@ -91,56 +95,34 @@ class File:
         median, p90 = min(series)
         return {"median_us": median, "p90_us": p90}
 
-    def filled(self, threads: int = 1):
-        """An interpreter of its own whose input is one batch of noise: 1 image where any batch goes."""
+    def interpreter_on_noise(self, threads: int = 1):
+        """A new interpreter whose input is one batch of noise: one image if the batch size is open."""
         with quiet():
-            interpreter = self._open(threads)
+            interpreter = open_interpreter(self.path, threads)
             shape = [self.batch or 1, *(size or 224 for size in self.input["shape"][1:])]
             interpreter.resize_tensor_input(self._in, shape)
             interpreter.allocate_tensors()
         pixels = np.random.default_rng(0).integers(0, 256, shape)
-        interpreter.set_tensor(self._in, quantized(pixels, self.input))
+        interpreter.set_tensor(self._in, quantize(pixels, self.input))
         return interpreter
 
     def operators(self) -> list[str]:
-        """The names of the file's operators, in the order in which they run."""
-        # Without delegates: a delegate replaces the operators that it takes over.
-        details = self._open(1, plain=True)._get_ops_details()
-        return [op["op_name"] for op in details]
+        """The names of the operators, such as `CONV_2D`, in the order in which they run."""
+        # A delegate would replace the operators that it computes.
+        interpreter = open_interpreter(self.path, 1, delegates=False)
+        return [operator["op_name"] for operator in operator_details(interpreter)]
 
-    def _names(self) -> dict[int, str]:
-        """Tensor -> its name in the signature."""
-        signatures = self._interpreter._get_full_signature_list()
-        first = next(iter(signatures.values()), {"inputs": {}, "outputs": {}})
-        return {index: name for ends in ("inputs", "outputs") for name, index in first[ends].items()}
-
-    def _main(self) -> int:
+    def _main_output(self) -> int:
         if len(self.outputs) == 1:
             return 0
-        names = [each["name"] for each in self.outputs]
-        found = [i for i, name in enumerate(names) if name in ("logits", "probabilities")]
-        if len(found) != 1:
+        names = [output["name"] for output in self.outputs]
+        main = [i for i, name in enumerate(names) if name in ("logits", "probabilities")]
+        if len(main) != 1:
             raise InputError(
                 f"'{self.path}' has {len(names)} outputs, {', '.join(names)}; expected exactly one named 'logits' or "
-                "'probabilities' among them."
+                "'probabilities'."
             )
-        return found[0]
-
-    def _open(self, threads: int, plain: bool = False):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else OpResolverType.AUTO
-        try:
-            with quiet():
-                interpreter = Interpreter(
-                    model_path=str(self.path), num_threads=threads, experimental_op_resolver_type=kind
-                )
-                interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:  # UnicodeDecodeError is a ValueError
-            raise InputError(
-                f"'{self.path}' cannot be opened: it is damaged or no .tflite file ({_first_line(error)})."
-            ) from None
-        return interpreter
+        return main[0]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         count = len(images)
@@ -152,73 +134,124 @@ class File:
                 with quiet():
                     interpreter.resize_tensor_input(self._in, images.shape)
                     interpreter.allocate_tensors()
-            interpreter.set_tensor(self._in, quantized(images, self.input))
+            interpreter.set_tensor(self._in, quantize(images, self.input))
             interpreter.invoke()
             outputs = interpreter.get_tensor(self._out)
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"'{self.path}' does not run on {len(images)} images: {_first_line(error)}. Export it again."
+                f"'{self.path}' does not run on {len(images)} images: {first_line(error)}. Export it again."
             ) from None
         if outputs.ndim != 2 or len(outputs) != len(images):
-            raise InputError(f"'{self.path}' gave {outputs.shape} for {len(images)} images; expected one row for each.")
+            raise InputError(f"'{self.path}' gave {outputs.shape} for {len(images)} images; expected a row per image.")
         if self.output["scale"]:
             outputs = (outputs.astype(np.float32) - self.output["zero_point"]) * np.float32(self.output["scale"])
         return outputs[:count].astype(np.float32)
 
 
+def open_interpreter(
+    file: Path | bytes, threads: int | None = None, *, delegates: bool = True, keep_tensors: bool = False
+):
+    """A LiteRT interpreter of a file, given by its path or its bytes. The tensors are allocated.
+
+    Without `delegates`, the file's own operators run. With `keep_tensors`, every intermediate tensor can be read after
+    a run. Raises `InputError` for a file that LiteRT cannot open.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    source = {"model_content": file} if isinstance(file, bytes) else {"model_path": str(file)}
+    kind = OpResolverType.AUTO if delegates else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        with quiet():
+            interpreter = Interpreter(
+                **source,
+                num_threads=threads,
+                experimental_op_resolver_type=kind,
+                experimental_preserve_all_tensors=keep_tensors,
+            )
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:  # UnicodeDecodeError is a ValueError
+        name = "The model" if isinstance(file, bytes) else f"'{file}'"
+        raise InputError(f"{name} cannot be opened: it is damaged or no .tflite ({first_line(error)}).") from None
+    return interpreter
+
+
+def operator_details(interpreter) -> list[dict]:
+    """The operators that an interpreter runs: dicts with op_name, inputs and outputs (indices of tensors).
+
+    LiteRT's public methods list tensors, but not operators.
+    """
+    return interpreter._get_ops_details()
+
+
+def signatures(interpreter) -> dict[str, dict]:
+    """Name of a signature -> its inputs and outputs, dicts of name -> index of a tensor.
+
+    The public `get_signature_list` has the names without the indices.
+    """
+    return interpreter._get_full_signature_list()
+
+
+def signature_names(interpreter) -> dict[int, str]:
+    """Index of a tensor -> its name in the first signature of the file."""
+    first = next(iter(signatures(interpreter).values()), {"inputs": {}, "outputs": {}})
+    return {index: name for ends in ("inputs", "outputs") for name, index in first[ends].items()}
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what C++ code writes to standard error off the screen; Python's exceptions pass."""
+    """Discards what C++ code writes to standard error. Python's exceptions pass."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def predict_apart(path: str | Path, images: np.ndarray, seconds: float) -> np.ndarray:
-    """`File(path).predict(images)` in a process of its own, which has no TensorFlow.
+def predict_isolated(path: str | Path, images: np.ndarray, seconds: float) -> np.ndarray:
+    """`File(path).predict(images)` in a process of its own, without TensorFlow.
 
-    Raises `InputError` if that process reports an error, crashes, or is not done after `seconds`.
+    Raises `InputError` if that process reports an error, crashes, or does not finish within `seconds`.
     """
-    found, ends = [], time.monotonic() + seconds
-    at_once = max(1, APART_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    outputs, deadline = [], time.monotonic() + seconds
+    at_once = max(1, BYTES_AT_ONCE // max(1, int(np.prod(images.shape[1:]))))
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
-        given, made = Path(folder, "images.npy"), Path(folder, "outputs.npy")
-        for start in range(0, max(1, len(images)), at_once):  # so that encoded images need not fit into memory
-            np.save(given, images[start : start + at_once])
-            _apart(Path(path), max(0.1, ends - time.monotonic()), str(given), str(made))
-            found.append(np.load(made))
-    return np.concatenate(found)
+        images_file, outputs_file = Path(folder, "images.npy"), Path(folder, "outputs.npy")
+        for start in range(0, max(1, len(images)), at_once):  # images that are decoded here need not fit into memory
+            np.save(images_file, images[start : start + at_once])
+            remaining = max(0.1, deadline - time.monotonic())
+            run_isolated("interpreter", Path(path), remaining, str(images_file), str(outputs_file))
+            outputs.append(np.load(outputs_file))
+    return np.concatenate(outputs)
 
 
-def checked_head(path: Path) -> int:
-    """The size of a file that begins as a .tflite does."""
-    with open(files.existing_file(path, (".tflite",)), "rb") as file:
-        head = file.read(8)
-    if head[4:] != b"TFL3":
-        raise InputError(f"'{path}' is no .tflite file: bytes 4 to 7 are {head[4:]!r}, expected b'TFL3'.")
+def check_header(path: Path) -> int:
+    """The size of a `.tflite` file in bytes. Raises `InputError` if its first bytes are of another format."""
+    with open(existing_file(path, (".tflite",)), "rb") as file:
+        header = file.read(8)
+    if header[4:] != b"TFL3":
+        raise InputError(f"'{path}' is no .tflite file: bytes 4 to 7 are {header[4:]!r}, expected b'TFL3'.")
     return path.stat().st_size
 
 
-def details(end: dict, names: dict[int, str]) -> dict:
-    scale, zero_point = end["quantization"]
+def tensor_details(details: dict, names: dict[int, str]) -> dict:
+    """name, shape, type, scale and zero_point of an input or output, from LiteRT's own details of it."""
+    scale, zero_point = details["quantization"]
     return {
-        "name": names.get(end["index"], end["name"]),
-        "shape": [None if size == -1 else int(size) for size in end["shape_signature"]],
-        "type": np.dtype(end["dtype"]).name,
+        "name": names.get(details["index"], details["name"]),
+        "shape": [None if size == -1 else int(size) for size in details["shape_signature"]],
+        "type": np.dtype(details["dtype"]).name,
         "scale": float(scale) or None,
         "zero_point": int(zero_point) if scale else None,
     }
 
 
 def call_times(interpreter, runs: int) -> np.ndarray:
-    """Microseconds of each of so many calls, `[runs]`."""
+    """The time of every call in microseconds, `[runs]`."""
     times = np.empty(runs)
     for i in range(runs):
         start = time.perf_counter_ns()
@@ -227,8 +260,8 @@ def call_times(interpreter, runs: int) -> np.ndarray:
     return times
 
 
-def quantized(images: np.ndarray, end: dict) -> np.ndarray:
-    """Pixels as the numbers that an input takes."""
+def quantize(images: np.ndarray, end: dict) -> np.ndarray:
+    """Pixels as the numbers of an input (`end`, see `File.input`)."""
     kind = np.dtype(end["type"])
     if kind == np.float32:
         return images.astype(np.float32)
@@ -242,7 +275,8 @@ def _ends_in_softmax(operators: list[str]) -> bool:
     return bool(ends) and ends[-1] == "SOFTMAX"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -250,43 +284,38 @@ def _text(shape) -> str:
     return ", ".join("any" if size is None else str(size) for size in shape)
 
 
-def _try(path: Path) -> None:
-    _apart(path, TRIAL_SECONDS)
+def run_isolated(module: str, path: Path, seconds: float, *arguments: str) -> str:
+    """Runs `python -m kdistill.tflite.MODULE path arguments...` and returns its standard output.
 
-
-def _apart(path: Path, seconds: float, *arguments: str) -> None:
-    run_apart("interpreter", path, seconds, *arguments)
-
-
-def run_apart(module: str, path: Path, seconds: float, *arguments: str) -> str:
-    """Runs `python -m kdistill.MODULE path arguments...`; returns what it printed. Errors as in `predict_apart`."""
+    Raises `InputError` if that process reports an error, crashes, or does not finish within `seconds`.
+    """
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    # -P: a folder "kdistill" or a file "numpy.py" where the user happens to be is not what is meant.
+    # -P: Python must not import a folder "kdistill" or a file "numpy.py" from the user's current folder.
     command = [sys.executable, "-P", "-m", f"kdistill.tflite.{module}", str(path), *arguments]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"'{path}' did not finish within {seconds:.0f} s in a process of its own: it is damaged, or too slow."
+            f"'{path}' did not finish within {seconds:.0f} s: it is damaged, or too slow for this machine."
         ) from None
-    if done.returncode < 0:
+    if process.returncode < 0:
         raise InputError(
-            f"'{path}' stopped the process that runs it (signal {-done.returncode}): the file is damaged, memory ran "
-            "out, or something else ended the process. Try again, or export the file again."
+            f"'{path}' stopped the process that runs it (signal {-process.returncode}): the file is damaged, memory "
+            "ran out, or someone ended the process. Try again, or export the file again."
         )
-    message = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    if done.returncode == REFUSED:
+    message = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+    if process.returncode == REFUSED:
         raise InputError(message)
-    if done.returncode:
+    if process.returncode:
         raise InputError(f"'{path}' cannot be used: it is damaged, or too large for this machine ({message}).")
-    return done.stdout
+    return process.stdout
 
 
 def _main(path: str, images: str | None = None, outputs: str | None = None) -> None:
-    """The process of its own: one and two images of noise, or the images of one `.npy` file into another."""
+    """The process of its own: a trial on one and on two images of noise, or the outputs of a `.npy` file of images."""
     try:
-        file = File(path, tried=True)
+        file = File(path, trusted=True)
         if images:
             np.save(outputs, file.predict(np.load(images, mmap_mode="r")))
             return

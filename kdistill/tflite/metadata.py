@@ -1,9 +1,8 @@
-"""What a `.tflite` file says of itself: labels, normalization, version, license, provenance. No TensorFlow.
+"""The metadata inside a `.tflite` file: labels, normalization, version, license, provenance.
 
-The form is TFLite's own (the schema "M001", which MediaPipe and Android Studio read): a flatbuffer in the file's
-metadata entry `TFLITE_METADATA`, and a zip archive behind the model with `labels.txt` and `model.json`. Tools that
-rewrite a file drop the archive, so it is written last. The same content gives the same bytes: the archive's times are
-fixed.
+The format is TFLite's own (the schema "M001", which MediaPipe and Android Studio read): a flatbuffer in the metadata
+entry `TFLITE_METADATA`, and a zip archive behind the model with `labels.txt` and `model.json`. The archive is written
+last, as tools that rewrite a file drop it. Its times are fixed, so that the same content gives the same bytes.
 """
 
 import io
@@ -22,7 +21,7 @@ from kdistill.tflite import flatbuffer
 
 ENTRY, IDENTIFIER = b"TFLITE_METADATA", b"M001"
 LABELS, DOCUMENT = "labels.txt", "model.json"
-LARGEST = 1 << 24  # bytes of a file in the archive that is read
+LARGEST = 1 << 24  # bytes; larger files in the archive are not read
 # Numbers of the schema: kinds of associated files, of content, of colors.
 _DESCRIPTIONS, _AXIS_LABELS = 1, 2
 _FEATURE, _IMAGE = 1, 2
@@ -30,62 +29,62 @@ _RGB, _GRAYSCALE = 1, 2
 
 
 def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes:
-    """The bytes of a `.tflite` file with metadata, instead of what it had.
+    """The bytes of a `.tflite` file with this metadata instead of its own.
 
-    `document` becomes `model.json` and is what the entry is made of: name, description, version, license, input (shape,
-    type, mean, deviation) and outputs (a list of dicts with a name; the first one has the labels).
+    `document` becomes `model.json`. The entry takes from it name, description, version, author, license, input (a dict
+    with shape, values, mean, std) and outputs (dicts with name, values, position; the first one has the labels).
     """
-    model = flatbuffer.parsed(bare(content))
+    model = flatbuffer.parse(bare(content))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(_entry(document, labels is not None), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = ENTRY, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-    made = io.BytesIO(flatbuffer.packed(model))
-    with zipfile.ZipFile(made, "a", zipfile.ZIP_STORED) as archive:
+    file = io.BytesIO(flatbuffer.pack(model))
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
         if labels is not None:
             _add(archive, LABELS, "".join(f"{label}\n" for label in labels))
         _add(archive, DOCUMENT, json.dumps(document, separators=(",", ":")) + "\n")
-    return made.getvalue()
+    return file.getvalue()
 
 
 def bare(content: bytes) -> bytes:
-    """The model alone, without metadata of this kind and without an archive: what a microcontroller needs."""
-    model = flatbuffer.parsed(content)
-    kept = [entry for entry in model.metadata or [] if entry.name != ENTRY]
+    """The model alone, without this metadata and without an archive, as a microcontroller needs it."""
+    model = flatbuffer.parse(content)
+    others = [entry for entry in model.metadata or [] if entry.name != ENTRY]
     for entry in model.metadata or []:
         if entry.name == ENTRY:
             model.buffers[entry.buffer].data = None
             if entry.buffer == len(model.buffers) - 1:
                 model.buffers.pop()
-    model.metadata = kept
-    return flatbuffer.packed(model)
+    model.metadata = others
+    return flatbuffer.pack(model)
 
 
 def read(content: bytes) -> dict | None:
-    """What `write` wrote: name, description, version, author, license, inputs, outputs, labels, document.
+    """The metadata of a file: name, description, version, author, license, inputs, outputs, labels, document.
 
-    None without metadata; labels and document are None where there are none. Raises `InputError` if it is damaged.
-    The file itself has been opened by the interpreter before.
+    None for a file without metadata; labels and document are None where they are absent. The interpreter must have
+    opened the file before. Raises `InputError` for damaged metadata.
     """
-    model = flatbuffer.parsed(content)
-    entry = next((each for each in model.metadata or [] if each.name == ENTRY), None)
+    model = flatbuffer.parse(content)
+    entry = next((item for item in model.metadata or [] if item.name == ENTRY), None)
     if entry is None:
         return None
     try:
-        found = _read_entry(bytes(model.buffers[entry.buffer].data))
+        values = _read_entry(bytes(model.buffers[entry.buffer].data))
         files = _files(content)
-        labels = next((out["labels_file"] for out in found["outputs"] if out["labels_file"]), None)
-        found["labels"] = files[labels].decode().splitlines() if labels in files else None
-        found["document"] = json.loads(files[DOCUMENT]) if DOCUMENT in files else None
-    except Exception as error:  # whatever damaged bytes make of struct, zipfile and json
+        labels = next((out["labels_file"] for out in values["outputs"] if out["labels_file"]), None)
+        values["labels"] = files[labels].decode().splitlines() if labels in files else None
+        values["document"] = json.loads(files[DOCUMENT]) if DOCUMENT in files else None
+    except Exception as error:  # struct, zipfile and json raise anything on damaged bytes
         raise InputError(f"The metadata of the file is damaged ({type(error).__name__}: {error}).") from None
-    return found
+    return values
 
 
 def of_file(path: str | Path) -> dict | None:
-    """`read` of a file that has been opened by the interpreter before."""
+    """The metadata of the file at this path, see `read`."""
     try:
         return read(Path(path).read_bytes())
     except InputError as error:
@@ -106,37 +105,36 @@ def _files(content: bytes) -> dict[str, bytes]:
 
 
 def _entry(document: dict, labeled: bool) -> bytes:
-    taken, given = document["input"], document["outputs"]
-    height, width, channels = taken["shape"][1:]
+    height, width, channels = document["input"]["shape"][1:]
     colors = _RGB if channels == 3 else _GRAYSCALE
     image = {0: ("Int8", colors), 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
-    numbers = [np.asarray(taken[key], np.float32) for key in ("mean", "deviation")]
+    numbers = [np.asarray(document["input"][key], np.float32) for key in ("mean", "std")]
     normalization = {0: ("Uint8", 1), 1: {0: numbers[0], 1: numbers[1]}}
     range_ = [np.asarray([limit], np.float32) for limit in (255, 0)]
     inputs = {
         0: "image",
-        1: taken["values"],
+        1: document["input"]["values"],
         3: {0: ("Uint8", _IMAGE), 1: image},
         4: [normalization],
         5: {0: range_[0], 1: range_[1]},
     }
-    outputs = []
-    for index, each in enumerate(given):
-        table = {0: each["name"], 1: each["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
-        if index == 0 and each["values"] == "probabilities":
+    tables = []
+    for index, output in enumerate(document["outputs"]):
+        table = {0: output["name"], 1: output["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
+        if index == 0 and output["values"] == "probabilities":
             table[5] = {0: np.asarray([1], np.float32), 1: np.asarray([0], np.float32)}
         if index == 0 and labeled:
             table[6] = [
                 {0: LABELS, 1: "The classes, one a line, in the order of the output.", 2: ("Int8", _AXIS_LABELS)}
             ]
-        outputs.append(table)
-    # The tensors stand in the order of the graph's outputs, not in that of importance.
-    outputs = [table for _, table in sorted(zip(given, outputs, strict=True), key=lambda pair: pair[0]["position"])]
+        tables.append(table)
+    # The schema wants the tables in the order of the graph's outputs.
+    pairs = sorted(zip(document["outputs"], tables, strict=True), key=lambda pair: pair[0]["position"])
     model = {
         0: document["name"],
         1: document["description"],
         2: document["version"],
-        3: [{0: "main", 2: [inputs], 3: outputs}],
+        3: [{0: "main", 2: [inputs], 3: [table for _, table in pairs]}],
         4: document["author"],
         5: document["license"],
         6: [{0: DOCUMENT, 1: "Input, output, provenance and figures, as JSON.", 2: ("Int8", _DESCRIPTIONS)}],
@@ -148,30 +146,33 @@ def _entry(document: dict, labeled: bool) -> bytes:
 
 
 def _put(builder: flatbuffers.Builder, value) -> int:
-    """Writes a string, a vector or a table; returns where."""
+    """Writes a string, a vector, a list of tables, or a table (a dict of slot -> value); returns its offset.
+
+    Single numbers in a table are pairs of a type and the number.
+    """
     if isinstance(value, str):
         return builder.CreateString(value)
     if isinstance(value, np.ndarray):
         return builder.CreateNumpyVector(value)
     if isinstance(value, list):
-        places = [_put(builder, each) for each in value]
+        places = [_put(builder, item) for item in value]
         builder.StartVector(4, len(places), 4)
         for place in reversed(places):
             builder.PrependUOffsetTRelative(place)
         return builder.EndVector()
-    value = {slot: each for slot, each in value.items() if each is not None}
-    places = {slot: _put(builder, each) for slot, each in value.items() if not isinstance(each, tuple)}
+    value = {slot: item for slot, item in value.items() if item is not None}
+    places = {slot: _put(builder, item) for slot, item in value.items() if not isinstance(item, tuple)}
     builder.StartObject(max(value, default=-1) + 1)
-    for slot, each in value.items():
-        if isinstance(each, tuple):
-            getattr(builder, f"Prepend{each[0]}Slot")(slot, each[1], 0)
+    for slot, item in value.items():
+        if isinstance(item, tuple):
+            getattr(builder, f"Prepend{item[0]}Slot")(slot, item[1], 0)
         else:
             builder.PrependUOffsetTRelativeSlot(slot, places[slot], 0)
     return builder.EndObject()
 
 
 class _Table:
-    """A table of a flatbuffer."""
+    """A table of a flatbuffer. Offsets are checked, as the bytes may be damaged."""
 
     def __init__(self, data: bytes, place: int):
         self.data, self.place = data, place
@@ -235,20 +236,20 @@ def _read_entry(data: bytes) -> dict:
         "version": model.text(2),
         "author": model.text(4),
         "license": model.text(5),
-        "inputs": [_read_input(each) for each in graph.tables(2)] if graph else [],
-        "outputs": [_read_output(each) for each in graph.tables(3)] if graph else [],
+        "inputs": [_read_input(table) for table in graph.tables(2)] if graph else [],
+        "outputs": [_read_output(table) for table in graph.tables(3)] if graph else [],
     }
 
 
 def _read_input(tensor: _Table) -> dict:
-    found = {"name": tensor.text(0), "description": tensor.text(1), "mean": None, "deviation": None, "colors": None}
+    values = {"name": tensor.text(0), "description": tensor.text(1), "mean": None, "std": None, "colors": None}
     for unit in tensor.tables(4):
         if unit.number(0, "<B") == 1 and (options := unit.table(1)):
-            found |= {"mean": options.floats(0), "deviation": options.floats(1)}
+            values |= {"mean": options.floats(0), "std": options.floats(1)}
     content = tensor.table(3)
     if content and content.number(0, "<B") == _IMAGE and (image := content.table(1)):
-        found["colors"] = {_RGB: "rgb", _GRAYSCALE: "gray"}.get(image.number(0))
-    return found
+        values["colors"] = {_RGB: "rgb", _GRAYSCALE: "gray"}.get(image.number(0))
+    return values
 
 
 def _read_output(tensor: _Table) -> dict:

@@ -9,7 +9,7 @@ from kdistill.errors import InputError
 from kdistill.tflite import flatbuffer
 
 # The operators of TensorFlow Lite Micro and the functions of its op resolver that add them: those that its own Python
-# runtime registers (tflite-micro, python/tflite_micro/python_ops_resolver.cc, 2026-10), custom ones left out.
+# runtime registers (tflite-micro, python/tflite_micro/python_ops_resolver.cc, 2026-10), without custom ones.
 OPERATORS = {
     "ABS": "Abs", "ADD": "Add", "ADD_N": "AddN", "ARG_MAX": "ArgMax", "ARG_MIN": "ArgMin",
     "ASSIGN_VARIABLE": "AssignVariable", "AVERAGE_POOL_2D": "AveragePool2D", "BATCH_TO_SPACE_ND": "BatchToSpaceNd",
@@ -36,27 +36,26 @@ OPERATORS = {
     "VAR_HANDLE": "VarHandle", "WHILE": "While", "ZEROS_LIKE": "ZerosLike",
 }  # fmt: skip
 ALIGNMENT = 16  # bytes, of the array and of each buffer in the arena
-# Bookkeeping of TensorFlow Lite Micro, in bytes: its structs on a 64-bit machine (about half on a 32-bit one).
+# Bookkeeping of TensorFlow Lite Micro in bytes: its structs on a 64-bit machine (on a 32-bit one about half).
 _BASE, _TENSOR, _NODE, _CHANNEL = 1024, 24, 64 + 112, 8
 _BYTES = {"float32": 4, "int32": 4, "int64": 8, "float16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
 def check_operators(model: schema.ModelT, name: str) -> None:
-    """Raises `InputError` for operators that TensorFlow Lite Micro lacks, and for float ones."""
-    found = {each["name"]: each for each in flatbuffer.operators(model)}
-    missing = sorted(found.keys() - OPERATORS.keys())
+    """Raises `InputError` for operators that TensorFlow Lite Micro lacks. `name`: of the profile."""
+    missing = sorted({operator["name"] for operator in flatbuffer.operators(model)} - OPERATORS.keys())
     if missing:
         raise InputError(
             f"The model cannot be exported for '{name}': TensorFlow Lite Micro has no {', '.join(missing)}. "
-            "Use other layers there."
+            "Replace the layers that need it."
         )
 
 
 def arena(model: schema.ModelT) -> dict[str, int]:
-    """The memory that the file needs at run time, in bytes: activations, bookkeeping (an estimate), total.
+    """The memory that the file needs at run time, in bytes: activations, bookkeeping (an estimate) and total.
 
-    Activations are placed as TensorFlow Lite Micro's greedy planner does: the largest first, at the lowest place where
-    no buffer is that is alive at the same time. Scratch memory of optimized kernels (CMSIS-NN) comes on top.
+    Activations are placed as by TensorFlow Lite Micro's greedy planner: the largest first, at the lowest offset that no
+    buffer alive at the same time covers. Add the scratch memory of optimized kernels (CMSIS-NN).
     """
     graph = model.subgraphs[0]
     alive = {index: [0, 0] for index in graph.inputs}
@@ -90,14 +89,14 @@ def arena(model: schema.ModelT) -> dict[str, int]:
 
 
 def source(content: bytes, file: dict, labels: Sequence[str] | None, name: str) -> tuple[str, str]:
-    """The text of `NAME.h` and of `NAME.cc`. `content` is the model alone; `file` tells input and output."""
-    model = flatbuffer.parsed(content)
+    """The text of `NAME.h` and of `NAME.cc`. `content`: the model without metadata; `file`: its input and output."""
+    model = flatbuffer.parse(content)
     memory = arena(model)
-    used = sorted({each["name"] for each in flatbuffer.operators(model)})
+    used = sorted({operator["name"] for operator in flatbuffer.operators(model)})
     height, width, channels = file["input"]["shape"][1:]
     labels = [str(label) for label in labels or ()]
     guard = f"{name.upper()}_H_"
-    header = f"""// Made by kdistill. The model of {name}.tflite without its metadata, for TensorFlow Lite Micro.
+    header = f"""// Written by kdistill. The model of {name}.tflite without its metadata, for TensorFlow Lite Micro.
 #ifndef {guard}
 #define {guard}
 
@@ -109,8 +108,8 @@ namespace {name} {{
 alignas({ALIGNMENT}) extern const unsigned char kModel[];
 constexpr std::size_t kModelSize = {len(content)};
 
-// An estimate for a 64-bit machine: activations {memory["activations"]:,}, bookkeeping {memory["bookkeeping"]:,}. The
-// scratch memory of optimized kernels comes on top. Measure it: interpreter.arena_used_bytes().
+// An estimate for a 64-bit machine: activations {memory["activations"]:,}, bookkeeping {memory["bookkeeping"]:,}. Add
+// the scratch memory of optimized kernels. Measure the size: interpreter.arena_used_bytes().
 constexpr std::size_t kArenaSize = {memory["total"]};
 
 constexpr int kHeight = {height}, kWidth = {width}, kChannels = {channels}, kClasses = {file["output"]["shape"][1]};
@@ -124,7 +123,7 @@ constexpr int kLabelCount = {len(labels)};
 constexpr int kOperatorCount = {len(used)};
 template <typename Resolver>
 void AddOperators(Resolver& resolver) {{
-{chr(10).join(f"  resolver.Add{OPERATORS[each]}();" for each in used)}
+{chr(10).join(f"  resolver.Add{OPERATORS[operator]}();" for operator in used)}
 }}
 
 }}  // namespace {name}
@@ -134,7 +133,7 @@ void AddOperators(Resolver& resolver) {{
     rows = [content[start : start + 16] for start in range(0, len(content), 16)]
     numbers = ",\n".join("    " + ", ".join(f"0x{byte:02x}" for byte in row) for row in rows)
     texts = ", ".join(_c_string(label) for label in labels) or "nullptr"
-    body = f"""// Made by kdistill.
+    body = f"""// Written by kdistill.
 #include "{name}.h"
 
 namespace {name} {{
@@ -145,7 +144,7 @@ alignas({ALIGNMENT}) const unsigned char kModel[] = {{
 {numbers}
 }};
 
-static_assert(sizeof(kModel) == kModelSize, "the array is not whole");
+static_assert(sizeof(kModel) == kModelSize, "the array is incomplete");
 
 }}  // namespace {name}
 """
@@ -158,19 +157,19 @@ def _end(which: str, end: dict) -> str:
 
 
 def _c_string(text: str) -> str:
-    """A C string literal; everything but plain ASCII letters and digits as octal bytes."""
+    """A C string literal. Everything but plain ASCII is written as octal bytes."""
     safe = [chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}" for byte in text.encode()]
     return f'"{"".join(safe)}"'
 
 
 def _channels(tensor: schema.TensorT) -> int:
-    """The scales of a tensor of weights: the kernels keep a multiplier and a shift for each."""
+    """The number of scales of a weight tensor: the kernels store a multiplier and a shift per scale."""
     scales = tensor.quantization.scale if tensor.quantization is not None else None
     return 0 if scales is None else len(scales)
 
 
 def _bytes_of(tensor: schema.TensorT) -> int:
-    return _BYTES.get(flatbuffer.type_name(tensor.type), 4) * flatbuffer.size_of(tensor)
+    return _BYTES.get(flatbuffer.type_name(tensor), 4) * flatbuffer.element_count(tensor)
 
 
 def _padded(size: int) -> int:

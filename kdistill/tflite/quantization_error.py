@@ -1,7 +1,7 @@
-"""Which layers a quantized file loses most in: its tensors against those of the same model in float32. No TensorFlow.
+"""The layers that a quantized file loses most in: its tensors against those of the same model in float32.
 
-Both files run operator by operator, with every tensor kept, in a process of their own
-(`python -m kdistill.tflite.quantization_error`); tensors of the same name are compared.
+Both files run operator by operator in a process of their own, without TensorFlow
+(`python -m kdistill.tflite.quantization_error FILE REFERENCE IMAGES`). Tensors of the same name are compared.
 """
 
 import json
@@ -14,73 +14,77 @@ import numpy as np
 
 from kdistill.errors import InputError
 from kdistill.tflite import flatbuffer
-from kdistill.tflite.interpreter import REFUSED, File, quantized, quiet, run_apart
+from kdistill.tflite.interpreter import REFUSED, File, open_interpreter, operator_details, quantize, run_isolated
 
-IMAGES = 32  # each holds all tensors of both files in memory; more images change the order of the layers little
+IMAGES = 32  # more change the order of the layers little
 SECONDS = 1800
 
 
 def compare(path: str | Path, reference: str | Path, images: np.ndarray) -> list[dict]:
     """The operators of a quantized file, those that cost most first.
 
-    `reference` is the float32 file of the same model, `images` `[n, h, w, c]` are raw pixels, of which up to 32 are
-    taken, evenly spaced. Dicts: operator, tensor (the name of its output), sqnr (signal to quantization noise, dB, inf
-    if there is none) and cost: the share of the signal's power that this operator adds as noise to what its inputs
-    bring. Raises `InputError` if a file does not run, or if they have no tensor in common.
+    Args:
+        path: The quantized file.
+        reference: The float32 file of the same model.
+        images: Raw pixels `[n, height, width, channels]`; up to 32 of them are used, evenly spaced.
+
+    Returns:
+        Dicts of operator, tensor (the name of its output), sqnr (signal to quantization noise in dB, infinite without
+        noise) and cost: the noise that this operator adds to that of its inputs, as a share of the signal's power.
+
+    Raises:
+        InputError: A file does not run, or the files have too few tensors in common.
     """
     places = np.linspace(0, len(images) - 1, min(len(images), IMAGES)).round().astype(int)
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
-        given = Path(folder, "images.npy")
-        np.save(given, images[places])
-        found = json.loads(run_apart("quantization_error", Path(path), SECONDS, str(reference), str(given)))
-    for each in found:
-        each["sqnr"] = math.inf if each["sqnr"] is None else each["sqnr"]
-    return found
+        images_file = Path(folder, "images.npy")
+        np.save(images_file, images[places])
+        output = run_isolated("quantization_error", Path(path), SECONDS, str(reference), str(images_file))
+    rows = json.loads(output)
+    for row in rows:
+        row["sqnr"] = math.inf if row["sqnr"] is None else row["sqnr"]
+    return rows
 
 
-def sentence(layers: list[dict], count: int = 3) -> str:
-    """The first layers in words."""
+def sentence(rows: list[dict], count: int = 3) -> str:
+    """The first rows of `compare` in words."""
     return ", ".join(
-        f"{each['operator']} '{short(each['tensor'])}' ({each['sqnr']:.0f} dB signal to noise)"
-        for each in layers[:count]
+        f"{row['operator']} '{short_name(row['tensor'])}' ({row['sqnr']:.0f} dB signal to noise)"
+        for row in rows[:count]
     )
 
 
-def short(tensor: str) -> str:
-    """The end of a tensor's name that tells the layer: `conv1/Relu` of `net_1/conv1_1/Relu;net_1/norm1_1/add`."""
+def short_name(tensor: str) -> str:
+    """The part of a tensor's name that tells the layer: `conv1/Relu` of `net_1/conv1_1/Relu;net_1/norm1_1/add`."""
     parts = tensor.partition(";")[0].split("/")
     return "/".join(parts[-2:])
 
 
-def _measured(path: Path, reference: Path, images: np.ndarray) -> list[dict]:
-    given, plain = (_Kept(each) for each in (path, reference))
-    inside = flatbuffer.read(path)
-    graph = inside.subgraphs[0]
-    names = {i: tensor.name.decode(errors="replace") for i, tensor in enumerate(graph.tensors)}
-    there = {name: i for i, name in plain.names.items()}
-    made = [i for i in names if i in given.made and given.kinds[i] in ("float32", "int8", "uint8", "int16")]
-    common = [i for i in made if there.get(names[i]) in plain.made and plain.kinds[there[names[i]]] == "float32"]
-    if 2 * len(common) < len(made):
-        raise InputError(
-            f"'{path}' and '{reference}' have only {len(common)} of {len(made)} tensors in common: they are not of the "
-            "same model, or the reference is no float32 file."
-        )
-    signal, noise = dict.fromkeys(common, 0.0), dict.fromkeys(common, 0.0)
+def _compare(path: Path, reference: Path, images: np.ndarray) -> list[dict]:
+    quantized, plain = _Traced(path), _Traced(reference)
+    model = flatbuffer.read(path)
+    graph = model.subgraphs[0]
+    names = {i: flatbuffer.tensor_name(tensor) for i, tensor in enumerate(graph.tensors)}
+    twin = _twins(quantized, plain, names)
+    signal, noise = dict.fromkeys(twin, 0.0), dict.fromkeys(twin, 0.0)
     for image in images:
-        given.run(image[None])
+        quantized.run(image[None])
         plain.run(image[None])
-        for i in common:
-            expected, found = plain.values(there[names[i]]), given.values(i)
-            if expected.shape != found.shape:
-                raise InputError(f"'{path}' and '{reference}' differ in '{names[i]}': not of the same model.")
+        for i, j in twin.items():
+            expected, actual = plain.values(j), quantized.values(i)
+            if expected.shape != actual.shape:
+                raise InputError(
+                    f"'{path}' and '{reference}' are not files of the same model: '{names[i]}' is {actual.shape} in "
+                    f"one and {expected.shape} in the other."
+                )
             signal[i] += float(np.sum(expected**2))
-            noise[i] += float(np.sum((expected - found) ** 2))
-    ratio = {i: noise[i] / signal[i] if signal[i] else 0.0 for i in common}
-    known, rows = {}, []  # tensor -> the noise that it carries; of one without a counterpart, its inputs'
-    for operator, name in flatbuffer.steps(inside, graph):
-        before = max((known.get(i, 0.0) for i in operator.inputs), default=0.0)
+            noise[i] += float(np.sum((expected - actual) ** 2))
+    ratio = {i: noise[i] / signal[i] if signal[i] else 0.0 for i in twin}
+    carried, rows = {}, []  # tensor -> the noise that it carries; a tensor without a twin carries that of its inputs
+    for operator, name in flatbuffer.named_operators(model, graph):
+        before = max((carried.get(i, 0.0) for i in operator.inputs), default=0.0)
         for i in operator.outputs:
-            known[i] = ratio.get(i, before)
+            carried[i] = ratio.get(i, before)
             if i in ratio and name not in ("QUANTIZE", "DEQUANTIZE"):
                 sqnr = -10 * math.log10(ratio[i]) if ratio[i] else None
                 cost = max(ratio[i] - before, 0.0)
@@ -88,47 +92,56 @@ def _measured(path: Path, reference: Path, images: np.ndarray) -> list[dict]:
     return sorted(rows, key=lambda row: -row["cost"])
 
 
-class _Kept:
-    """A file that is run without delegates and keeps every tensor."""
+class _Traced:
+    """A file that runs without delegates and keeps every tensor."""
 
     def __init__(self, path: Path):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        self.file = File(path, tried=True)
-        with quiet():
-            self._interpreter = Interpreter(
-                str(path),
-                experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-                experimental_preserve_all_tensors=True,
-            )
+        self.file = File(path, trusted=True)
+        self._interpreter = open_interpreter(path, delegates=False, keep_tensors=True)
         details = self._interpreter.get_input_details()[0]
-        shape = [self.file.batch or 1, *details["shape"][1:]]
         self._input = details["index"]
-        self._interpreter.resize_tensor_input(self._input, shape)
+        self._interpreter.resize_tensor_input(self._input, [self.file.batch or 1, *details["shape"][1:]])
         self._interpreter.allocate_tensors()
         tensors = self._interpreter.get_tensor_details()
-        self.names = {each["index"]: each["name"] for each in tensors}
-        self.kinds = {each["index"]: np.dtype(each["dtype"]).name for each in tensors}
-        self._scales = {each["index"]: each["quantization"] for each in tensors}
-        self.made = {i for op in self._interpreter._get_ops_details() for i in op["outputs"]}
+        self.names = {tensor["index"]: tensor["name"] for tensor in tensors}
+        self.types = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in tensors}
+        self._scales = {tensor["index"]: tensor["quantization"] for tensor in tensors}
+        self.computed = {i for operator in operator_details(self._interpreter) for i in operator["outputs"]}
 
     def run(self, image: np.ndarray) -> None:
         channels = self.file.input["shape"][-1]
         if channels == 3 and image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)
         image = np.repeat(image, self.file.batch or 1, axis=0)
-        self._interpreter.set_tensor(self._input, quantized(image, self.file.input))
+        self._interpreter.set_tensor(self._input, quantize(image, self.file.input))
         self._interpreter.invoke()
 
     def values(self, index: int) -> np.ndarray:
+        """The dequantized numbers of a tensor, of the first image."""
         scale, zero_point = self._scales[index]
         numbers = np.atleast_1d(self._interpreter.get_tensor(index))[:1]
         return (numbers.astype(np.float64) - zero_point) * scale if scale else numbers.astype(np.float64)
 
 
+def _twins(quantized: _Traced, plain: _Traced, names: dict[int, str]) -> dict[int, int]:
+    """Index of a computed tensor of the quantized file -> the tensor of the same name in the float32 file."""
+    in_plain = {name: i for i, name in plain.names.items()}
+    computed = [
+        i for i in names if i in quantized.computed and quantized.types[i] in ("float32", "int8", "uint8", "int16")
+    ]
+    twin = {i: in_plain.get(names[i]) for i in computed}
+    twin = {i: j for i, j in twin.items() if j in plain.computed and plain.types[j] == "float32"}
+    if 2 * len(twin) < len(computed):
+        raise InputError(
+            f"'{quantized.file.path}' and '{plain.file.path}' have only {len(twin)} of {len(computed)} tensors in "
+            "common. Either they are not files of the same model, or the reference is no float32 file."
+        )
+    return twin
+
+
 def _main(path: str, reference: str, images: str) -> None:
     try:
-        print(json.dumps(_measured(Path(path), Path(reference), np.load(images))))
+        print(json.dumps(_compare(Path(path), Path(reference), np.load(images))))
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)

@@ -100,7 +100,7 @@ def test_two_files_are_measured_by_turns(monkeypatch):
         def __init__(self, batch):
             self.batch = batch
 
-        def filled(self):
+        def interpreter_on_noise(self):
             return self
 
         def invoke(self):

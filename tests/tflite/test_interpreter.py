@@ -14,7 +14,7 @@ from kdistill.conversion.convert import convert
 from kdistill.errors import InputError
 from kdistill.recipe import Profile
 from kdistill.tflite import interpreter
-from kdistill.tflite.interpreter import File, predict_apart
+from kdistill.tflite.interpreter import File, predict_isolated
 
 PROFILES = {
     "float": Profile("float"),
@@ -65,7 +65,7 @@ def test_a_file_says_what_it_takes_and_gives(files):
 
 def test_pixels_are_rounded_to_the_nearest_step_and_kept_in_range():
     end = {"type": "int8", "scale": 0.5, "zero_point": -10}
-    found = interpreter.quantized(np.array([0.0, 1.0, 1.3, 255.0, -200.0]), end)
+    found = interpreter.quantize(np.array([0.0, 1.0, 1.3, 255.0, -200.0]), end)
     assert found.tolist() == [-10, -8, -7, 127, -128] and found.dtype == np.int8
 
 
@@ -118,14 +118,15 @@ def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch
     """A stand-in for the module that the other process runs: LiteRT crashes on rare files of its own version only."""
     package = tmp_path / "kdistill"
     (package / "tflite").mkdir(parents=True)
-    (package / "__init__.py").touch()
+    for folder in (package, package / "tflite"):
+        (folder / "__init__.py").touch()
     monkeypatch.setattr(interpreter, "__file__", str(package / "tflite" / "interpreter.py"))
     (package / "tflite" / "interpreter.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(InputError, match="stopped the process that runs it \\(signal 11\\)"):
         File(files / "float.tflite")
     (package / "tflite" / "interpreter.py").write_text("import time; time.sleep(60)")
-    with pytest.raises(InputError, match="did not finish within 1 s"):
-        predict_apart(files / "float.tflite", corners(2).images, 1)
+    with pytest.raises(InputError, match=r"did not finish within 1 s: it is damaged, or too slow"):
+        predict_isolated(files / "float.tflite", corners(2).images, 1)
     (package / "tflite" / "interpreter.py").write_text("raise RuntimeError('out of luck')")
     with pytest.raises(InputError, match=r"float\.tflite' cannot be used: .*out of luck"):
         File(files / "float.tflite")
@@ -134,17 +135,27 @@ def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch
         File(files / "float.tflite")
 
 
+def test_private_names_of_litert(files):
+    """A LiteRT that renames what the package uses fails here first."""
+    opened = interpreter.open_interpreter(files / "float.tflite", delegates=False, keep_tensors=True)
+    first = interpreter.operator_details(opened)[0]
+    assert first["op_name"] == "CONV_2D" and len(first["inputs"]) == 3 and len(first["outputs"]) == 1
+    names = interpreter.signatures(opened)
+    assert names.keys() == {"serving_default"} and names["serving_default"]["outputs"].keys() == {"logits"}
+    assert interpreter.signature_names(opened)[opened.get_input_details()[0]["index"]] == "image"
+
+
 def test_another_process_gives_the_same_numbers(files):
     images = corners(9, seed=3).images
     path = files / "int8.tflite"
-    np.testing.assert_array_equal(predict_apart(path, images, 60), File(path).predict(images))
+    np.testing.assert_array_equal(predict_isolated(path, images, 60), File(path).predict(images))
 
 
 def test_nothing_of_tensorflow_is_imported(files, tmp_path):
     np.save(tmp_path / "images.npy", corners(3).images)
     code = (
-        "import sys\nfrom kdistill import litert\n"
-        f"litert._main({str(files / 'int8.tflite')!r}, *{[str(tmp_path / n) for n in ('images.npy', 'made.npy')]})\n"
+        "import sys\nfrom kdistill.tflite import interpreter\n"
+        f"interpreter._main({str(files / 'int8.tflite')!r}, *{[str(tmp_path / n) for n in ('images.npy', 'made.npy')]})\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'tensorflow', 'keras', 'tf_keras'}))"
     )
     root = str(Path(kdistill.__file__).parent.parent)

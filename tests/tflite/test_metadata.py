@@ -33,7 +33,7 @@ def test_what_was_written_is_read(file):
     assert (found["version"], found["license"], found["author"]) == ("1.2", "CC0-1.0", "Ada")
     assert found["name"] == "small" and "reference" in found["description"]
     assert found["labels"] == list(names)
-    assert [(each["name"], each["mean"], each["deviation"], each["colors"]) for each in found["inputs"]] == [
+    assert [(each["name"], each["mean"], each["std"], each["colors"]) for each in found["inputs"]] == [
         ("image", [0.0], [1.0], "gray")
     ]
     assert [(each["name"], each["labels_file"]) for each in found["outputs"]] == [("logits", "labels.txt")]
@@ -76,7 +76,7 @@ def test_a_file_of_another_origin_has_none():
 def test_damaged_metadata_is_an_input_error(file):
     """The entry's own bytes, each overwritten in turn: an answer or an InputError, never anything else."""
     content = Path(file[0]["path"]).read_bytes()
-    model = flatbuffer.parsed(content)
+    model = flatbuffer.parse(content)
     entry = next(each for each in model.metadata if each.name == metadata.ENTRY)
     whole = bytes(model.buffers[entry.buffer].data)
     refused = 0
@@ -99,7 +99,7 @@ def test_damaged_metadata_is_an_input_error(file):
 def test_weights_outside_the_flatbuffer_are_read(tmp_path):
     """Large files keep buffers behind the flatbuffer, at an offset; here a small one is written so by hand."""
     content = convert.convert(network(), Profile("p"))
-    model = flatbuffer.parsed(content)
+    model = flatbuffer.parse(content)
     index = max(
         range(len(model.buffers)), key=lambda i: 0 if model.buffers[i].data is None else len(model.buffers[i].data)
     )
@@ -107,13 +107,13 @@ def test_weights_outside_the_flatbuffer_are_read(tmp_path):
     buffer = schema.BufferT()
     buffer.offset, buffer.size = 1 << 40, len(weights)  # takes its eight bytes; the true place is known afterwards
     model.buffers[index] = buffer
-    packed = flatbuffer.packed(model)
+    packed = flatbuffer.pack(model)
     packed += bytes(-len(packed) % 16)
     outside = packed.replace((1 << 40).to_bytes(8, "little"), len(packed).to_bytes(8, "little")) + weights
-    inside = flatbuffer.parsed(outside)
+    inside = flatbuffer.parse(outside)
     assert bytes(inside.buffers[index].data) == weights and inside.buffers[index].offset == 0
     document = {"name": "n", "description": "d", "version": "1", "author": None, "license": None}
-    ends = {"input": {"shape": [None, 12, 12, 1], "values": "v", "mean": [0.0], "deviation": [1.0]}}
+    ends = {"input": {"shape": [None, 12, 12, 1], "values": "v", "mean": [0.0], "std": [1.0]}}
     ends["outputs"] = [{"name": "logits", "values": "logits", "position": 0}]
     (tmp_path / "a.tflite").write_bytes(content)
     (tmp_path / "b.tflite").write_bytes(metadata.write(outside, document | ends, CLASSES))

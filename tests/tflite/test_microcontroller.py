@@ -18,7 +18,7 @@ from kdistill.conversion.export import export
 from kdistill.errors import InputError
 from kdistill.recipe.loading import load_profile
 from kdistill.tflite import flatbuffer, metadata, microcontroller
-from kdistill.tflite.interpreter import File, quantized
+from kdistill.tflite.interpreter import File, quantize
 
 TFLM = os.environ.get("KDISTILL_TFLM_PYTHON")
 LABELS = (*CLASSES[:3], 'Süd "Ost"?')
@@ -78,7 +78,7 @@ def test_the_names_are_those_of_the_schema():
 
 def test_the_arena_by_hand(made):
     """12x12x1 in, convolution 5x5x8, its copy reshaped to 200, dense 4: the largest pair that is alive together."""
-    inside = flatbuffer.parsed(metadata.bare(Path(made[0]["path"]).read_bytes()))
+    inside = flatbuffer.parse(metadata.bare(Path(made[0]["path"]).read_bytes()))
     names = [each["name"] for each in flatbuffer.operators(inside)]
     assert names == ["CONV_2D", "RESHAPE", "FULLY_CONNECTED"]
     found = microcontroller.arena(inside)
@@ -100,7 +100,7 @@ def test_an_operator_that_micro_lacks_is_refused(tmp_path):
 def test_tensorflow_lite_micro_runs_it_in_the_arena(made, tmp_path):
     found, _ = made
     file = File(found["path"])
-    np.save(tmp_path / "numbers.npy", quantized(IMAGES[:8], file.input))
+    np.save(tmp_path / "numbers.npy", quantize(IMAGES[:8], file.input))
     script = Path(__file__).parents[2] / "benchmarks" / "tflite_micro_check.py"
     done = subprocess.run(
         [TFLM, script, found["path"], tmp_path / "numbers.npy"], capture_output=True, text=True, check=True

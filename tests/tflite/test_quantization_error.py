@@ -58,5 +58,7 @@ def test_files_of_other_models_are_refused(uneven, tmp_path):
     image = keras.Input((12, 12, 1), name="photo")
     other = keras.Model(image, layers.Dense(4, name="only")(layers.Flatten(name="f")(image)), name="other")
     files = [export(each, tmp_path / f"{each.name}.tflite", Profile("p"))["path"] for each in (uneven, other)]
-    with pytest.raises(InputError, match=r"only 1 of \d tensors in common: they are not of the same model"):
+    with pytest.raises(
+        InputError, match=r"only 1 of \d tensors in common. Either they are not files of the same model"
+    ):
         quantization_error.compare(*files, EXAMPLES.images)
