@@ -1,1 +1,1 @@
-"""Export profiles: a docstring with target and limits, and `profile()`."""
+"""Export profiles: each file has a docstring with target and limits, and `profile()`."""

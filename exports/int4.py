@@ -1,10 +1,10 @@
-"""Int4 weights, float input and output, made by `litert-quantizer`: `pip install "kdistill[int4]"`.
+"""Int4 weights, float input and output, by `litert-quantizer`: `pip install "kdistill[int4]"`.
 
-Target: phone CPUs whose room is scarce; smaller than `phone_cpu` and, on the machines we know, slower. Any batch size.
-Needs a runtime with int4 kernels: litert-quantizer leaves the version of the float file in `min_runtime`, which is too
-low. What stays float is told, layer by layer.
+Target: phones with little storage; smaller than `phone_cpu` and, on the machines we measured, slower. Any batch size.
+Needs a runtime with int4 kernels: litert-quantizer keeps the version of the float file in `min_runtime`, which is too
+low. The export names the layers that stay float.
 Consumed by: LiteRT's interpreter and `CompiledModel`.
-Limits: at most 1 points below the Keras model, 95 % agreement with it.
+Limits: at most 1.0 points below the Keras model, 95 % agreement with it.
 """
 
 from kdistill.recipe import Profile

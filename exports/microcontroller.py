@@ -1,7 +1,8 @@
-"""Full int8 for TensorFlow Lite Micro: one image, operators that it has, and the file as a C++ array.
+"""Full int8 for TensorFlow Lite Micro: one image, its operators only, and the file as a C++ array.
 
-Target: microcontrollers (Cortex-M, ESP32) with TensorFlow Lite for Microcontrollers. One image at a time. Beside
-the file are `student.h` and `student.cc`, with an estimate of the arena. The caller quantizes the input.
+Target: microcontrollers (Cortex-M, ESP32) with TensorFlow Lite for Microcontrollers. One image at a time.
+`student.h` and `student.cc` beside the file contain the model and an estimate of the arena. The caller quantizes the
+input.
 Consumed by: `tflite::MicroInterpreter`, see `examples/microcontroller`.
 Limits: at most 0.2 points below the Keras model, 98 % agreement with it.
 """

@@ -1,7 +1,7 @@
 """Full int8 with int8 input and output, for NPUs, DSPs and the Edge TPU. Calibrated on training images.
 
 Target: Android NNAPI and vendor delegates, Coral, Hexagon. The caller quantizes the input with the scale and
-zero point stored in the file. One image at a time: these take no tensors whose size is open.
+zero point stored in the file. One image at a time: these delegates do not support dynamic sizes.
 Consumed by: NNAPI and vendors' delegates, the Edge TPU compiler, LiteRT's NPU plugins.
 Limits: at most 0.2 points below the Keras model, 98 % agreement with it.
 """

@@ -1,7 +1,7 @@
-"""Float32, nothing quantized: the file that the others are compared with.
+"""Float32 without quantization: the other files are compared with this one.
 
 Target: every LiteRT runtime, any batch size.
-Consumed by: LiteRT's interpreter, and people who look for where accuracy is lost (`kdistill inspect --against`).
+Consumed by: LiteRT's interpreter, and `kdistill inspect --against`, which shows where accuracy is lost.
 Limits: at most 0.1 points below the Keras model, 99.9 % agreement.
 """
 

@@ -1,1 +1,1 @@
-"""Recipes: a docstring with command, cost and result, and `recipe(variant)`."""
+"""Recipes: each file has a docstring with command, cost and result, and `recipe(variant)`."""

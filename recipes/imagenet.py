@@ -1,18 +1,19 @@
-"""ImageNet 2012: a trained ResNet-50 teaches MobileNetV3-Small, each with its own preprocessing of the same pixels.
+"""ImageNet 2012: a trained ResNet-50 teaches MobileNetV3-Small. Both preprocess the same pixels in their own way.
 
     kdistill run imagenet --data-dir FOLDER --download    FOLDER/train and FOLDER/val, JPEGs in a folder per class
-    kdistill run imagenet --data-dir FOLDER --set teacher.options.weights=FILE.h5    without the network
-    kdistill run imagenet --variant vgg16 ...                 the teacher of He's study, which it never got to train
+    kdistill run imagenet --data-dir FOLDER --set teacher.options.weights=FILE.h5    without downloads
+    kdistill run imagenet --variant vgg16 ...                 the teacher of He's study, which did not train it
     kdistill run imagenet --variant smoke --data-dir FOLDER   tiny, any classes: for tests
 
-Without --data-dir it takes what TensorFlow Datasets has prepared as imagenet2012. --download lets Keras fetch the
-teacher's weights. Cost: 90 epochs for the control and 90 for the student, days on one GPU, hours on eight; the images
-are decoded once before, to find damaged ones. mixed_float16 needs a GPU (elsewhere: --set precision=mixed_bfloat16).
-It could not be run here at full size: there is no measured result. Published top-1: ResNet50 74.9 %, VGG16 71.3 % (the
-weights of keras.applications, keras.io/api/applications); MobileNetV3-Small 67.4 % (Howard et al., arXiv 1905.02244).
+Without --data-dir the recipe uses imagenet2012 as prepared by TensorFlow Datasets. With --download Keras downloads
+the teacher's weights. Cost: 90 epochs for the control and 90 for the student: days on one GPU, hours on eight. All
+images are decoded once before training, to detect damaged files. mixed_float16 needs a GPU (without one: --set
+precision=mixed_bfloat16). The recipe has not been run here at full size, so there is no measured result. Published
+top-1: ResNet50 74.9 %, VGG16 71.3 % (the weights of keras.applications, keras.io/api/applications); MobileNetV3-Small
+67.4 % (Howard et al., arXiv 1905.02244).
 
-Labels are not smoothed: a teacher trained with label smoothing teaches worse, because it wipes out what tells the wrong
-classes apart (Mueller, Kornblith, Hinton 2019, arXiv 1906.02629).
+Labels are not smoothed: a teacher trained with label smoothing teaches worse, because smoothing removes the differences
+among the wrong classes (Mueller, Kornblith, Hinton 2019, arXiv 1906.02629).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from kdistill.recipe import Data, Distill, Network, Recipe, Training
 
 
 def recipe(variant: str = "default") -> Recipe:
-    """Variants: `default`; `vgg16`, that teacher; `smoke`, a few epochs of a small teacher on few images."""
+    """Variants: `default`; `vgg16`, with this teacher; `smoke`, a few epochs of a small teacher on few images."""
     if variant not in ("default", "vgg16", "smoke"):
         raise KeyError(variant)
     long = Training(
@@ -30,10 +31,10 @@ def recipe(variant: str = "default") -> Recipe:
         optimizer="sgd",
         learning_rate=0.4,
         momentum=0.9,
-        weight_decay=4e-4,  # on its own, not through the gradient: 4e-5 there, times 1 / (1 - momentum)
+        weight_decay=4e-4,  # decoupled: 4e-5 through the gradient, times 1 / (1 - momentum)
         warmup=0.05,
     )
-    made = Recipe(
+    base = Recipe(
         name="imagenet",
         variant=variant,
         data=Data("imagenet", image_size=224, validation=0.01, flip=True, crop_area=0.25),
@@ -45,13 +46,13 @@ def recipe(variant: str = "default") -> Recipe:
         precision="mixed_float16",
     )
     if variant != "smoke":
-        return made
+        return base
     short = Training(epochs=6, batch_size=8, learning_rate=2e-3)
     return dataclasses.replace(
-        made,
-        data=dataclasses.replace(made.data, validation=0.25, train_limit=64),
+        base,
+        data=dataclasses.replace(base.data, validation=0.25, train_limit=64),
         teacher=Network("mobilenet_v2", {"size": 32, "alpha": 0.35, "momentum": 0.8}),
-        # The usual momentum of 0.999 would take thousands of steps to follow.
+        # With the usual momentum of 0.999, the moving statistics would need thousands of steps.
         student=Network("mobilenet_v3_small", {"size": 224, "dropout_rate": 0.0, "momentum": 0.8}),
         teacher_training=short,
         training=short,
