@@ -4,7 +4,7 @@ Target: phones with little storage; smaller than `phone_cpu` and, on the machine
 Needs a runtime with int4 kernels: litert-quantizer keeps the version of the float file in `min_runtime`, which is too
 low. The export names the layers that stay float.
 Consumed by: LiteRT's interpreter and `CompiledModel`.
-Limits: at most 1.0 points below the Keras model, 95 % agreement with it.
+Limits: at most 1 points below the Keras model, 95 % agreement with it.
 """
 
 from kdistill.recipe import Profile
