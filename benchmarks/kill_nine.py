@@ -26,20 +26,20 @@ from pathlib import Path
 
 STAGES = ("teacher", "control", "student")
 RUN = (
-    "import sys; from kdistill import cli; from kdistill.training import fit; "
-    "fit.CHECKPOINT_SECONDS = float(sys.argv.pop(1)); cli.main()"
+    "import sys; from kdistill import cli; from kdistill.training import checkpoint; "
+    "checkpoint.CHECKPOINT_SECONDS = float(sys.argv.pop(1)); cli.main()"
 )
 
 
 def resumed(log: Path) -> tuple[str, bool]:
     """Where a run has gone on, by what it has said, and whether that is inside of an epoch."""
     text = log.read_text(errors="replace")
-    found = re.search(r"Going on at step (\d+) of (\d+)\n(?:.*\n)*?Epoch \d+/(\d+)", text)
+    found = re.search(r"Resuming at step (\d+) of (\d+)\n(?:.*\n)*?Epoch \d+/(\d+)", text)
     if not found:  # before the first checkpoint of a stage, after the last one, or killed before it has said it
         return "-", False
     step, steps, epochs = map(int, found.groups())
     inside = bool(step % (steps // epochs))
-    return f"step {step} of {steps}{', inside of an epoch' if inside else ''}", inside
+    return f"step {step} of {steps}{', inside an epoch' if inside else ''}", inside
 
 
 def events(log: Path) -> list[str]:
@@ -135,7 +135,7 @@ def main() -> int:
             return 2
         first, end = timed["data read"], timed["report written"]
         print(f"The uninterrupted run: {end:.1f} s, of which {first:.1f} s start-up", flush=True)
-        print("| kill | at s | what it was doing | the next one went on at |\n|---:|---:|---|---|", flush=True)
+        print("| kill | at s | what it was doing | the next one resumed at |\n|---:|---:|---|---|", flush=True)
         row, inside = "", 0
         for number in range(options.kills):
             moment = first + (number + draw.random()) * (end - first) / options.kills
@@ -162,7 +162,7 @@ def main() -> int:
             print(log.read_text())
             return 1
         place, within = resumed(log)
-        print(f"{row} {place} |\nWent on inside of an epoch: {inside + within} times", flush=True)
+        print(f"{row} {place} |\nResumed inside an epoch: {inside + within} times", flush=True)
         found = differences(straight, killed)
     print("\n".join(found) or "Equal bit by bit: weights, metrics, TensorBoard steps, exported files")
     return 1 if found else 0

@@ -32,7 +32,7 @@ from kdistill.networks import architectures
 from kdistill.recipe.loading import load_recipe
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
-from kdistill.training.side_by_side import Once, SideBySide
+from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
 RECIPE = load_recipe("mnist")
 WEIGHTS, TEMPERATURES = [i / 10 for i in range(11)], [1.0, 2.0, 4.0, 8.0, 20.0]
@@ -52,7 +52,7 @@ def group(students: list[Supervised]) -> SideBySide:
 
 def distillers(count: int, teacher) -> SideBySide:
     """So many students of the grid, all shown one forward of the teacher."""
-    shown = Once(frozen(teacher))
+    shown = OncePerBatch(frozen(teacher))
     # Spread over the grid, so that weights and temperatures differ.
     chosen = [SETTINGS[(place * len(SETTINGS)) // count] for place in range(count)]
     return group([Distiller(network(), shown, distillation_weight=w, temperature=t) for w, t in chosen])
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
     parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
-    splits = data_splits.load(RECIPE.data)
+    splits = data_splits.load_splits(RECIPE.data)
     keras.utils.set_random_seed(1)
     teacher = architectures.build(RECIPE.teacher, (28, 28, 1), 10)
     steps, batch = given.steps, RECIPE.training.batch_size

@@ -1,4 +1,4 @@
-"""Callbacks of a run: TensorBoard by the global step, and a stop at the first loss that is not finite."""
+"""Callbacks of a run: TensorBoard by global step, a profile, and a stop at the first loss that is not finite."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed
-from kdistill.files import whole
+from kdistill.files import atomic_file
 
 
 class StopWhenNotFinite(keras.callbacks.Callback):
@@ -25,12 +25,13 @@ class StopWhenNotFinite(keras.callbacks.Callback):
         terms = [name for name, step in zip(names, steps, strict=True) if step == first and name != "loss"]
         raise CheckFailed(
             f"The loss is not finite at step {first} (term: {', '.join(terms) or 'loss'}). The weights are useless. "
-            "Lower the learning rate (--set training.learning_rate=...), or look for NaN or unscaled inputs."
+            "Lower the learning rate (--set training.learning_rate=...), or check the inputs for NaN and unscaled "
+            "pixels."
         )
 
 
 class OneEpoch(keras.callbacks.Callback):
-    """Ends `fit` after one epoch, though it was told of all: the next one has a data set of its own."""
+    """Ends `fit` after one epoch, whatever its `epochs`: the next epoch has a data set of its own."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.stop_training = True
@@ -39,7 +40,7 @@ class OneEpoch(keras.callbacks.Callback):
 class Profile(keras.callbacks.Callback):
     """Records one trace with TensorFlow's profiler under `folder`: up to three calls of the compiled steps.
 
-    It starts with the second call, as the first one compiles. What ran is not changed by it.
+    It starts with the second call, because the first one compiles. It changes no result.
     """
 
     def __init__(self, folder: Path):
@@ -69,10 +70,10 @@ class Profile(keras.callbacks.Callback):
 
 
 class Scalars(keras.callbacks.Callback):
-    """Writes every epoch's metrics to TensorBoard under the global step, which goes on from run to run.
+    """Writes every epoch's metrics to TensorBoard by global step, which continues after a resume.
 
-    Besides the logs: learning rate, weights and temperatures of the loss, images per second. Training goes to
-    `folder/train`, validation to `folder/validation`, as with Keras' own callback. Weights are written as histograms.
+    Also writes the learning rate, the weights and temperatures of the loss, images per second, and the weights as
+    histograms. Training metrics are in `folder/train`, validation metrics in `folder/validation`, as Keras writes them.
     """
 
     def __init__(self, folder, batch_size: int):
@@ -92,7 +93,7 @@ class Scalars(keras.callbacks.Callback):
         values = {"epoch_" + name: value for name, value in (logs or {}).items() if not name.startswith("val_")}
         values["learning_rate"] = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         values["images_per_second"] = (step - self.first) * self.batch_size / seconds
-        values |= getattr(model, "settings", {})  # weights and temperatures, of a Distiller
+        values |= getattr(model, "settings", {})  # the weights and temperatures of a Distiller
         with self.writers["train"].as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -107,22 +108,22 @@ class Scalars(keras.callbacks.Callback):
             writer.flush()
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Drops TensorBoard events later than `step` (0: all), so that a resumed run neither repeats nor rewinds.
+def drop_events_after(folder: Path, step: int) -> None:
+    """Deletes TensorBoard events after `step` (0: all events), so that a resumed run writes no step twice.
 
-    A run killed between an epoch's events and its checkpoint has written that epoch; it will write it again.
+    A run that was killed between the events of an epoch and its checkpoint writes that epoch again.
     """
     for path in folder.rglob("events.out.tfevents.*"):
         if step == 0:
             path.unlink()
             continue
-        kept = []
+        records = []
         try:
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 if Event.FromString(record).step <= step:
-                    kept.append(record)
+                    records.append(record)
         except tf.errors.DataLossError:
             pass  # the record that was being written when the run was killed
-        with whole(path) as part, tf.io.TFRecordWriter(str(part)) as writer:
-            for record in kept:
+        with atomic_file(path) as part, tf.io.TFRecordWriter(str(part)) as writer:
+            for record in records:
                 writer.write(record)

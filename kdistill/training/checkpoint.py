@@ -1,7 +1,8 @@
-"""Exact resume: everything that a step reads or changes, in one verified file, written whole or not at all.
+"""Exact resume: everything that a training step reads or changes, in one verified file.
 
-Saved are the student, the optimizer, the global step, dropout's seeds, the metrics of the unfinished epoch and the
-history; never the teacher. Order and augmentation need no state: they are a function of (seed, epoch, position).
+A checkpoint holds the student, the optimizer, the global step, the seeds of dropout, the metrics of the unfinished
+epoch and the history; never the teacher. Order and augmentation need no state: they are a function of (seed, epoch,
+position).
 """
 
 import hashlib
@@ -16,25 +17,26 @@ import numpy as np
 
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
-from kdistill.files import whole
-from kdistill.training.strategy import ONE, Devices
+from kdistill.files import atomic_file
+from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
-KEPT = 2  # the newest, and the one before in case the newest is damaged
-ASKED = 50  # steps; so often the workers ask the chief whether it is time for a checkpoint
+CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next, inside an epoch
+CHECKPOINTS = 2  # the newest, and the one before in case the newest is damaged
+POLL_STEPS = 50  # several workers learn from the chief every so many steps whether a checkpoint is due
 
 
 def state_of(model: Supervised) -> list[keras.Variable]:
-    """Every variable that training changes, each once, in a fixed order."""
+    """All variables that training changes, without repetition, in a fixed order."""
     metrics = [variable for metric in model.metrics for variable in metric.variables]
-    found = {id(v): v for v in [*model.variables, *model.optimizer.variables, *metrics]}
-    return list(found.values())
+    unique = {id(v): v for v in [*model.variables, *model.optimizer.variables, *metrics]}
+    return list(unique.values())
 
 
 def save(model: Supervised, folder: Path | None, history: dict, seconds: float) -> Path | None:
-    """Writes `step-<global step>-<sha256>.npz`, then deletes all but the newest two.
+    """Writes `step-<global step>-<sha256>.npz`, then deletes all checkpoints but the newest two.
 
-    All of several workers have to call this, as metrics are summed over them; those without a folder write nothing.
-    A disk that is full raises `InputError`; the checkpoints from before are still there then, and nothing half written.
+    All workers must call this, because metrics are summed over them; a worker without a folder writes nothing.
+    Raises `InputError` if the disk is full: the earlier checkpoints stay, and no partial file does.
     """
     step = int(model.global_step.numpy())
     values = {f"{i:04}": v.numpy() for i, v in enumerate(state_of(model))}
@@ -47,39 +49,39 @@ def save(model: Supervised, folder: Path | None, history: dict, seconds: float) 
     data = content.getvalue()
     path = folder / f"step-{step:09}-{hashlib.sha256(data).hexdigest()[:16]}.npz"
     write(path, data)
-    for old in sorted(folder.glob("step-*.npz"))[:-KEPT]:
+    for old in sorted(folder.glob("step-*.npz"))[:-CHECKPOINTS]:
         old.unlink()
     return path
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, and onto the disk."""
+    """Writes a whole file, synchronized to the disk, or none at all."""
     try:
-        with whole(path, synced=True) as part:
+        with atomic_file(path, synced=True) as part:
             part.write_bytes(data)
     except OSError as error:
         raise InputError(
-            f"Cannot write '{path}' ({len(data):,} bytes): {error.strerror or error}. Nothing is lost: make room, then "
-            "go on with --resume, from the checkpoint before."
+            f"Cannot write '{path}' ({len(data):,} bytes): {error.strerror or error}. Free some space, then continue "
+            "from the checkpoint before with --resume. Nothing is lost."
         ) from None
 
 
 def newest(folder: Path | None, say: Callable[[str], None]) -> bytes:
-    """The content of the newest undamaged checkpoint, or nothing. A damaged file is named through `say`."""
+    """The content of the newest undamaged checkpoint, or nothing. Names damaged files through `say`."""
     for path in sorted(folder.glob("step-*.npz"), reverse=True) if folder else []:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] == path.stem.rsplit("-", 1)[1]:
             return data
-        say(f"The checkpoint {path} is damaged (its content does not match its checksum); taking the one before.")
+        say(f"The checkpoint {path} is damaged (its content does not match its checksum); using the one before.")
     return b""
 
 
 def restore(
-    model: Supervised, folder: Path | None, say: Callable[[str], None] = print, devices: Devices = ONE
+    model: Supervised, folder: Path | None, say: Callable[[str], None] = print, devices: Devices = SINGLE_DEVICE
 ) -> dict | None:
-    """Puts the newest undamaged checkpoint's state on a compiled model; returns its history and seconds, or None.
+    """Loads the newest undamaged checkpoint into a compiled model; returns its history and seconds, or None.
 
-    Of several workers all get what the chief has in its folder.
+    All workers get the checkpoint of the chief. Raises `InputError` if it belongs to another model or optimizer.
     """
     data = devices.share(newest(folder, say))
     if not data:
@@ -88,10 +90,10 @@ def restore(
         about = json.loads(str(saved["about"]))
         values = [saved[name] for name in sorted(saved.files) if name != "about"]
     variables = state_of(model)
-    # By position and shape: automatic names differ with what else the process has built.
+    # By position and shape: automatic names depend on what else the process has built.
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise InputError(
-            f"The checkpoint in {folder} belongs to another model or optimizer: it holds {len(values)} variables, "
+            f"The checkpoint in {folder} belongs to another model or optimizer: it has {len(values)} variables, "
             f"this run has {len(variables)}, or their shapes differ. Resume with the recipe that wrote it."
         )
     for variable, value in zip(variables, values, strict=True):
@@ -99,27 +101,32 @@ def restore(
     return about
 
 
-class Checkpoints(keras.callbacks.Callback):
-    """Saves at the end of every epoch, and inside of one whenever `every` seconds have passed since the last.
+def metric_values(model: Supervised) -> list:
+    """The metrics with their current values, for `Checkpoints` to restore after `fit` has reset them."""
+    return [(metric, [v.numpy() for v in metric.variables]) for metric in model.metrics]
 
-    After a resume the first epoch starts with the metrics of the part that was done before. Without a folder it
-    keeps the history and the time only.
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves at the end of every epoch, and inside an epoch every `CHECKPOINT_SECONDS`.
+
+    After a resume the first epoch starts with the metrics of its part that was finished before. Without a folder the
+    callback records history and time only.
     """
 
-    def __init__(self, folder: Path | None, every: float, restored: dict | None, devices: Devices = ONE):
+    def __init__(self, folder: Path | None, restored: dict | None, devices: Devices = SINGLE_DEVICE):
         super().__init__()
-        self.folder, self.every, self.restored, self.devices = folder, every, restored, devices
+        self.folder, self.restored, self.devices = folder, restored, devices
         self.history = dict(restored["history"]) if restored else {}
         self.before = restored["seconds"] if restored else 0.0
         self.started = self.last = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Training time in all, over every session of this run."""
+        """Training time, summed over all sessions of this run."""
         return self.before + time.perf_counter() - self.started
 
     def on_epoch_begin(self, epoch, logs=None):
-        # fit() has just reset the metrics; those of a part of this epoch that was done before come back.
+        # fit() has just reset the metrics; restore those of the part of this epoch that was finished before.
         if self.restored:
             for metric, values in self.restored.pop("metrics", []):
                 for variable, value in zip(metric.variables, values, strict=True):
@@ -127,19 +134,19 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         # The epoch's end saves in a moment. A file of this step without the epoch's history would have the same number:
-        # a resume might take that one, and count this epoch's metrics into the next.
+        # a resume might use that one, and count this epoch's metrics into the next.
         if batch + 1 >= (self.params.get("steps") or float("inf")):
             return
-        due = time.perf_counter() - self.last >= self.every
-        if self.devices.workers > 1:  # clocks differ, and all have to save at the same step
-            due = (batch + 1) % ASKED == 0 and self.devices.share(b"save" if due else b"") == b"save"
+        due = time.perf_counter() - self.last >= CHECKPOINT_SECONDS
+        if self.devices.workers > 1:  # clocks differ, and all workers must save at the same step
+            due = (batch + 1) % POLL_STEPS == 0 and self.devices.share(b"save" if due else b"") == b"save"
         if due:
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        # What is saved here is the start of the next epoch: its metrics are empty.
+        # The checkpoint is the start of the next epoch: its metrics are empty.
         for metric in self.model.metrics:
             metric.reset_state()
         self._save()
@@ -149,8 +156,3 @@ class Checkpoints(keras.callbacks.Callback):
             return
         save(self.model, self.folder, self.history, self.seconds)
         self.last = time.perf_counter()
-
-
-def remembered_metrics(model: Supervised) -> list:
-    """The metrics and their values now, to be put back after `fit` has reset them."""
-    return [(metric, [v.numpy() for v in metric.variables]) for metric in model.metrics]

@@ -1,7 +1,7 @@
-"""Many students in one step: each batch is read once, goes through the teacher once, and trains all of them.
+"""Many students in one step: a batch is read once, passes through the teacher once, and trains all students.
 
-Every member is the `Supervised` or `Distiller` that a run of its own would train, with its own optimizer, and its own
-`train_step` is called: so its weights are those of the single run.
+Every member is the `Supervised` or `Distiller` of a single run, with its own optimizer and its own `train_step`:
+therefore it ends with the weights of the single run.
 """
 
 import math
@@ -12,42 +12,45 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from kdistill.data import batches as data_batches
+from kdistill.data.batches import steps_per_epoch, training_batches
 from kdistill.data.splits import Examples, Splits
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
+from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Data, Training
 from kdistill.teachers.frozen import Predict
 from kdistill.teachers.replay import Replay
 from kdistill.training import checkpoint
-from kdistill.training import fit as training_fit
+from kdistill.training.optimizers import scheduled_optimizer
 
-FIRST = 1000  # steps that are watched closely, as in He's study (2017)
-WINDOW = 50  # steps between two looks in these
-LONGEST = 500  # steps without a look or a checkpoint
-LOOKED_AT = 1000  # validation images at a look
-TELL_SECONDS = 20.0  # without a word about the progress
+FIRST_STEPS = 1000  # measured often, as in He's study (2017)
+FIRST_INTERVAL = 50  # steps between two measurements among the first
+LONGEST_INTERVAL = 500  # steps between two measurements, and between two checkpoints
+MEASURED_IMAGES = 1000  # validation images of a measurement
+PROGRESS_SECONDS = 20.0  # between two messages about the progress
 
 
-class Once:
-    """A teacher that is run once for each batch, however many students ask for its outputs."""
+class OncePerBatch:
+    """A teacher that runs once per batch, whatever the number of students."""
 
     def __init__(self, teach: Predict):
         self.teach, self.inputs, self.outputs = teach, None, None
 
     def __call__(self, inputs):
-        # In a traced step all students hold the same tensor, so the graph has one forward of the teacher.
+        # In a traced step all students get the same tensor, so the graph has one forward pass of the teacher.
         if self.inputs is not inputs:
             self.inputs, self.outputs = inputs, self.teach(inputs)
         return self.outputs
 
 
 class SideBySide:
-    """Compiled students by name, trained together. What `checkpoint` needs of a model it has: all students' state."""
+    """Compiled students by name, trained together. It offers what `checkpoint` needs of a model: the state of all."""
 
     def __init__(self, members: dict[str, Supervised]):
         if tf.distribute.has_strategy():
-            raise InputError("Students train side by side on one device. Leave --strategy out, or run each by itself.")
+            raise InputError(
+                "Students train side by side on one device only. Remove --strategy, or train them one by one."
+            )
         self.members = members
         self.variables = [v for member in members.values() for v in member.variables]
         self.metrics = [metric for member in members.values() for metric in member.metrics]
@@ -66,17 +69,17 @@ class SideBySide:
             member.train_step(data)
 
     def advance(self, iterator, steps: int) -> dict[str, dict[str, float]]:
-        """Takes so many steps; the means over these of what each student logs, by name."""
+        """Trains for `steps` steps; returns the mean metrics of these steps: by student, by metric."""
         for metric in self.metrics:
             metric.reset_state()
         self._advance(iterator, tf.constant(steps))
-        logged = {
+        metrics = {
             name: {metric.name: float(metric.result()) for metric in member.metrics}
             for name, member in self.members.items()
         }
-        for metric in self.metrics:  # so that a checkpoint holds no part of a mean
+        for metric in self.metrics:  # so that a checkpoint contains no unfinished mean
             metric.reset_state()
-        return logged
+        return metrics
 
     @tf.autograph.experimental.do_not_convert
     def _logits(self, images):
@@ -85,17 +88,17 @@ class SideBySide:
         )
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
-        """Every student's outputs, float32 `[n, classes]`, on images `[n, h, w, c]`, raw pixels."""
-        found = [
+        """The students' outputs by name, float32 `[n, classes]`, for images `[n, h, w, c]` of raw pixels."""
+        outputs = [
             self._outputs(tf.constant(images[start : start + batch_size], tf.float32)).numpy()
             for start in range(0, len(images), batch_size)
         ]
-        return dict(zip(self.members, np.concatenate(found, axis=1), strict=True))
+        return dict(zip(self.members, np.concatenate(outputs, axis=1), strict=True))
 
     def broken(self) -> dict[str, int]:
-        """The first step at which a student's loss was not finite, by name, of those that have one."""
-        steps = {name: member.broken_step.numpy() for name, member in self.members.items()}
-        return {name: int(found[found >= 0].min()) for name, found in steps.items() if (found >= 0).any()}
+        """By student, the first step whose loss was not finite; students without such a step are missing."""
+        broken = {name: member.broken_step.numpy() for name, member in self.members.items()}
+        return {name: int(steps[steps >= 0].min()) for name, steps in broken.items() if (steps >= 0).any()}
 
 
 class _Variables:
@@ -104,25 +107,24 @@ class _Variables:
 
 
 def memory(members: dict[str, Supervised], batch_size: int) -> dict[str, int]:
-    """Bytes that training these students takes: `state` (weights, gradients, optimizer), exact, and `activations`.
+    """Bytes that the training of these students takes: `state` (weights, gradients, optimizer) and `activations`.
 
-    The activations are what their layers put out for one batch, twice: forward, and the gradients of it. Operations
-    keep more or less than that, so it is an estimate.
+    `state` is exact. `activations` is an estimate: the outputs of all layers for one batch, and as many gradients.
     """
     state = activations = 0
     for member in members.values():
         variables = [*member.variables, *member.trainable_variables, *member.optimizer.variables]
         state += sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
         size = tf.as_dtype(member.student.compute_dtype).size
-        for layer in member.student._flatten_layers(include_self=False):
+        for layer in layers_of(member.student):
             shape = getattr(getattr(layer, "output", None), "shape", None) or ()
             activations += 2 * size * batch_size * math.prod(side or 1 for side in shape[1:])
     return {"state": state, "activations": activations}
 
 
 def compiled(member: Supervised, training: Training, steps: int) -> Supervised:
-    """The member with the optimizer of its own settings, scheduled over `steps` steps in all."""
-    member.compile(training_fit.optimizer(training, steps))
+    """Compiles a student with the optimizer of its own settings, scheduled over `steps` steps in total."""
+    member.compile(scheduled_optimizer(training, steps))
     member.optimizer.build(member.trainable_variables)
     return member
 
@@ -138,26 +140,28 @@ def fit(
     repeat: int | None = None,
     stored: Replay | None = None,
 ) -> dict:
-    """Trains all students of a group; `training` gives the epochs and the batch size that they share. `repeat` and
-    `stored` as in `train.fit`.
+    """Trains all students of a group. Arguments as for `kdistill.training.fit.fit`.
 
-    Returns seconds and curves: by student, lists over the looks: `step`, what it logged since the look before, and
-    `validation` (accuracy, None where it was not measured). With a `checkpoints` folder it goes on from the newest one
-    there, exactly. A student whose loss is no longer finite is named and trains on: the others are not its fault.
+    The students share the epochs and the batch size of `training`. With a `checkpoints` folder, training resumes
+    exactly from the newest checkpoint in it. A student whose loss is no longer finite is named and continues, because
+    the other students are not affected.
+
+    Returns:
+        Seconds, steps, and `curves`: by student, lists with one entry per measurement: `step`, `validation` (accuracy,
+        or None where it was not measured), and the mean of each metric since the measurement before.
     """
-    per_epoch = data_batches.steps_per_epoch(splits.train, training.batch_size)
+    per_epoch = steps_per_epoch(splits.train, training.batch_size)
     total, started = per_epoch * training.epochs, time.perf_counter()
     restored = checkpoint.restore(group, checkpoints, say) if checkpoints else None
     curves = restored["history"] if restored else {name: {"step": [], "validation": []} for name in group.members}
     before, saved = restored["seconds"] if restored else 0.0, time.perf_counter()
-    told = saved
     done = int(group.global_step.numpy())
     if done:
-        say(f"Going on at step {done:,} of {total:,}")
-    sample = Examples(splits.validation.images[:LOOKED_AT], splits.validation.labels[:LOOKED_AT])
-    known_broken, iterator = set(), None
-    for look in looks(per_epoch, training.epochs):
-        if look <= done:
+        say(f"Resuming at step {done:,} of {total:,}")
+    sample = Examples(splits.validation.images[:MEASURED_IMAGES], splits.validation.labels[:MEASURED_IMAGES])
+    progress, iterator = _Progress(per_epoch, training.epochs, say), None
+    for step in measured_steps(per_epoch, training.epochs):
+        if step <= done:
             continue
         epoch, first = divmod(done, per_epoch)
         if iterator is None or not first:
@@ -165,42 +169,63 @@ def fit(
             if stored:
                 batches = stored.training_batches(view, first)
             else:
-                batches = data_batches.training_batches(splits.train, data, training.batch_size, seed, view, first)
+                batches = training_batches(splits.train, data, training.batch_size, seed, view, first)
             iterator = iter(batches)
-        logged = group.advance(iterator, look - done)
-        done = look
-        accuracy = _accuracy(group, sample) if done <= FIRST or done % per_epoch == 0 else {}
-        for name, values in logged.items():
-            curve = curves[name]
-            curve["step"].append(done)
-            curve["validation"].append(accuracy.get(name))
-            for key, value in values.items():
-                curve.setdefault(key, []).append(value if math.isfinite(value) else None)
-        for name, step in group.broken().items():
-            if name not in known_broken:
-                known_broken.add(name)
-                say(f"{name}: the loss is not finite from step {step} on. It trains on, but its weights are useless.")
-        if done % per_epoch and time.perf_counter() - told >= TELL_SECONDS:
-            say(f"Step {done:,} of {total:,}")
-            told = time.perf_counter()
-        if done % per_epoch == 0:
-            told = time.perf_counter()
-            say(f"Epoch {done // per_epoch} of {training.epochs}: " + _line(accuracy))
+        metrics = group.advance(iterator, step - done)
+        done = step
+        accuracy = _accuracy(group, sample) if done <= FIRST_STEPS or done % per_epoch == 0 else {}
+        _extend(curves, done, metrics, accuracy)
+        progress.report(done, accuracy, group.broken())
         seconds = before + time.perf_counter() - started
-        if checkpoints and (done == total or time.perf_counter() - saved >= training_fit.CHECKPOINT_SECONDS):
+        if checkpoints and (done == total or time.perf_counter() - saved >= checkpoint.CHECKPOINT_SECONDS):
             checkpoint.save(group, checkpoints, curves, seconds)
             saved = time.perf_counter()
     return {"seconds": before + time.perf_counter() - started, "steps": total, "curves": curves}
 
 
-def looks(per_epoch: int, epochs: int) -> list[int]:
-    """The steps after which curves are written: often in the first 1,000, at every epoch's end, and between."""
+def measured_steps(per_epoch: int, epochs: int) -> list[int]:
+    """The steps after which the curves get a point: often among the first 1,000, at the end of every epoch, and
+    between, at least every `LONGEST_INTERVAL` steps."""
     total = per_epoch * epochs
-    often = max(1, min(WINDOW, total // 20))
-    found = {*range(often, min(FIRST, total) + 1, often)}
-    for epoch in range(epochs):
-        found |= {*range(epoch * per_epoch + LONGEST, (epoch + 1) * per_epoch, LONGEST), (epoch + 1) * per_epoch}
-    return sorted(found)
+    interval = max(1, min(FIRST_INTERVAL, total // 20))
+    steps = {*range(interval, min(FIRST_STEPS, total) + 1, interval)}
+    for start in range(0, total, per_epoch):
+        steps |= {*range(start + LONGEST_INTERVAL, start + per_epoch, LONGEST_INTERVAL), start + per_epoch}
+    return sorted(steps)
+
+
+def _extend(curves: dict, step: int, metrics: dict[str, dict[str, float]], accuracy: dict[str, float]) -> None:
+    for name, values in metrics.items():
+        curve = curves[name]
+        curve["step"].append(step)
+        curve["validation"].append(accuracy.get(name))
+        for key, value in values.items():
+            curve.setdefault(key, []).append(value if math.isfinite(value) else None)
+
+
+class _Progress:
+    """Messages: every epoch, every `PROGRESS_SECONDS` inside one, and once for each student that diverges."""
+
+    def __init__(self, per_epoch: int, epochs: int, say: Callable[[str], None]):
+        self.per_epoch, self.epochs, self.say = per_epoch, epochs, say
+        self.last, self.diverged = time.perf_counter(), set()
+
+    def report(self, step: int, accuracy: dict[str, float], broken: dict[str, int]) -> None:
+        for name, first in broken.items():
+            if name not in self.diverged:
+                self.diverged.add(name)
+                self.say(
+                    f"{name}: the loss is not finite from step {first} on. Training continues, but the weights of "
+                    "this student are useless."
+                )
+        epoch, inside = divmod(step, self.per_epoch)
+        if not inside:
+            self.say(f"Epoch {epoch} of {self.epochs}: {_line(accuracy)}")
+        elif time.perf_counter() - self.last >= PROGRESS_SECONDS:
+            self.say(f"Step {step:,} of {self.per_epoch * self.epochs:,}")
+        else:
+            return
+        self.last = time.perf_counter()
 
 
 def _accuracy(group: SideBySide, sample: Examples) -> dict[str, float]:

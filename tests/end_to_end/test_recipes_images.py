@@ -59,7 +59,7 @@ def test_imagenet_smoke_from_folders_of_jpegs(tmp_path):
 def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, monkeypatch, name, variant):
     """With weights given the teacher is what the file says; without a file and --download it is refused."""
     recipe = load_recipe(name, variant)
-    assert applications.trained(recipe.teacher.options, 1000)
+    assert applications.is_pretrained(recipe.teacher.options, 1000)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     splits = data_splits.load_splits(
         Data("image_folder", image_size=32, validation=0.34), folders(tmp_path / "images"), say=str

@@ -16,6 +16,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import Data, Training
 from kdistill.training import callbacks, checkpoint
 from kdistill.training import fit as training_fit
+from kdistill.training.optimizers import learning_rate, scheduled_optimizer
 
 RNG = np.random.default_rng(5)
 DATA = Data(shift=1, flip=True)
@@ -26,7 +27,7 @@ def examples(count):
     return Examples(RNG.integers(0, 256, (count, 8, 8, 1), np.uint8), RNG.integers(0, 3, count).astype("int32"))
 
 
-SPLITS = Splits(examples(93), examples(20), examples(16), ("a", "b", "c"), "made here", "0" * 16)
+SPLITS = Splits(examples(93), examples(20), examples(16), ("a", "b", "c"), "built here", "0" * 16)
 
 
 def network(seed=0):
@@ -64,7 +65,7 @@ class KillAt(keras.callbacks.Callback):
 
 
 def fit(model, folder, kill_at=None, monkeypatch=None, training=TRAINING, every=0.0):
-    monkeypatch.setattr(training_fit, "CHECKPOINT_SECONDS", every)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", every)
     monkeypatch.setattr(training_fit, "STEPS_PER_EXECUTION", 2)
     if kill_at is not None:
         stop = callbacks.StopWhenNotFinite
@@ -174,23 +175,23 @@ def test_a_loss_that_turns_nan_stops_the_run_and_names_step_and_term():
 
 def test_rates():
     training = Training(learning_rate=0.5, warmup=0.1)
-    schedule = training_fit.learning_rate(training, 100)
+    schedule = learning_rate(training, 100)
     assert [round(float(schedule(s)), 4) for s in (0, 5, 10, 55, 100)] == [0.0, 0.25, 0.5, 0.25, 0.0]
-    assert training_fit.learning_rate(Training(learning_rate=0.5, schedule="constant"), 100) == 0.5
-    schedule = training_fit.learning_rate(dataclasses.replace(training, schedule="constant"), 100)
+    assert learning_rate(Training(learning_rate=0.5, schedule="constant"), 100) == 0.5
+    schedule = learning_rate(dataclasses.replace(training, schedule="constant"), 100)
     assert [float(schedule(s)) for s in (5, 10, 99)] == [0.25, 0.5, 0.5]
-    schedule = training_fit.learning_rate(Training(learning_rate=0.5), 100)
+    schedule = learning_rate(Training(learning_rate=0.5), 100)
     assert [round(float(schedule(s)), 4) for s in (0, 50, 100)] == [0.5, 0.25, 0.0]
 
 
 def test_optimizers():
-    assert type(training_fit.optimizer(Training(), 10)).__name__ == "Adam"
-    decayed = training_fit.optimizer(Training(weight_decay=0.1, learning_rate=0.5, schedule="constant"), 10)
+    assert type(scheduled_optimizer(Training(), 10)).__name__ == "Adam"
+    decayed = scheduled_optimizer(Training(weight_decay=0.1, learning_rate=0.5, schedule="constant"), 10)
     weight, bias = (keras.Variable([2.0], name=name) for name in ("kernel", "bias"))
     decayed.apply([tf.zeros(1), tf.zeros(1)], [weight, bias])
     # As AdamW: 2 - 0.5 * 0.1 * 2, beside the gradient and not through it; a bias does not decay.
     assert float(weight[0]) == pytest.approx(1.9) and float(bias[0]) == 2.0
-    sgd = training_fit.optimizer(TRAINING, 10)
+    sgd = scheduled_optimizer(TRAINING, 10)
     assert type(sgd).__name__ == "SGD" and sgd.momentum == 0.9
 
 

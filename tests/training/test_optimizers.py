@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kdistill.recipe import Training
-from kdistill.training import fit, optimizers
+from kdistill.training import optimizers
 
 RATE = keras.optimizers.schedules.CosineDecay(0.0, 20, warmup_target=0.05, warmup_steps=5)
 
@@ -62,9 +62,9 @@ def test_one_operation_for_each_weight():
 
 
 def test_recipes_train_with_them_and_they_are_saved(tmp_path):
-    adam = fit.optimizer(Training(weight_decay=0.01), 10)
+    adam = optimizers.scheduled_optimizer(Training(weight_decay=0.01), 10)
     assert isinstance(adam, optimizers.Adam) and adam.weight_decay == 0.01
-    sgd = fit.optimizer(Training(optimizer="sgd", momentum=0.9), 10)
+    sgd = optimizers.scheduled_optimizer(Training(optimizer="sgd", momentum=0.9), 10)
     assert isinstance(sgd, optimizers.SGD) and sgd.momentum == 0.9
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(adam))
     assert type(again) is optimizers.Adam and again.get_config() == adam.get_config()

@@ -13,8 +13,9 @@ from kdistill.distillation.distiller import Distiller
 from kdistill.distillation.supervised import Supervised
 from kdistill.networks import architectures
 from kdistill.recipe import Data, Network, Training
-from kdistill.training import fit, side_by_side
-from kdistill.training.side_by_side import Once, SideBySide
+from kdistill.training import checkpoint, side_by_side
+from kdistill.training.fit import fit
+from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
 DATA = Data(shift=1)
 SGD = Training(epochs=2, batch_size=32, optimizer="sgd", learning_rate=0.05, momentum=0.9, warmup=0.1)
@@ -49,7 +50,7 @@ def teacher() -> keras.Model:
 
 
 def group(teacher, names=tuple(STUDENTS)) -> SideBySide:
-    shown = Once(lambda images: teacher(images, training=False))
+    shown = OncePerBatch(lambda images: teacher(images, training=False))
     made = {name: side_by_side.compiled(member(name, shown), STUDENTS[name][1], 16) for name in names}
     return SideBySide(made)
 
@@ -63,7 +64,7 @@ def together(teacher, digits):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_each_student_is_that_of_its_single_run(together, teacher, digits, name):
     alone = member(name, teacher)
-    fit.fit(alone, digits, DATA, STUDENTS[name][1], 5, say=lambda text: None)
+    fit(alone, digits, DATA, STUDENTS[name][1], 5, say=lambda text: None)
     start = network(STUDENTS[name][0])
     tolerance = 1e-6 if name != "adam" else 2e-5  # Adam divides by the root of nearly nothing
     for a, b, before in zip(
@@ -80,7 +81,7 @@ def test_the_teacher_runs_once_per_batch_for_all(digits):
         calls.append(1)
         return tf.py_function(lambda x: (calls.append("run"), tf.zeros((len(x), 10)))[1], [images], tf.float32)
 
-    shown = Once(lambda images: tf.reshape(teach(images), (8, 10)))
+    shown = OncePerBatch(lambda images: tf.reshape(teach(images), (8, 10)))
     names = [name for name, (_, _, loss) in STUDENTS.items() if loss]
     made = SideBySide({n: side_by_side.compiled(member(n, shown), STUDENTS[n][1], 16) for n in names})
     batches = [(digits.train.images[:8].astype("float32"), digits.train.labels[:8])] * 3
@@ -104,7 +105,7 @@ def test_curves_and_predictions(together, digits):
 
 
 def test_a_group_that_was_stopped_goes_on_exactly(together, teacher, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     stopped = group(teacher)
     original = stopped.advance
 
@@ -118,7 +119,7 @@ def test_a_group_that_was_stopped_goes_on_exactly(together, teacher, digits, tmp
         side_by_side.fit(stopped, digits, DATA, SGD, 5, tmp_path, say=lambda text: None)
     resumed, said = group(teacher), []
     fitted = side_by_side.fit(resumed, digits, DATA, SGD, 5, tmp_path, say=said.append)
-    assert "Going on at step 11 of 16" in said
+    assert "Resuming at step 11 of 16" in said
     for name in STUDENTS:
         first, second = together[0].members[name], resumed.members[name]
         for a, b in zip(first.student.weights, second.student.weights, strict=True):
@@ -153,12 +154,12 @@ def test_memory_by_hand():
 
 
 def test_looks_cover_the_first_1000_steps_and_every_epoch():
-    found = side_by_side.looks(421, 12)
+    found = side_by_side.measured_steps(421, 12)
     assert found[:19] == [*range(50, 421, 50), 421, *range(450, 842, 50), 842, 850]
     assert all(421 * epoch in found for epoch in range(1, 13)) and found[-1] == 421 * 12
-    far = side_by_side.looks(54000, 1)
+    far = side_by_side.measured_steps(54000, 1)
     assert max(b - a for a, b in itertools.pairwise(far)) <= 500
-    assert side_by_side.looks(3, 2) == [1, 2, 3, 4, 5, 6]
+    assert side_by_side.measured_steps(3, 2) == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_empty_tail_is_no_batch(teacher, digits):

@@ -26,7 +26,7 @@ Y = RNG.integers(0, 4, 108).astype("int32")
 def mirrored_strategy():
     """Two replicas on two logical CPUs, which conftest.py makes before TensorFlow starts."""
     assert len(tf.config.list_logical_devices("CPU")) == 2, "conftest.py makes two logical CPUs"
-    return strategy.choose("mirrored").strategy
+    return strategy.choose_devices("mirrored").strategy
 
 
 def distiller(policy=None, **options):
@@ -99,7 +99,7 @@ def test_who_makes_which_part_of_a_batch():
     two = strategy.Devices("multiworker", Four(), worker=1, workers=2)
     assert two.part(12) == (1, 2) and two.part(14) == (0, 1)  # replicas of unequal parts get them from TensorFlow
     assert strategy.Devices("multiworker", Four(), worker=3, workers=4).part(15) == (3, 4)
-    assert strategy.Devices("mirrored", Four()).part(12) == strategy.ONE.part(12) == (0, 1)
+    assert strategy.Devices("mirrored", Four()).part(12) == strategy.SINGLE_DEVICE.part(12) == (0, 1)
 
 
 def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(mirrored_strategy):
@@ -200,7 +200,7 @@ import json, os, sys
 import numpy as np, tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 sys.path.insert(0, os.environ["TESTS"])
-import test_strategies as t
+import test_strategies_equal as t
 with strategy.scope():
     model = t.distiller()
 history = model.fit(t.batches(20, 100), epochs=4, shuffle=False, verbose=0, steps_per_epoch=5).history
@@ -220,7 +220,7 @@ def test_two_workers_equal_one_device(tmp_path):
     workers = []
     for index in range(2):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        own = {"TF_CONFIG": config, "RESULT": str(tmp_path / f"{index}.npz"), "TESTS": str(Path(__file__).parents[1])}
+        own = {"TF_CONFIG": config, "RESULT": str(tmp_path / f"{index}.npz"), "TESTS": str(Path(__file__).parent)}
         workers.append(subprocess.Popen([sys.executable, "-c", WORKER], env={**os.environ, **own}))
     plain = distiller()
     expected = plain.fit(batches(20, 100), epochs=4, shuffle=False, verbose=0).history

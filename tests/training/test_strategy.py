@@ -117,13 +117,13 @@ def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together,
     told, status = two_runs(out, "--resume")
     assert status == [0, 0], told
     for text in (told[0][1], told[1][1]):  # the second worker knows it from the chief
-        assert "Going on at step" in text or "teacher: finished before" in text
+        assert "Resuming at step" in text or "teacher: finished before" in text
     assert_equal_models(out, together[0], tolerance=0)
 
 
 def test_workers_with_other_settings_are_refused():
     """Every worker says so, not only the one that differs."""
-    code = "import sys; from kdistill import strategy\n"
+    code = "import sys; from kdistill.training import strategy\n"
     code += "strategy.choose('multiworker').agree({'seed': int(sys.argv[-1] == '1'), 'exports': ('a',)})"
     addresses = {"worker": [two_workers.free_address() for _ in range(2)]}
     workers = [
@@ -142,28 +142,35 @@ def test_workers_with_other_settings_are_refused():
 
 def test_choices(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert strategy.choose("auto") == strategy.choose("none") == strategy.ONE  # no GPU here
-    assert strategy.ONE.replicas == 1 and strategy.ONE.chief and strategy.ONE.share(b"x") == b"x"
-    mirrored = strategy.choose("mirrored")
+    assert strategy.choose_devices("auto") == strategy.choose_devices("none") == strategy.SINGLE_DEVICE  # no GPU here
+    assert (
+        strategy.SINGLE_DEVICE.replicas == 1
+        and strategy.SINGLE_DEVICE.chief
+        and strategy.SINGLE_DEVICE.share(b"x") == b"x"
+    )
+    mirrored = strategy.choose_devices("mirrored")
     assert mirrored.replicas == 2 and mirrored.chief
-    assert strategy.choose("mirrored").strategy is mirrored.strategy
+    assert strategy.choose_devices("mirrored").strategy is mirrored.strategy
     with pytest.raises(InputError, match=r"Did you mean 'mirrored'"):
-        strategy.choose("mirored")
+        strategy.choose_devices("mirored")
     with pytest.raises(InputError, match="ParameterServerStrategy"):
-        strategy.choose("parameterserver")
+        strategy.choose_devices("parameterserver")
     said = []
     monkeypatch.setenv("TF_CONFIG", config())
-    assert strategy.choose("auto", say=said.append) == strategy.ONE and "--strategy multiworker" in said[0]
+    assert (
+        strategy.choose_devices("auto", say=said.append) == strategy.SINGLE_DEVICE
+        and "--strategy multiworker" in said[0]
+    )
 
 
 def test_auto_takes_all_gpus(monkeypatch):
     cpus = tf.config.list_logical_devices("CPU")
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: cpus if kind == "GPU" else cpus[:1])
-    assert strategy.choose("auto").replicas == 2
+    assert strategy.choose_devices("auto").replicas == 2
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: cpus[:1] if kind == "CPU" else [])
-    assert strategy.choose("auto") == strategy.ONE
-    with pytest.raises(InputError, match="expects two devices or more, found 1"):
-        strategy.choose("mirrored")
+    assert strategy.choose_devices("auto") == strategy.SINGLE_DEVICE
+    with pytest.raises(InputError, match="expects two devices or more, received 1"):
+        strategy.choose_devices("mirrored")
 
 
 @pytest.mark.parametrize("key", ["training.batch_size", "teacher_training.batch_size"])
@@ -198,8 +205,8 @@ def test_float16_without_a_gpu_names_bfloat16(tmp_path):
         (config({"worker": "a:1"}), "a list of 'host:port' for worker"),
         (config({"worker": ["a"]}), "'host:port'"),
         (config({"worker": ["a:99999"]}), "'host:port'"),
-        (config({"worker": ["a:1", "a:1"]}), "addresses that differ"),
-        (config({"chief": ["a:1", "b:1"]}, "chief"), "one chief"),
+        (config({"worker": ["a:1", "a:1"]}), "different addresses"),
+        (config({"chief": ["a:1", "b:1"]}, "chief"), "at most one chief"),
         (config(index=2), "index from 0 to 1, received 2"),
         (config(index="0"), "whole number"),
         (config(kind="chief"), "task type of the cluster"),
@@ -207,23 +214,23 @@ def test_float16_without_a_gpu_names_bfloat16(tmp_path):
 )
 def test_malformed_tf_config(text, message, monkeypatch):
     with pytest.raises(InputError, match=message) as caught:
-        strategy.cluster(text)
+        strategy.parse_tf_config(text)
     assert "Example: TF_CONFIG=" in str(caught.value)
 
 
 def test_the_chief_comes_first():
-    assert strategy.cluster(config(index=1)) == (["a:1", "b:2"], 1)
+    assert strategy.parse_tf_config(config(index=1)) == (["a:1", "b:2"], 1)
     jobs = {"worker": ["a:1", "b:2"], "chief": ["c:3"]}
-    assert strategy.cluster(config(jobs, "chief")) == (["c:3", "a:1", "b:2"], 0)
-    assert strategy.cluster(config(jobs, "worker", 1)) == (["c:3", "a:1", "b:2"], 2)
+    assert strategy.parse_tf_config(config(jobs, "chief")) == (["c:3", "a:1", "b:2"], 0)
+    assert strategy.parse_tf_config(config(jobs, "worker", 1)) == (["c:3", "a:1", "b:2"], 2)
 
 
 def test_workers_meet_or_say_who_is_missing():
     addresses = [two_workers.free_address() for _ in range(3)]
     with pytest.raises(InputError, match="cannot reach .* within 0.1 s") as caught:
-        strategy.meet(addresses, 0, 0.1)
+        strategy.wait_for_workers(addresses, 0, 0.1)
     assert addresses[1] in str(caught.value) and addresses[2] in str(caught.value)
-    met = [threading.Thread(target=strategy.meet, args=(addresses, i, 30)) for i in range(3)]
+    met = [threading.Thread(target=strategy.wait_for_workers, args=(addresses, i, 30)) for i in range(3)]
     for thread in met:
         thread.start()
         time.sleep(0.1)
@@ -244,13 +251,13 @@ def test_an_address_in_use():
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(InputError, match="cannot listen at .*another worker with this index"):
-            strategy.meet([address, "localhost:1"], 0, 0.1)
+            strategy.wait_for_workers([address, "localhost:1"], 0, 0.1)
 
 
 def test_errors_of_one_process_stay_what_they_are():
     error = tf.errors.UnavailableError(None, None, "gone\nmore")
-    assert strategy.explained(error, strategy.ONE) is error
+    assert strategy.readable_error(error, strategy.SINGLE_DEVICE) is error
     full = tf.errors.ResourceExhaustedError(None, None, "/disk/events; No space left on device")
-    assert "make room" in str(strategy.explained(full, strategy.ONE))
-    made = strategy.explained(error, strategy.Devices("multiworker", None, 0, 2))
+    assert "Free some space" in str(strategy.readable_error(full, strategy.SINGLE_DEVICE))
+    made = strategy.readable_error(error, strategy.Devices("multiworker", None, 0, 2))
     assert isinstance(made, CheckFailed) and "--resume" in str(made) and "gone" in str(made)
