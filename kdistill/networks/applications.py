@@ -1,6 +1,6 @@
-"""Networks of keras.applications: raw pixels (0..255) in, logits out, each with its own input size and preprocessing.
+"""Networks of keras.applications: raw pixels (0..255) in, logits out.
 
-All of that is inside the network, so that models with different habits take the same pixels, and a `.tflite` too.
+Resizing and preprocessing are layers of the network, so all networks, and their `.tflite` files, take the same pixels.
 """
 
 import os
@@ -13,7 +13,7 @@ from keras import layers
 from kdistill.errors import InputError
 
 IMAGENET_CLASSES = 1000
-# The mean pixel of the weights that came from Caffe, in their own order: blue, green, red.
+# The mean pixel for weights that come from Caffe, in Caffe's order: blue, green, red.
 CAFFE_MEAN = (103.939, 116.779, 123.68)
 
 
@@ -22,7 +22,7 @@ class Application:
     """A function of keras.applications, its preprocessing, and the names under which Keras keeps its weights."""
 
     function: str
-    preprocessing: str  # caffe (BGR less the mean), tf (-1..1), none (it has its own inside)
+    preprocessing: str  # caffe (BGR minus the mean), tf (-1..1), none (the network has its own)
     top: str
     no_top: str
     size: int = 224
@@ -62,36 +62,41 @@ def application(
     download: bool = False,
     **options,
 ) -> keras.Model:
-    """The network `name` for images of `shape`, resized inside to `size` (its own: 224) where that differs.
+    """The network `name` of keras.applications for images of `shape` = (height, width, channels), 3 channels.
 
     Args:
-        weights: None (new ones), "imagenet" (those of Keras: from its cache, or fetched if `download`), or a file with
-            weights of keras.applications for these classes. With "imagenet" and other than 1,000 classes the head is
-            new: mean over the places, then one dense layer.
-        momentum: of the batch normalization, which is synchronized over replicas; None: the network's own (0.99 or
-            0.999, which takes thousands of steps to follow).
-        options: further arguments of the function, such as `alpha` or `dropout_rate`.
+        weights: None (random), "imagenet" (Keras's own, from its cache or the network), or the path of a file with
+            weights of keras.applications for these classes. With "imagenet" and a number of classes other than 1,000,
+            the head is new: global average pooling, then one dense layer.
+        size: height and width in pixels to which the network resizes the images. None: 224.
+        momentum: of batch normalization, which is synchronized over replicas. None: the network's own (0.99 or 0.999,
+            which needs thousands of steps to follow).
+        download: lets Keras download "imagenet" weights that are not in its cache.
+        options: further arguments of the function in keras.applications, such as `alpha` or `dropout_rate`.
+
+    Raises:
+        InputError: for gray images, and for weights that are not on the disk.
     """
-    known, size = APPLICATIONS[name], size or APPLICATIONS[name].size
+    architecture, size = APPLICATIONS[name], size or APPLICATIONS[name].size
     if shape[-1] != 3:
         raise InputError(f"The network '{name}' expects color images (3 channels), received {shape}.")
-    fetch = fetched({"weights": weights})
-    headless = fetch and classes != IMAGENET_CLASSES
-    if fetch:
-        _check_at_hand(name, known.no_top if headless else known.top, download, options)
+    imagenet = uses_imagenet({"weights": weights})
+    headless = imagenet and classes != IMAGENET_CLASSES
+    if imagenet:
+        _check_available(name, architecture.no_top if headless else architecture.top, download, options)
     elif weights is not None and not Path(weights).is_file():
         raise InputError(f"The network '{name}': no file of weights at '{weights}'.")
     image = keras.Input(shape, name="image")
     x = image if shape[:2] == (size, size) else layers.Resizing(size, size, name="resize")(image)
-    if known.preprocessing == "tf":
+    if architecture.preprocessing == "tf":
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(x)
-    elif known.preprocessing == "caffe":
-        # Red first, as the pixels are: loaded weights get their first kernel turned round instead of every image.
+    elif architecture.preprocessing == "caffe":
+        # The pixels stay in the order red, green, blue: the first kernel is reversed below, instead of every image.
         x = layers.Rescaling(1.0, offset=[-mean for mean in reversed(CAFFE_MEAN)], name="center")(x)
     head = {"include_top": False, "pooling": "avg"} if headless else {"classes": classes, "classifier_activation": None}
-    function = getattr(keras.applications, known.function)
+    function = getattr(keras.applications, architecture.function)
     model = function(weights=weights, input_tensor=x, input_shape=(size, size, 3), name=name, **head, **options)
-    if weights is not None and known.preprocessing == "caffe":
+    if weights is not None and architecture.preprocessing == "caffe":
         first = next(layer for layer in model.layers if isinstance(layer, layers.Conv2D))
         kernel, *bias = first.get_weights()
         first.set_weights([kernel[:, :, ::-1], *bias])
@@ -100,36 +105,36 @@ def application(
     return _synchronized(model, momentum)
 
 
-def fetched(options: dict) -> bool:
-    """Whether a network with these options takes weights that Keras fetches."""
+def uses_imagenet(options: dict) -> bool:
+    """Whether a network with these options takes the ImageNet weights of Keras, which may need a download."""
     return options.get("weights") == "imagenet"
 
 
-def trained(options: dict, classes: int) -> bool:
-    """Whether a network with these options comes with all its weights trained, the head too."""
-    return options.get("weights") is not None and (not fetched(options) or classes == IMAGENET_CLASSES)
+def is_pretrained(options: dict, classes: int) -> bool:
+    """Whether all weights of a network with these options are trained ones, those of the head too."""
+    return options.get("weights") is not None and (not uses_imagenet(options) or classes == IMAGENET_CLASSES)
 
 
-def _check_at_hand(name: str, file: str, download: bool, options: dict) -> None:
-    """Weights are fetched on request only: here is looked where Keras keeps what it has fetched."""
+def _check_available(name: str, file: str, download: bool, options: dict) -> None:
+    """Raises `InputError` if weights are not in Keras's cache and a download is not allowed."""
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
     if not download and (options or not (cache / file).is_file()):  # options change the name of the file
         raise InputError(
-            f"The weights 'imagenet' of '{name}' are not in {cache}. Allow the download with --download, or give a "
-            "file: the option weights=FILE (of keras.applications), or the network's file=MODEL.keras."
+            f"The weights 'imagenet' of '{name}' are not in {cache}. Allow the download with --download, or give "
+            "a file: the option weights=FILE (of keras.applications), or the network's file=MODEL.keras."
         )
 
 
 def _synchronized(model: keras.Model, momentum: float | None) -> keras.Model:
-    """The same model with batch normalization over the global batch, as `small_cnn` has it."""
+    """A copy of the model with batch normalization over the global batch, as in `small_cnn`."""
 
-    def again(layer):
+    def copy(layer):
         config = layer.get_config()
         if isinstance(layer, layers.BatchNormalization):
             config["synchronized"] = True
             config["momentum"] = momentum or layer.momentum
         return type(layer).from_config(config)
 
-    made = keras.models.clone_model(model, clone_function=again)
-    made.set_weights(model.get_weights())
-    return made
+    copied = keras.models.clone_model(model, clone_function=copy)
+    copied.set_weights(model.get_weights())
+    return copied

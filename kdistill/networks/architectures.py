@@ -1,4 +1,4 @@
-"""The students and teachers that the recipes name. Raw pixels (0..255) in, logits out; the scaling is inside."""
+"""The networks that recipes name. Raw pixels (0..255) in, logits out; each network scales the pixels itself."""
 
 from collections.abc import Callable
 
@@ -39,10 +39,10 @@ def small_cnn(shape, classes: int, widths=(8, 16, 24)) -> keras.Model:
 
 
 def mlp(shape, classes: int, units=(16, 16), slope: float = 0.1, scale: float = 1 / 255) -> keras.Model:
-    """Dense layers, each behind it a LeakyReLU, the last one too: the networks of the numpy tutorial (mnist_linear).
+    """Dense layers with a LeakyReLU after every one, the last too: the networks of the numpy tutorial (mnist_linear).
 
-    Its weights start as they do there, normal with deviation 1 / (inputs * outputs), biases with 1 / outputs. Without
-    `units` it is one layer. `scale=1` leaves the pixels at 0 to 255.
+    As there, kernels start normal with a standard deviation of 1 / (inputs * outputs), biases with 1 / outputs. Without
+    `units` there is one layer. `scale=1` leaves the pixels at 0 to 255.
     """
     image = keras.Input(shape, name="image")
     x = layers.Flatten(name="flat")(layers.Rescaling(scale, name="scale")(image))
@@ -63,23 +63,23 @@ CIFAR_MEAN = (125.3, 123.0, 113.9)
 def cifar_quick(shape, classes: int, filters=(32, 32, 64)) -> keras.Model:
     """Caffe's CIFAR-10 "quick" network, of He's study (2017): 5x5 convolutions, overlapping pools, one hidden layer.
 
-    With Caffe's initial weights, for pixels of which only the mean is taken away. Biases learn at the common rate
-    here (twice that in Caffe), and a pool leaves out what is beyond the edge. 145,578 parameters for ten classes.
+    With Caffe's initial weights; the pixels are centered, not scaled. Unlike in Caffe, biases learn at the common rate
+    (Caffe: twice that), and pools ignore what is beyond the edge. 145,578 parameters for ten classes.
     """
     return _cifar_caffe(shape, classes, filters, "cifar_quick")
 
 
 def cifar_mini(shape, classes: int, filters=(32, None, 64)) -> keras.Model:
-    """`cifar_quick` without the second of its three convolutions; the pools stay. 119,946 parameters.
+    """`cifar_quick` without the second of its three convolutions, with all pools. 119,946 parameters.
 
-    The small network of He's study (2017), which does not say what became of the pool behind the convolution.
+    The small network of He's study (2017), which does not state what happens to the pool after that convolution.
     """
     return _cifar_caffe(shape, classes, filters, "cifar_mini")
 
 
 def _cifar_caffe(shape, classes: int, filters, name: str) -> keras.Model:
-    def gaussian(spread: float):
-        return keras.initializers.RandomNormal(stddev=spread)
+    def gaussian(std: float):
+        return keras.initializers.RandomNormal(stddev=std)
 
     image = keras.Input(shape, name="image")
     mean = [-value for value in CIFAR_MEAN] if shape[-1] == 3 else -sum(CIFAR_MEAN) / 3
@@ -159,8 +159,14 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
 def build(network: Network, shape: tuple[int, int, int], classes: int, download: bool = False) -> keras.Model:
     """The network that a recipe names, for images of `shape` = (height, width, channels).
 
-    Its weights are new, but for those of `kdistill.applications` that ask for trained ones (`download` lets Keras
-    fetch them).
+    Its weights are random, except where an option of a network of `applications` names trained ones.
+
+    Args:
+        classes: the number of logits.
+        download: lets Keras download trained weights.
+
+    Raises:
+        InputError: for an unknown name, and for options that do not fit.
     """
     if network.name not in {**NETWORKS, **APPLICATIONS}:
         raise unknown("network", network.name, {**NETWORKS, **APPLICATIONS})

@@ -1,7 +1,7 @@
-"""A copy of a trained model that computes the same in less time: for teachers, which are only ever asked.
+"""A copy of a trained teacher that computes the same in less time, for inference only.
 
-Batch normalization behind a convolution or a dense layer becomes part of its weights; on request all but the last layer
-computes in bfloat16. The copy is a snapshot: it does not follow later changes of the model's weights.
+Batch normalization after a convolution or a dense layer becomes part of its weights. On request all layers but the last
+compute in bfloat16. The copy is a snapshot: it does not follow later changes of the model's weights.
 """
 
 from collections.abc import Collection
@@ -13,27 +13,30 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.heads import as_logits
 from kdistill.networks.keras_internals import call_count, consumers_of, graph_of, layers_of, operation_behind
 
-FOLDED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-SAME = 1e-3  # largest difference of logits that folding may make, as a share of their spread, in float32
+FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+TOLERANCE = 1e-3  # largest mean difference of the logits through folding in float32, as a share of their spread
 
 
-def compiled(model: keras.Model, precision: str | None = None, taps: Collection[str] = ()) -> keras.Model:
-    """The model for inference; `precision` is a dtype policy such as `mixed_bfloat16`, None keeps the model's own.
+def inference_copy(model: keras.Model, precision: str | None = None, taps: Collection[str] = ()) -> keras.Model:
+    """A copy of a model for inference.
 
-    Layers named in `taps` give what they give in the model: a normalization is not folded into one of them.
+    Args:
+        precision: a dtype policy such as `mixed_bfloat16` for all layers but the last. None keeps the model's own.
+        taps: names of layers that keep their outputs: no normalization is folded into them.
 
-    What cannot be copied so (subclassed and nested models) is returned as it is, and so is a model in which there is
-    nothing to fold if no precision is asked for.
+    Returns:
+        The copy. The model itself where no copy is possible (subclassed and nested models), and where nothing can be
+        folded and no precision is requested.
     """
     if type(model) is not keras.Sequential and not is_functional(model):
         return model
     layers = layers_of(model)
     if any(isinstance(layer, keras.Model) for layer in layers):
         return model
-    before = {layer: norm for layer in layers if layer.name not in taps and (norm := _norm_behind(layer))}
-    if not before and precision is None:
+    norm_after = {layer: norm for layer in layers if layer.name not in taps and (norm := _foldable_norm(layer))}
+    if not norm_after and precision is None:
         return model
-    norms, last = set(before.values()), {operation_behind(tensor) for tensor in model.outputs}
+    norms, last = set(norm_after.values()), {operation_behind(tensor) for tensor in model.outputs}
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
@@ -41,43 +44,43 @@ def compiled(model: keras.Model, precision: str | None = None, taps: Collection[
             config["dtype"] = precision
         if layer in norms:
             return keras.layers.Identity(name=layer.name, dtype=config["dtype"])
-        if layer in before:
+        if layer in norm_after:
             config["use_bias"] = True
         return type(layer).from_config(config)
 
     def call(layer, *args, **kwargs):
-        if isinstance(layer, keras.layers.Identity):  # in the place of a normalization, whose options it does not know
+        if isinstance(layer, keras.layers.Identity):  # it does not take the options of the normalization it replaces
             return layer(*args)
         return layer(*args, **kwargs)
 
     twin = keras.models.clone_model(graph_of(model), clone_function=copy, call_function=call)
     for layer in layers:
         if layer.weights and layer not in norms:
-            weights = _with_norm(layer, before[layer]) if layer in before else layer.get_weights()
+            weights = _folded_weights(layer, norm_after[layer]) if layer in norm_after else layer.get_weights()
             twin.get_layer(layer.name).set_weights(weights)
     return twin
 
 
 def is_functional(model: keras.Model) -> bool:
-    """Whether a model is a graph of layers, `keras.Model(inputs, outputs)`, and not a class of its own."""
+    """Whether a model is a graph of layers, `keras.Model(inputs, outputs)`, and no subclass."""
     return type(model).__module__.startswith("keras.") and hasattr(model, "operations")
 
 
-def _norm_behind(layer) -> keras.layers.BatchNormalization | None:
-    """The batch normalization that is the only thing behind a linear layer, if it normalizes the layer's channels."""
-    if type(layer) not in FOLDED or getattr(layer, "data_format", "channels_last") != "channels_last":
+def _foldable_norm(layer) -> keras.layers.BatchNormalization | None:
+    """The batch normalization of the layer's channels that is the only consumer of a linear layer, if there is one."""
+    if type(layer) not in FOLDABLE or getattr(layer, "data_format", "channels_last") != "channels_last":
         return None
     if layer.activation is not keras.activations.linear or call_count(layer) != 1:
         return None
-    users = consumers_of(layer)
-    if len(users) != 1 or type(users[0]) is not keras.layers.BatchNormalization or call_count(users[0]) != 1:
+    consumers = consumers_of(layer)
+    if len(consumers) != 1 or type(consumers[0]) is not keras.layers.BatchNormalization:
         return None
-    axis = users[0].axis
-    return users[0] if axis in (-1, len(layer.output.shape) - 1) else None
+    norm = consumers[0]
+    return norm if call_count(norm) == 1 and norm.axis in (-1, len(layer.output.shape) - 1) else None
 
 
-def _with_norm(layer, norm) -> list[np.ndarray]:
-    """Kernel and bias of the layer with the normalization in them."""
+def _folded_weights(layer, norm) -> list[np.ndarray]:
+    """Kernel and bias of a layer that computes what layer and normalization compute together."""
     kernel = layer.kernel.numpy().astype(np.float64)
     bias = layer.bias.numpy().astype(np.float64) if layer.use_bias else 0.0
     scale = 1.0 / np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
@@ -90,42 +93,47 @@ def _with_norm(layer, norm) -> list[np.ndarray]:
     return [(kernel * scale).astype(np.float32), bias.astype(np.float32)]
 
 
-def difference(model: keras.Model, twin: keras.Model, images: np.ndarray) -> tuple[float, float]:
-    """Mean difference of the logits of two models as a share of their spread, and the share of images on which they
-    name the same class."""
+def logit_difference(model: keras.Model, twin: keras.Model, images: np.ndarray) -> tuple[float, float]:
+    """The mean difference of two models' logits as a share of their spread, and the share of images for which both
+    predict the same class."""
     images = np.asarray(images, np.float32)
-    one, two = (np.asarray(as_logits(each(images, training=False)), np.float64) for each in (model, twin))
+    one, two = (np.asarray(as_logits(network(images, training=False)), np.float64) for network in (model, twin))
     return float(np.abs(one - two).mean() / (one.std() + 1e-12)), float(np.mean(one.argmax(-1) == two.argmax(-1)))
 
 
-def checked(
+def checked_inference_copy(
     model: keras.Model,
     images: np.ndarray,
     precision: str | None = None,
     say=print,
     taps: Collection[str] = (),
 ) -> keras.Model:
-    """The compiled model, compared with the model itself on images; says what another precision does to the logits.
+    """`inference_copy`, compared with the model on images. Reports through `say` how another precision changes logits.
 
-    Raises `CheckFailed` where folding alone changes them.
+    Raises:
+        CheckFailed: if folding alone changes the logits.
+        InputError: if the model cannot be copied in `precision`.
     """
-    folded = compiled(model, taps=taps)
-    off, _ = difference(model, folded, images) if folded is not model else (0.0, 1.0)
-    if off > SAME and any(layer.compute_dtype != "float32" for layer in model.layers):
-        folded = model  # it rounds in other places; no mistake, but no longer the same teacher
-    elif off > SAME:
-        raise CheckFailed(f"The teacher with its batch normalization folded is {off:.2g} off: a mistake in kdistill.")
+    folded = inference_copy(model, taps=taps)
+    change, _ = logit_difference(model, folded, images) if folded is not model else (0.0, 1.0)
+    if change > TOLERANCE and any(layer.compute_dtype != "float32" for layer in model.layers):
+        folded = model  # the copy rounds in other places: no mistake, but not the same teacher
+    elif change > TOLERANCE:
+        raise CheckFailed(
+            f"Folding batch normalization changes the teacher's logits by {change:.2g} of their spread: a mistake in "
+            "kdistill."
+        )
     if precision is None:
         return folded
-    twin = compiled(model, precision, taps)
+    twin = inference_copy(model, precision, taps)
     if twin is model:
         raise InputError(
-            f"The teacher '{model.name}' cannot be copied in {precision}: it is a class of its own, or holds another "
-            "model. Leave teacher_precision out."
+            f"The teacher '{model.name}' cannot be copied in {precision}: it is a subclassed model, or contains "
+            "another model. Omit teacher_precision."
         )
-    off, same = difference(model, twin, images)
+    change, agreement = logit_difference(model, twin, images)
     say(
-        f"The teacher runs in {precision}: its logits are {off:.2%} of their spread off on average, its class is the "
-        f"same for {same:.1%} of {len(images)} images."
+        f"The teacher runs in {precision}: its logits change by {change:.2%} of their spread on average; it predicts "
+        f"the same class for {agreement:.1%} of {len(images)} images."
     )
     return twin

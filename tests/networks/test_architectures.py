@@ -106,8 +106,10 @@ def test_weights_are_fetched_on_request_only(tmp_path, monkeypatch):
 
 
 def test_what_is_trained_already():
-    assert applications.trained({"weights": "imagenet"}, 1000) and applications.trained({"weights": "a.h5"}, 7)
-    assert not applications.trained({"weights": "imagenet"}, 10) and not applications.trained({}, 1000)
+    assert applications.is_pretrained({"weights": "imagenet"}, 1000) and applications.is_pretrained(
+        {"weights": "a.h5"}, 7
+    )
+    assert not applications.is_pretrained({"weights": "imagenet"}, 10) and not applications.is_pretrained({}, 1000)
 
 
 def test_refusals():

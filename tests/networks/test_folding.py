@@ -57,7 +57,7 @@ def test_the_logits_are_the_same_and_the_right_normalizations_are_gone():
     model = odd()
     before, x = [w.copy() for w in model.get_weights()], images((12, 12, 2))
     expected = np.asarray(model(x, training=False))
-    twin = folding.compiled(model)
+    twin = folding.inference_copy(model)
     assert kinds(twin) == ["stays_behind_an_activation", "stays_beside_another_use", "stays_behind_a_sum"]
     np.testing.assert_allclose(twin(x, training=False), expected, rtol=1e-4, atol=1e-5)
     for a, b in zip(before, model.get_weights(), strict=True):
@@ -70,7 +70,7 @@ def test_the_logits_are_the_same_and_the_right_normalizations_are_gone():
 @pytest.mark.parametrize("name", ["first", "folded_1", "depthwise", "folded_2", "hidden"])
 def test_a_tapped_layer_gives_what_it_gave(name):
     model, x = odd(), images((12, 12, 2))
-    folded = folding.compiled(model, taps=[name])
+    folded = folding.inference_copy(model, taps=[name])
     one, two = (tapped(each, {name: "here"}, "teacher")(x, training=False) for each in (model, folded))
     for key in (name, "logits"):
         np.testing.assert_allclose(two[key], one[key], rtol=1e-4, atol=1e-5)
@@ -79,18 +79,18 @@ def test_a_tapped_layer_gives_what_it_gave(name):
 
 def test_bfloat16_keeps_the_last_layer_and_says_what_it_does_to_the_logits():
     model, x, said = shaken(network()), images((12, 12, 1)) * 255, []
-    twin = folding.checked(model, x, "mixed_bfloat16", said.append)
+    twin = folding.checked_inference_copy(model, x, "mixed_bfloat16", said.append)
     outputs = twin(x, training=False)
     assert outputs.dtype == "float32" and twin.get_layer("first").compute_dtype == "bfloat16"
     np.testing.assert_allclose(outputs, model(x, training=False), rtol=0.05, atol=0.5)
-    assert "in mixed_bfloat16: its logits are 0." in said[0] and "of 16 images" in said[0]
-    assert folding.checked(model, x).count_params() < model.count_params()
+    assert "in mixed_bfloat16: its logits change by 0." in said[0] and "of 16 images" in said[0]
+    assert folding.checked_inference_copy(model, x).count_params() < model.count_params()
 
 
 def test_sequential_models_and_what_is_left_as_it_is():
     stack = [keras.Input((6, 6, 1)), layers.Conv2D(3, 3), layers.BatchNormalization(), layers.Flatten()]
     model = shaken(keras.Sequential([*stack, layers.Dense(2)]))
-    twin, x = folding.compiled(model), images((6, 6, 1))
+    twin, x = folding.inference_copy(model), images((6, 6, 1))
     assert kinds(twin) == []
     np.testing.assert_allclose(twin(x), model(x), rtol=1e-4, atol=1e-5)
     plain = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
@@ -102,14 +102,14 @@ def test_sequential_models_and_what_is_left_as_it_is():
 
     own = Own()
     for each in (plain, nested, own):
-        assert folding.compiled(each) is each
+        assert folding.inference_copy(each) is each
 
 
 def test_a_wrong_copy_is_refused(monkeypatch):
     model = shaken(network())
-    monkeypatch.setattr(folding, "_with_norm", lambda layer, norm: [layer.kernel.numpy(), norm.beta.numpy()])
+    monkeypatch.setattr(folding, "_folded_weights", lambda layer, norm: [layer.kernel.numpy(), norm.beta.numpy()])
     with pytest.raises(CheckFailed, match="a mistake in kdistill"):
-        folding.checked(model, corners(8).images.astype("float32"))
+        folding.checked_inference_copy(model, corners(8).images.astype("float32"))
 
 
 def test_runs_ask_the_copy_which_keeps_the_layers_that_are_tapped(tmp_path):
