@@ -69,7 +69,7 @@ def run(
     check_precision(recipe.precision)
     devices = choose_devices(strategy, worker_timeout, say)
     # With images in a folder and weights of Keras, --download is for the weights.
-    trained = any(applications.needs_download(network.options) for network in (recipe.teacher, recipe.student))
+    trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load_splits(recipe.data, data_dir, download and not (data_dir and trained), say=say)
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, devices, str(cache), download, say)
