@@ -1,32 +1,42 @@
-"""Examples -> `tf.data` batches, whose order and augmentation are a pure function of (seed, epoch, position).
+"""Examples -> `tf.data` batches, whose order and augmentation are a pure function of (seed, epoch, step).
 
-So teacher, control and student see the same pixels in the same order, a run that is resumed in mid-epoch sees what
-it would have seen, and every replica or worker computes its share of the same global batch.
+So teacher, control and student train on the same pixels in the same order, a run that is resumed inside an epoch
+continues with the same batches, and every replica or worker computes its share of the same global batch.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from kdistill.data.augmentation import NONE, NOTHING, augment, key, mixed, mixes, mixture, random_generator, windows
-from kdistill.data.lazy_images import EncodedImages, cut, decoder, middle
+from kdistill.data.augmentation import (
+    NO_BOX,
+    NO_WINDOWS,
+    augment,
+    draw_mixture,
+    mix_neighbors,
+    mixes_images,
+    random_generator,
+    random_key,
+    random_windows,
+)
+from kdistill.data.lazy_images import EncodedImages, center_crop_boxes, random_crop_boxes, traced_decoder
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
 WHOLE_BATCH = (0, 1)  # part 0 of 1
 CORES = os.cpu_count() or 1
-AT_ONCE, PREFETCH = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
+PARALLEL_BATCHES, PREFETCH = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
 
 
 def without_autotuning(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The data set without autotuning, so that an epoch ends when its last batch is there.
+    """The data set without autotuning, so that an epoch ends with its last batch.
 
-    The thread that tunes sleeps for 10, 20, 40, ... ms, and the end of an iterator often waits for it to wake: an
-    epoch of 0.7 s then takes 1.27 s (TensorFlow 2.21; `benchmarks/input_pipeline.py` measures it). A run opens a data
-    set for each epoch. The option holds for what is done with the data set afterwards too.
+    The tuning thread sleeps for 10, 20, 40, ... ms, and the end of an iterator often waits for it: an epoch of 0.7 s
+    then takes 1.27 s (TensorFlow 2.21; `benchmarks/input_pipeline.py` measures it). A run opens a data set for every
+    epoch. The option also applies to what is added to the data set later.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -39,8 +49,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def steps_per_epoch(examples: Examples, batch_size: int) -> int:
-    """Whole batches only: an incomplete last one is left to the next epoch's order, so that no step weighs more."""
+    """Whole batches only: an incomplete last batch is dropped, so that no step weighs its images more."""
     return max(1, len(examples) // batch_size)
+
+
+def share_positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
+    """The positions in a batch that part i of n holds, int64, in their order; sizes differ by one at most."""
+    number, count = share
+    return np.arange(batch_size * number // count, batch_size * (number + 1) // count)
 
 
 def training_batches(
@@ -53,49 +69,53 @@ def training_batches(
     share: tuple[int, int] = WHOLE_BATCH,
     teacher_logits: tf.data.Dataset | None = None,
 ) -> tf.data.Dataset:
-    """One epoch from its step `first_step` on: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
+    """The batches of one epoch: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
 
-    With `data.mixup` or `data.cutmix` the labels are float32 distributions `[batch, classes]`. An epoch is a data set
-    of its own: Keras lets `steps_per_execution` run over the end of an epoch into the next one where a single data set
-    holds them all. `share`, (i, n): of each batch only part i of n, the same bits as in the whole one; the other images
-    are neither read nor decoded (but for one, where images are mixed in pairs). With `teacher_logits`, a data set of
-    one element for each step, targets are `{"labels": ..., "teacher_logits": ...}`.
+    An epoch is a data set of its own: from a single data set of all epochs, `steps_per_execution` of Keras would run
+    over the end of an epoch into the next one.
+
+    Args:
+        data: The augmentation. With `data.mixup` or `data.cutmix`, labels are float32 distributions `[batch, classes]`.
+        first_step: The first step of the epoch that is read.
+        share: (i, n): part i of n of every batch, the same bits as in the whole batch. The other images are not read
+            (except one neighbor, if images are mixed).
+        teacher_logits: One element for every step; targets are then `{"labels": ..., "teacher_logits": ...}`.
+
+    Raises:
+        InputError: Labels are mixed, but `examples.classes` is None.
     """
     batch_size = min(batch_size, len(examples))
-    kept = positions(batch_size, share)
-    # Of a part that is mixed the first image needs its neighbor, the last one of the part before.
-    blend = mixes(data)
-    apart = blend and len(kept) < batch_size
-    used = np.concatenate([kept[:1] - 1, kept]) % batch_size if apart else kept
+    positions = share_positions(batch_size, share)
+    mix = mixes_images(data)
+    if mix and examples.classes is None:
+        raise InputError("Mixed labels need the number of classes: give Examples(..., classes=N).")
+    # The first image of a part is mixed with its neighbor, which is the last image of the part before.
+    with_neighbor = mix and len(positions) < batch_size
+    used = np.concatenate([positions[:1] - 1, positions]) % batch_size if with_neighbor else positions
     steps = range(first_step, steps_per_epoch(examples, batch_size))
+    order = epoch_order(seed, epoch, len(examples))
+    indexes = {step: order[step * batch_size + used] for step in steps}
     images, shape = examples.images, examples.images.shape[1:]
     encoded = isinstance(images, EncodedImages)
-    if blend and examples.classes is None:
-        raise InputError("Mixed labels need to know how many classes there are: give Examples(..., classes=N).")
+    crop_windows = data.crop_area < 1 and not encoded  # encoded images are cropped while they are decoded
 
-    def chosen(step: int) -> np.ndarray:
-        return indexes[step * batch_size + used]
-
-    indexes = epoch_order(seed, epoch, len(examples))
-
-    def plan():
-        """For each step: indexes, the key of shift and flip, parts to cut out, and what is mixed in."""
+    def plan() -> Iterator[tuple]:
+        """For every step: indexes, the key of shift and flip, windows to crop, share and box of the mixture."""
         for step in steps:
-            crops = data.crop_area < 1 and not encoded
-            cuts = windows(shape, batch_size, data, seed, epoch, step)[used] if crops else NONE
-            amount, box = mixture(data, shape, seed, epoch, step) if blend else (0.0, NOTHING)
-            yield chosen(step), key(seed, epoch, step), cuts, amount, box
+            windows = random_windows(shape, batch_size, data, seed, epoch, step)[used] if crop_windows else NO_WINDOWS
+            amount, box = draw_mixture(data, shape, seed, epoch, step) if mix else (0.0, NO_BOX)
+            yield indexes[step], random_key(seed, epoch, step), windows, amount, box
 
-    def looks():
-        """For each step: which images are read, and the part of each that is looked at."""
+    def crops() -> Iterator[tuple]:
+        """For every step: the encoded images to read, and the box of every image to decode."""
         for step in steps:
-            places = images.places[chosen(step)]
-            headers = images.store.headers[places]
+            stored = images.indexes[indexes[step]]
+            headers = images.store.headers[stored]
             if data.crop_area < 1:
                 draws = random_generator(seed, epoch, step, "crop").random((batch_size, 4))[used]
-                yield images.store.elements(places), cut(headers, images.side, draws, data.crop_area)
+                yield images.store.elements(stored), random_crop_boxes(headers, images.side, draws, data.crop_area)
             else:
-                yield images.store.elements(places), middle(headers, images.side)
+                yield images.store.elements(stored), center_crop_boxes(headers, images.side)
 
     signature = (
         tf.TensorSpec([len(used)], tf.int64),
@@ -105,43 +125,31 @@ def training_batches(
         tf.TensorSpec([4], tf.int32),
     )
     batches = tf.data.Dataset.from_tensor_slices(_columns(plan(), signature))
-    labels = tf.constant(examples.labels)
-    beside = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+    all_labels = tf.constant(examples.labels)
+    extras = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
     if encoded:
-        beside["pictures"] = _pictures(images, looks()).batch(len(used), drop_remainder=True)
+        extras["decoded"] = _decoded_images(images, crops()).batch(len(used), drop_remainder=True)
     else:
-        pixels = tf.constant(images)
+        all_pixels = tf.constant(images)
 
-    def finished(plan, beside):
-        places, draw, cuts, amount, box = plan
-        pictures = beside.get("pictures")
+    def finish(plan, extras):
+        places, key, windows, amount, box = plan
         # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images. uint8 until
         # the end: a quarter of the memory.
-        found = tf.gather(pixels, places) if pictures is None else pictures
-        if data.crop_area < 1 and not encoded:
-            found = tf.image.crop_and_resize(found, cuts, tf.range(len(used)), shape[:2])
-        found, answers = augment(found, data, draw, batch_size, used), tf.gather(labels, places)
-        if blend:
-            found, answers = mixed(found, answers, amount, box, examples.classes)
-        if apart:
-            found, answers = found[1:], answers[1:]
-        return found, _targets(answers, beside)
+        pixels = extras["decoded"] if encoded else tf.gather(all_pixels, places)
+        if crop_windows:
+            pixels = tf.image.crop_and_resize(pixels, windows, tf.range(len(used)), shape[:2])
+        pixels, labels = augment(pixels, data, key, batch_size, used), tf.gather(all_labels, places)
+        if mix:
+            pixels, labels = mix_neighbors(pixels, labels, amount, box, examples.classes)
+        if with_neighbor:
+            pixels, labels = pixels[1:], labels[1:]
+        return pixels, _targets(labels, extras)
 
-    # In one map: a second one for what is beside costs a small student's step a twentieth of its time.
-    batches = tf.data.Dataset.zip((batches, beside))
-    return without_autotuning(batches.map(finished, num_parallel_calls=AT_ONCE, deterministic=True).prefetch(PREFETCH))
-
-
-def _targets(labels: tf.Tensor, beside: dict):
-    """Labels, and the teacher's logits where there are some, as `Supervised` takes them."""
-    logits = beside.get("teacher_logits")
-    return labels if logits is None else {"labels": labels, "teacher_logits": logits}
-
-
-def positions(batch_size: int, share: tuple[int, int]) -> np.ndarray:
-    """The positions in a batch that part i of n holds, int64, in their order; sizes differ by one at most."""
-    number, count = share
-    return np.arange(batch_size * number // count, batch_size * (number + 1) // count)
+    # One map: a second one for the teacher's logits costs a small student 5 % of its step.
+    batches = tf.data.Dataset.zip((batches, extras))
+    batches = batches.map(finish, num_parallel_calls=PARALLEL_BATCHES, deterministic=True)
+    return without_autotuning(batches.prefetch(PREFETCH))
 
 
 def evaluation_batches(
@@ -149,56 +157,65 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Every example once, in its own order: `(float32 pixels, int32 labels, float32 weights)`.
 
-    The last batch is padded with images that have no label (-1) and no weight (0), which metrics leave out: a batch
-    of another shape would be traced again, and an empty one on a replica crashes. `teacher_logits` as above.
+    The last batch is padded with images of label -1 and weight 0, which metrics ignore: TensorFlow would trace a batch
+    of another shape again, and an empty batch on a replica crashes. `teacher_logits`: as in `training_batches`.
     """
     padding, images = -len(examples) % batch_size, examples.images
     labels = np.concatenate([examples.labels, np.full(padding, -1, np.int32)])
     weights = np.concatenate([np.ones(len(examples), np.float32), np.zeros(padding, np.float32)])
     if isinstance(images, EncodedImages):
-        places = np.concatenate([images.places, np.repeat(images.places[-1:], padding)])
+        stored = np.concatenate([images.indexes, np.repeat(images.indexes[-1:], padding)])
 
-        def looks():
-            for start in range(0, len(places), batch_size):
-                some = places[start : start + batch_size]
-                yield images.store.elements(some), middle(images.store.headers[some], images.side)
+        def crops() -> Iterator[tuple]:
+            for start in range(0, len(stored), batch_size):
+                batch = stored[start : start + batch_size]
+                yield images.store.elements(batch), center_crop_boxes(images.store.headers[batch], images.side)
 
-        pixels = _pictures(images, looks())
+        pixels = _decoded_images(images, crops())
     else:
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
         pixels = tf.data.Dataset.from_tensor_slices(padded)
     batches = tf.data.Dataset.zip(pixels, *map(tf.data.Dataset.from_tensor_slices, (labels, weights)))
     batches = batches.batch(batch_size, drop_remainder=True)
-    beside = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
-    batches = tf.data.Dataset.zip((batches, beside))
-    return without_autotuning(
-        batches.map(lambda b, more: (tf.cast(b[0], tf.float32), _targets(b[1], more), b[2])).prefetch(PREFETCH)
-    )
+    extras = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
+
+    def finish(batch, extras):
+        pixels, labels, weights = batch
+        return tf.cast(pixels, tf.float32), _targets(labels, extras), weights
+
+    batches = tf.data.Dataset.zip((batches, extras))
+    return without_autotuning(batches.map(finish).prefetch(PREFETCH))
+
+
+def _targets(labels: tf.Tensor, extras: dict):
+    """Labels, with the teacher's logits if there are any, as `Supervised` takes them."""
+    logits = extras.get("teacher_logits")
+    return labels if logits is None else {"labels": labels, "teacher_logits": logits}
 
 
 def _columns(rows: Iterable[tuple], signature: tuple[tf.TensorSpec, ...]) -> tuple[np.ndarray, ...]:
-    """What each step is planned to do, of a whole epoch: arrays `[steps, ...]`, some hundred bytes for a step.
+    """The plans of all steps of an epoch as arrays `[steps, ...]`, some hundred bytes for a step.
 
-    Ready before the epoch begins, as a Python generator inside `tf.data` takes the interpreter from the training loop
-    and a tenth of a second to start.
+    They are complete before the epoch begins: a Python generator inside `tf.data` takes the interpreter lock from the
+    training loop, and a tenth of a second to start.
     """
     rows = list(rows)
     if not rows:
         return tuple(
-            np.zeros([0, *(size or 0 for size in each.shape)], each.dtype.as_numpy_dtype) for each in signature
+            np.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype.as_numpy_dtype) for spec in signature
         )
     return tuple(
-        np.array(column, each.dtype.as_numpy_dtype)
-        for column, each in zip(zip(*rows, strict=True), signature, strict=True)
+        np.array(column, spec.dtype.as_numpy_dtype)
+        for column, spec in zip(zip(*rows, strict=True), signature, strict=True)
     )
 
 
-def _pictures(images: EncodedImages, looks: Iterable[tuple]) -> tf.data.Dataset:
-    """uint8 `[side, side, 3]`, one after the other as `looks` asks for them, several decoded at a time."""
-    parts = [(images.store.elements(images.places[:0]), np.zeros((0, 5), np.int32)), *looks]
+def _decoded_images(images: EncodedImages, crops: Iterable[tuple]) -> tf.data.Dataset:
+    """uint8 `[side, side, 3]`, one image after the other in the order of `crops`; several are decoded in parallel."""
+    parts = [(images.store.elements(images.indexes[:0]), np.zeros((0, 5), np.int32)), *crops]
     elements, boxes = map(np.concatenate, zip(*parts, strict=True))
-    kinds = set(boxes[:, 4].tolist())
-    decode = decoder(images.side, kinds.pop() if len(kinds) == 1 else None)
+    ways = set(boxes[:, 4].tolist())
+    decode = traced_decoder(images.side, ways.pop() if len(ways) == 1 else None)
     return tf.data.Dataset.from_tensor_slices((elements, boxes)).map(
         lambda element, box: decode(images.store.content(element), box),
         num_parallel_calls=CORES,

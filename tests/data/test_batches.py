@@ -9,8 +9,8 @@ from support.image_files import COLORS, content, folders
 from support.image_files import image as picture_of
 
 from kdistill.data import augmentation
-from kdistill.data import batches as data_batches
-from kdistill.data.lazy_images import middle
+from kdistill.data.batches import epoch_order, evaluation_batches, training_batches
+from kdistill.data.lazy_images import center_crop_boxes
 from kdistill.data.splits import Examples, load_splits
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -23,12 +23,12 @@ EXAMPLES = Examples(IMAGES, np.arange(COUNT, dtype=np.int32))
 def batches(data=None, seed=1, first_step=0):
     """Two epochs of 4 steps, from a step of the first one on."""
     data = data or Data()
-    first = data_batches.training_batches(EXAMPLES, data, 5, seed, 0, first_step)
-    return [*first, *data_batches.training_batches(EXAMPLES, data, 5, seed, 1)]
+    first = training_batches(EXAMPLES, data, 5, seed, 0, first_step)
+    return [*first, *training_batches(EXAMPLES, data, 5, seed, 1)]
 
 
 def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
-    orders = [data_batches.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
     for each in orders:
         assert sorted(each) == list(range(1000))
     for i, first in enumerate(orders):
@@ -42,7 +42,7 @@ def test_the_batches_follow_the_order():
     assert len(found) == 2 * 4
     for epoch in (0, 1):
         np.testing.assert_array_equal(
-            np.concatenate(found[4 * epoch : 4 * epoch + 4]), data_batches.epoch_order(1, epoch, COUNT)[:20]
+            np.concatenate(found[4 * epoch : 4 * epoch + 4]), epoch_order(1, epoch, COUNT)[:20]
         )
 
 
@@ -87,7 +87,7 @@ def test_without_augmentation_pixels_are_untouched():
 
 
 def test_evaluation_keeps_the_order_and_pads_the_last_batch_without_weight():
-    found = list(data_batches.evaluation_batches(EXAMPLES, 10))
+    found = list(evaluation_batches(EXAMPLES, 10))
     assert [x.shape[0] for x, _, _ in found] == [10, 10, 10]
     labels, weights = (np.concatenate([batch[i] for batch in found]) for i in (1, 2))
     np.testing.assert_array_equal(labels[:COUNT], EXAMPLES.labels)
@@ -95,7 +95,7 @@ def test_evaluation_keeps_the_order_and_pads_the_last_batch_without_weight():
 
 
 def test_keys_are_apart():
-    keys = {tuple(augmentation.key(s, e, p)) for s in range(8) for e in range(8) for p in range(64)}
+    keys = {tuple(augmentation.random_key(s, e, p)) for s in range(8) for e in range(8) for p in range(64)}
     assert len(keys) == 8 * 8 * 64
 
 
@@ -116,7 +116,7 @@ def both(splits):
 
 
 def epoch_of(examples, data, epoch=0, first=0, seed=4, batch=5):
-    found = data_batches.training_batches(examples, data, batch, seed, epoch, first)
+    found = training_batches(examples, data, batch, seed, epoch, first)
     return [(x.numpy(), y.numpy()) for x, y in found]
 
 
@@ -140,7 +140,7 @@ def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
     for images, labels in whole:
         assert images.shape == (5, SIDE, SIDE, 3) and images.dtype == np.float32
         assert images.min() >= 0 and images.max() <= 255
-        if augmentation.mixes(data):
+        if augmentation.mixes_images(data):
             assert labels.shape == (5, 4) and labels.dtype == np.float32
             np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
 
@@ -153,8 +153,7 @@ def test_the_parts_of_workers_are_the_whole_batch_bit_by_bit(splits, kind, chang
     whole = epoch_of(examples, data, first=1)
     for count in (2, 5):
         parts = [
-            list(data_batches.training_batches(examples, data, 5, 4, 0, 1, (i, count)).as_numpy_iterator())
-            for i in range(count)
+            list(training_batches(examples, data, 5, 4, 0, 1, (i, count)).as_numpy_iterator()) for i in range(count)
         ]
         assert {len(batch[0]) for part in parts for batch in part} == ({2, 3} if count == 2 else {1})
         joined = [tuple(map(np.concatenate, zip(*step, strict=True))) for step in zip(*parts, strict=True)]
@@ -169,7 +168,7 @@ def test_a_worker_reads_its_own_part_only(splits, monkeypatch):
     monkeypatch.setattr(type(encoded.images.store), "elements", counted)
     for data, expected in ((ENCODED, 2), (dataclasses.replace(ENCODED, mixup=0.4), 3)):
         read.clear()
-        found = data_batches.training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
+        found = training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
         assert len(list(found)) == 3 and [count for count in read if count] == [expected] * 3
 
 
@@ -178,13 +177,13 @@ def test_encoded_images_give_what_arrays_give(splits):
     array, encoded = both(splits)
     data = dataclasses.replace(ENCODED, shift=2, flip=True, mixup=0.4, cutmix=1.0)
     assert same(epoch_of(array, data), epoch_of(encoded, data))
-    for first, second in zip(*(data_batches.evaluation_batches(each, 6) for each in (array, encoded)), strict=True):
+    for first, second in zip(*(evaluation_batches(each, 6) for each in (array, encoded)), strict=True):
         real = first[2] > 0
         np.testing.assert_array_equal(first[0][real], second[0][real])
         for a, b in zip(first[1:], second[1:], strict=True):
             np.testing.assert_array_equal(a, b)
-    assert data_batches.evaluation_batches(encoded, 6).cardinality() == 3
-    assert data_batches.training_batches(encoded, data, 5, 0, 0).cardinality() == 3
+    assert evaluation_batches(encoded, 6).cardinality() == 3
+    assert training_batches(encoded, data, 5, 0, 0).cardinality() == 3
 
 
 def test_every_way_of_decoding_in_one_folder(tmp_path):
@@ -198,7 +197,7 @@ def test_every_way_of_decoding_in_one_folder(tmp_path):
                 (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
     encoded = load_splits(ENCODED, tmp_path, say=lambda text: None).test
     array = dataclasses.replace(encoded, images=encoded.images[:])
-    assert set(middle(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
+    assert set(center_crop_boxes(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
     assert same(epoch_of(array, ENCODED, batch=4), epoch_of(encoded, ENCODED, batch=4))
 
 
@@ -229,7 +228,7 @@ def test_a_random_part_of_a_ramp_is_the_part_that_was_drawn():
     examples = Examples(np.stack([ramp] * 6), np.zeros(6, np.int32))
     data = Data(crop_area=0.2)
     ((images, _),) = epoch_of(examples, data, batch=6)
-    windows = augmentation.windows((24, 24, 1), 6, data, 4, 0, 0)
+    windows = augmentation.random_windows((24, 24, 1), 6, data, 4, 0, 0)
     np.testing.assert_allclose(images[:, 0, 0, 0], windows[:, 0] * 230, atol=1e-3)
     np.testing.assert_allclose(images[:, -1, 0, 0], windows[:, 2] * 230, atol=1e-3)
     assert len(set(windows[:, 0])) > 3 and (windows >= 0).all() and (windows <= 1).all()
@@ -238,14 +237,16 @@ def test_a_random_part_of_a_ramp_is_the_part_that_was_drawn():
 def test_mixup_by_hand():
     images = tf.constant([[[[10.0]]], [[[110.0]]], [[[60.0]]]])
     labels = tf.constant([0, 1, 1])
-    found, answers = augmentation.mixed(images, labels, tf.constant(0.3), tf.constant([0, 0, 1, 1]), 2)
+    found, answers = augmentation.mix_neighbors(images, labels, tf.constant(0.3), tf.constant([0, 0, 1, 1]), 2)
     np.testing.assert_allclose(found[:, 0, 0, 0], [0.7 * 10 + 0.3 * 60, 0.7 * 110 + 0.3 * 10, 0.7 * 60 + 0.3 * 110])
     np.testing.assert_allclose(answers, [[0.7, 0.3], [0.3, 0.7], [0, 1]], atol=1e-6)
 
 
 def test_cutmix_by_hand():
     images = tf.stack([tf.zeros((4, 5, 1)), tf.ones((4, 5, 1))])
-    found, answers = augmentation.mixed(images, tf.constant([0, 2]), tf.constant(1.0), tf.constant([1, 2, 2, 3]), 3)
+    found, answers = augmentation.mix_neighbors(
+        images, tf.constant([0, 2]), tf.constant(1.0), tf.constant([1, 2, 2, 3]), 3
+    )
     expected = np.zeros((4, 5))
     expected[1:3, 2:5] = 1
     np.testing.assert_array_equal(found[0, ..., 0], expected)
@@ -256,27 +257,27 @@ def test_cutmix_by_hand():
 def test_mixtures_are_as_the_papers_say():
     """Beta(1, 1) is uniform: shares average a half; with both each has about half of the batches."""
     shape = (20, 30, 3)
-    up = [augmentation.mixture(Data(mixup=1.0), shape, 0, 0, step) for step in range(400)]
+    up = [augmentation.draw_mixture(Data(mixup=1.0), shape, 0, 0, step) for step in range(400)]
     assert all(box.tolist() == [0, 0, 20, 30] for _, box in up)
     shares = np.array([share for share, _ in up])
     assert abs(shares.mean() - 0.5) < 0.05 and shares.min() < 0.05 and shares.max() > 0.95
-    cut = np.array([augmentation.mixture(Data(cutmix=1.0), shape, 0, 0, step)[1] for step in range(400)])
+    cut = np.array([augmentation.draw_mixture(Data(cutmix=1.0), shape, 0, 0, step)[1] for step in range(400)])
     assert (cut[:, :2] >= 0).all() and (cut[:, 0] + cut[:, 2] <= 20).all() and (cut[:, 1] + cut[:, 3] <= 30).all()
     areas = cut[:, 2] * cut[:, 3] / 600
     assert areas.max() > 0.7 and areas.min() < 0.02 and 0.25 < areas.mean() < 0.45  # less than a half: edges cut off
-    mixed = [augmentation.mixture(Data(mixup=1.0, cutmix=1.0), shape, 0, 0, step) for step in range(400)]
+    mixed = [augmentation.draw_mixture(Data(mixup=1.0, cutmix=1.0), shape, 0, 0, step) for step in range(400)]
     assert 150 < sum(share == 1.0 for share, _ in mixed) < 250
 
 
 def test_mixed_labels_need_the_number_of_classes():
-    with pytest.raises(InputError, match="how many classes"):
-        data_batches.training_batches(EXAMPLES, Data(mixup=0.2), 5, 0, 0)
+    with pytest.raises(InputError, match="the number of classes"):
+        training_batches(EXAMPLES, Data(mixup=0.2), 5, 0, 0)
 
 
 def test_no_epoch_waits_for_the_thread_that_tunes():
     for made in (
-        data_batches.training_batches(EXAMPLES, Data(), 4, 0, 0),
-        data_batches.evaluation_batches(EXAMPLES, 4),
+        training_batches(EXAMPLES, Data(), 4, 0, 0),
+        evaluation_batches(EXAMPLES, 4),
     ):
         for each in (made, made.map(lambda *batch: batch).prefetch(1)):
             assert each.options().autotune.enabled is False

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from support.image_files import COLORS, content, folders, image
 
-from kdistill import files as files_module
 from kdistill.data import few_labels, lazy_images
-from kdistill.data.lazy_images import Damage, EncodedImages, Files, cut, header_of, middle
+from kdistill.data.lazy_images import Damage, EncodedImages, Files, center_crop_boxes, header_of, random_crop_boxes
 from kdistill.data.splits import load_splits
 from kdistill.errors import InputError
+from kdistill.files import cache_root
 from kdistill.recipe import Data
 
 SMALL = Data("image_folder", image_size=16, validation=0.34)
@@ -50,7 +50,7 @@ def test_class_folders_alone_hold_a_share_out_for_testing(tmp_path):
     splits = load(tmp_path, Data("image_folder", image_size=16, validation=1 / 3))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 8, 12]
     names = [
-        set(part.images.store.names[part.images.places]) for part in (splits.train, splits.validation, splits.test)
+        set(part.images.store.names[part.images.indexes]) for part in (splits.train, splits.validation, splits.test)
     ]
     assert len(set.union(*names)) == 36 and not names[0] & names[1] and not names[0] & names[2]
 
@@ -69,7 +69,7 @@ def test_a_limit_takes_images_of_all_classes(tmp_path):
 
 def test_they_are_taken_apart_without_being_decoded(tmp_path, monkeypatch):
     splits = load(folders(tmp_path))
-    monkeypatch.setattr(EncodedImages, "_tried", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr(EncodedImages, "_try_decoding", lambda *a: pytest.fail("decoded"))
     some = dataclasses.replace(splits, labeled_mask=splits.train.labels < 2)
     control = few_labels.for_control(some)
     assert len(control.train.images) == 16 and set(control.train.labels) == {0, 1}
@@ -111,7 +111,7 @@ def test_every_kind_of_image_file(tmp_path):
         expected = [gray] * 3 if name in (b"b.jpg", b"e.png") else COLORS["red"]
         assert np.abs(pixels.astype(int) - expected).max() <= 5, name
     assert found[3].shape == (16, 16, 3) and found[np.array([1, 4])].shape == (2, 16, 16, 3)
-    assert middle(found.store.headers[8:9], 16)[0].tolist() == [44, 144, 612, 612, 3]
+    assert center_crop_boxes(found.store.headers[8:9], 16)[0].tolist() == [44, 144, 612, 612, 3]
 
 
 def test_damaged_files_are_left_out_and_named(tmp_path):
@@ -135,9 +135,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
     for part in ("5 of 48", "train/red/01.JPEG (an empty file)", "train/blue/02.JPEG (neither a JPEG nor a PNG)"):
         assert part in text
     assert "val/green/04.JPEG (100 megapixels, the limit is 50)" in text and "train/red/00.JPEG (" in text
-    with pytest.raises(
-        InputError, match=r"4 of 48 images cannot be decoded.*Borne is a share of 0.001.*max_undecodable"
-    ):
+    with pytest.raises(InputError, match=r"4 of 48 images cannot be decoded.*allows a share of 0.001.*max_undecodable"):
         load(tmp_path, Data("image_folder", image_size=16, validation=0.34))
     (tmp_path / "val/green/03.JPEG").write_bytes(whole)
     (tmp_path / "val/green/04.JPEG").write_bytes(whole)
@@ -146,7 +144,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
 
 
 def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatch):
-    monkeypatch.setattr(lazy_images, "KEPT_FROM", 5)
+    monkeypatch.setattr(lazy_images, "CACHED_FROM", 5)
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     folders(tmp_path / "a")
     whole = (tmp_path / "a/train/red/00.JPEG").read_bytes()
@@ -155,9 +153,9 @@ def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatc
     said = []
     first = load(tmp_path / "a", settings, said)
     assert "Decoding 24 images once" in said[0]
-    kept = sorted(files_module.cache_root().glob("decoded-*.json"))
+    kept = sorted(cache_root().glob("decoded-*.json"))
     assert len(kept) == 2 and sorted(len(json.loads(path.read_text())) for path in kept) == [0, 1]
-    monkeypatch.setattr(EncodedImages, "_tried", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(EncodedImages, "_try_decoding", lambda *a: pytest.fail("decoded again"))
     again = load(tmp_path / "a", settings, said)
     assert again.fingerprint == first.fingerprint and len(first.train) + len(first.validation) == 23
     assert "1 of 48 images cannot be decoded: train/red/00.JPEG" in said[-1]
@@ -165,7 +163,7 @@ def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatc
 
 def test_an_image_that_is_gone_later_is_named(tmp_path):
     splits = load(folders(tmp_path))
-    name = os.fsdecode(splits.test.images.store.names[splits.test.images.places[0]])
+    name = os.fsdecode(splits.test.images.store.names[splits.test.images.indexes[0]])
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"The image '{name}' cannot be decoded: .*No such file"):
         splits.test.images[:6]
@@ -179,14 +177,16 @@ def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"holds 0 folder\(s\)"):
         load(tmp_path)
     folders(tmp_path / "one", ("train", "val"), colors={"red": (200, 0, 0)})
-    with pytest.raises(InputError, match=r"holds 1 folder\(s\); expected one for each class.*it has 'red' alone"):
+    with pytest.raises(
+        InputError, match=r"holds 1 folder\(s\); expected one folder of images per class.*it has only 'red'"
+    ):
         load(tmp_path / "one")
     folders(tmp_path / "no test", ("train",))
     with pytest.raises(InputError, match="has train/, but none of test, val, validation"):
         load(tmp_path / "no test")
     two = folders(tmp_path / "two")
     (two / "val" / "yellow").mkdir()
-    with pytest.raises(InputError, match="has the class 'yellow', of which"):
+    with pytest.raises(InputError, match="has the class 'yellow', but"):
         load(two)
     (two / "val" / "yellow").rmdir()
     (two / "train" / "yellow").mkdir()
@@ -202,7 +202,7 @@ def test_other_files_are_said(tmp_path):
     (tmp_path / "train" / "red" / "note.txt").write_text("hello")
     said = []
     load(tmp_path, SMALL, said)
-    assert "1 files are no .jpg, .jpeg, .png and left out, such as red/note.txt" in "\n".join(said)
+    assert "1 files that are no .jpg, .jpeg, .png are skipped, such as red/note.txt" in "\n".join(said)
     assert f"'{tmp_path / 'val'}' is not used" in "\n".join(said)
 
 
@@ -218,7 +218,7 @@ def test_settings_that_do_not_fit():
 def test_random_parts_keep_to_the_image_and_to_the_area():
     headers = np.tile([300, 200, 0, 0], (4000, 1))
     draws = np.random.default_rng(0).random((4000, 4))
-    top, left, tall, wide, _ = cut(headers, 32, draws, 0.25).T
+    top, left, tall, wide, _ = random_crop_boxes(headers, 32, draws, 0.25).T
     assert (top >= 0).all() and (left >= 0).all() and (top + tall <= 300).all() and (left + wide <= 200).all()
     share = tall * wide / 60_000
     assert share.min() > 0.24 and share.max() <= 1.0 and abs(np.median(share) - 0.6) < 0.05

@@ -137,8 +137,8 @@ def damage(folder, name, change):
     "name,change,message",
     [
         ("train-images-idx3-ubyte", lambda c: c[:-1], "holds 47039 bytes where its header promises 47040"),
-        ("train-images-idx3-ubyte", lambda c: c + b"x", "something appended"),
-        ("train-images-idx3-ubyte", lambda c: c[:9], "its header of 16 bytes is not whole"),
+        ("train-images-idx3-ubyte", lambda c: c + b"x", "something is appended"),
+        ("train-images-idx3-ubyte", lambda c: c[:9], "its header of 16 bytes is incomplete"),
         ("train-images-idx3-ubyte", lambda c: b"", "received nothing"),
         ("t10k-labels-idx1-ubyte", lambda c: b"\x00\x00\x0d" + c[3:], "magic number 0x00000801, received 0x00000d01"),
         ("t10k-images-idx3-ubyte", lambda c: gzip.compress(c)[:-30], "damaged or truncated"),
@@ -301,7 +301,7 @@ def test_a_download_says_so_and_its_failure_is_one_message(tmp_path, monkeypatch
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
     said = []
-    with pytest.raises(InputError, match="cannot download 'mnist': no network. Leave out --download"):
+    with pytest.raises(InputError, match="cannot download 'mnist': no network. Run without --download"):
         load_splits(Data(), download=True, say=said.append)
     assert len(said) == 1 and str(tmp_path) in said[0]
     captured = capsys.readouterr()
