@@ -71,9 +71,9 @@ def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    from kdistill.report.markdown import table
+    from kdistill.report.markdown import model_table
 
-    show_table(*table(rows))
+    show_table(*model_table(rows))
 
 
 def show_table(titles: list[str], cells: list[list[str]]) -> None:

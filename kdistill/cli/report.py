@@ -24,13 +24,13 @@ def report(
     from kdistill.files import write_text
     from kdistill.report import compare, page
 
-    named = compare.named(runs)
+    named = compare.load_runs(runs)
     if len(runs) == 1:
         found, folder = named[0][1], runs[0].parent if runs[0].is_file() else runs[0]
-        path, text = out or folder / "report.html", page.html(found, page.pictures_of(found, folder))
+        path, text = out or folder / "report.html", page.render(found, page.read_pictures(found, folder))
         result: dict | list = {**found, "folder": str(folder)}
     else:
-        path, text = out or Path("comparison.html"), compare.html(named)
+        path, text = out or Path("comparison.html"), compare.render(named)
         result = compare.as_dict(named)
     write_text(path, text)
     if as_json:
@@ -39,7 +39,7 @@ def report(
         show(found["models"], False, result)
         print((found.get("verdict") or {}).get("sentence", ""))
     else:
-        show_table(*compare.rows(named))
+        show_table(*compare.run_table(named))
         for sentence in compare.caveats(named):
             print(sentence)
     say_to(as_json)(f"Page: {path}")

@@ -44,7 +44,7 @@ def sweep(
     settings = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
     axes(settings, grid or list(settings.grid))  # refuses a wrong grid before TensorFlow is imported
     import_tensorflow()
-    from kdistill.report.sweep import table_rows
+    from kdistill.report.sweep import student_table
     from kdistill.runs.sweep import sweep as sweep_recipe
 
     options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
@@ -52,6 +52,6 @@ def sweep(
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    show_table(*table_rows(result))
+    show_table(*student_table(result))
     if result["verdict"]:
         print(f"Best on validation: {result['best']}. {result['verdict']['sentence']}")

@@ -1,6 +1,7 @@
-"""A run's results, plain dicts, as `report.json`, `report.md` and lines for the screen. Standard library only."""
+"""A run's results, plain dicts, as `report.json`, `report.md` and tables for the screen. Standard library only."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from kdistill.files import write_text
@@ -17,34 +18,64 @@ COLUMNS = (
     ("deflated", "deflated", "{:,}"),
     ("µs/image", "microseconds", "{:.0f}"),
 )
+Table = tuple[list[str], list[list[str]]]  # titles, and rows of cells
 
 
-def table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The headings and cells of the table of models and files; what a row does not have is a dash."""
+def model_table(models: list[dict]) -> Table:
+    """The table of models and files; a dash stands for a value that a row does not have."""
 
-    def cell(row: dict, name: str, pattern: str) -> str:
-        value = row.get(name)
+    def cell(row: dict, key: str, pattern: str) -> str:
+        value = row.get(key)
         return "–" if value is None else pattern.format(value).removesuffix("%")
 
-    return [title for title, _, _ in COLUMNS], [[cell(row, key, p) for _, key, p in COLUMNS] for row in rows]
+    return [title for title, _, _ in COLUMNS], [[cell(row, key, p) for _, key, p in COLUMNS] for row in models]
 
 
-def markdown(report: dict) -> str:
+def layer_table(layers: list[dict]) -> Table:
+    """The table of what compression has done to each layer."""
+    steps = ["pruned", "clustered", "quantized"]
+    cells = [
+        [
+            *(layer["layer"], layer["kind"], f"{layer['parameters']:,}"),
+            "–" if layer["sparsity"] is None else f"{100 * layer['sparsity']:.0f}",
+            str(layer.get("clusters") or "–"),
+            *(layer.get(step, "–") for step in steps),
+        ]
+        for layer in layers
+    ]
+    return ["layer", "kind", "parameters", "zero %", "values", *steps], cells
+
+
+def seed_table(report: dict) -> Table:
+    """The table of accuracies by seed; without rows if there is one seed."""
+    verdict, first = report.get("verdict") or {}, report["recipe"].get("seed", 0)
+    titles = ["seed", "control %", "student %", "difference"]
+    if verdict.get("seeds", 1) == 1:
+        return titles, []
+    pairs = enumerate(zip(verdict["control"], verdict["student"], strict=True), first)
+    return titles, [[str(seed), f"{100 * c:.2f}", f"{100 * s:.2f}", f"{100 * (s - c):+.2f}"] for seed, (c, s) in pairs]
+
+
+def markdown_table(table: Table, left: Collection[int] = (0,)) -> list[str]:
+    """The lines of a table; the columns `left` are left-aligned, all others right-aligned."""
+    titles, rows = table
+    rule = "".join("|---" if i in left else "|---:" for i in range(len(titles))) + "|"
+    return ["| " + " | ".join(titles) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def to_markdown(report: dict) -> str:
     """The report as Markdown."""
-    titles, cells = table(report["models"])
     lines = [
         f"# {report['recipe']['name']} ({report['recipe']['variant']})",
         "",
         report["verdict"]["sentence"],
         "",
         *(line for warning in warnings(report) for line in (f"**Warning**: {warning}", "")),
-        "| " + " | ".join(titles) + " |",
-        "|---" + "|---:" * (len(titles) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in cells),
+        *markdown_table(model_table(report["models"])),
         "",
-        f"The control is the same student, trained on labels alone: {same(report)}. Accuracy is on "
-        f"{report['data']['test']:,} test images. Agreement and KL are with the teacher, ECE is the expected "
-        "calibration error (15 bins), µs/image the median of single images on one CPU thread.",
+        f"{control_description(report)} Accuracy is measured on {report['data']['test']:,} test images. Agreement and "
+        "KL compare with the teacher. ECE is the expected calibration error (15 bins). µs/image is the median time of "
+        "one image, for files on one CPU thread.",
         "",
         *_seeds(report),
         *_compressions(report),
@@ -52,110 +83,101 @@ def markdown(report: dict) -> str:
         f"- Command: `{report['command']}`",
         f"- Data: {report['data']['source']}; fingerprint {report['data']['fingerprint']}; "
         f"{report['data']['train']:,} training, {report['data']['validation']:,} validation images"
-        + (f"; {report['data']['unlabeled']:,} training images have no label" if _partly(report) else ""),
-        f"- Seed: {_range(report)}; precision {report['recipe']['precision']}",
+        + (f"; {report['data']['unlabeled']:,} training images have no label" if _unlabeled(report) else ""),
+        f"- Seed: {_seed_range(report)}; precision {report['recipe']['precision']}",
         "- Training: " + ", ".join(f"{name} {fit['seconds']:.0f} s" for name, fit in report["training"].items()),
-        f"- Machine: {report['machine']}",
-        f"- Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
-        f"- Commit: {report['commit'] or 'not known'}",
+        *provenance_lines(report),
         "",
     ]
     return "\n".join(lines)
 
 
+def provenance_lines(report: dict) -> list[str]:
+    """Machine, versions and commit of a run or sweep."""
+    return [
+        f"- Machine: {report['machine']}",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
+        f"- Commit: {report['commit'] or 'unknown'}",
+    ]
+
+
 def warnings(report: dict) -> list[str]:
-    """What makes the numbers doubtful: a teacher near chance, inputs that look unscaled. Sentences, each once."""
+    """What makes the numbers doubtful, such as a teacher near chance or unscaled inputs; without repetitions."""
     fits = [f"{name}: {fit['warning']}" for name, fit in report.get("training", {}).items() if fit.get("warning")]
     return list(dict.fromkeys([*(report.get("warnings") or ()), *fits]))
 
 
-def layers(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The headings and cells of a table of stages: what compression has done, layer by layer."""
-    words = ["pruned", "clustered", "quantized"]
-    cells = [
-        [
-            *(row["layer"], row["kind"], f"{row['parameters']:,}"),
-            "–" if row["sparsity"] is None else f"{100 * row['sparsity']:.0f}",
-            str(row.get("clusters") or "–"),
-            *(row.get(word, "–") for word in words),
-        ]
-        for row in rows
-    ]
-    return ["layer", "kind", "parameters", "zero %", "values", *words], cells
-
-
 def _compressions(report: dict) -> list[str]:
-    """What each compression has done, layer by layer."""
-    made = report.get("compressions") or {}
-    if not made:
+    compressions = report.get("compressions") or {}
+    if not compressions:
         return []
     lines = [
-        "Compressions: `NAME` is the student compressed with the teacher kept on, `NAME_labels` on labels alone in the "
-        "same budget, `NAME.tflite` its file: int8 where the scheme quantizes, else float32. Zeros and clusters show "
-        "in the deflated bytes only.",
+        "Compressions: `NAME` is the student compressed with the teacher, `NAME_labels` on labels alone with the same "
+        "budget, `NAME.tflite` its file (int8 if the scheme quantizes, else float32). Zeros and clusters reduce the "
+        "deflated bytes only.",
     ]
-    for name, each in made.items():
-        titles, cells = layers(each["stages"])
-        lines += ["", f"`{name}`: " + " ".join([f"the scheme {each['scheme']}.", *each["notes"]]), ""]
-        lines += ["| " + " | ".join(titles) + " |", "|---|---|---:|---:|---:|---|---|---|"]
-        lines += ["| " + " | ".join(row) + " |" for row in cells]
+    for name, compression in compressions.items():
+        lines += ["", f"`{name}`: " + " ".join([f"the scheme {compression['scheme']}.", *compression["notes"]]), ""]
+        lines += markdown_table(layer_table(compression["layers"]), left=(0, 1, 5, 6, 7))
     return [*lines, ""]
 
 
-def _partly(report: dict) -> bool:
+def _unlabeled(report: dict) -> bool:
     return report["data"].get("unlabeled", 0) > 0
 
 
-def same(report: dict) -> str:
-    if not _partly(report):
-        return "same data, order, steps and seed"
-    teacher = "on all labels" if report["recipe"]["data"]["teacher_labels"] == "all" else "on the same labels"
+def control_description(report: dict) -> str:
+    """What the control is, in sentences."""
+    control = "The control is the same student, trained on labels alone with the same"
+    if not _unlabeled(report):
+        return f"{control} data, order, steps and seed."
+    teacher = "all labels" if report["recipe"]["data"]["teacher_labels"] == "all" else "the same labels"
     return (
-        f"same steps, batch size and seed, every batch drawn from the {report['data']['labeled']:,} labeled images; "
-        f"the student also learns from the teacher's outputs on {report['data']['unlabeled']:,} unlabeled ones. "
-        f"The teacher is trained {teacher}"
+        f"{control} steps, batch size and seed, on the {report['data']['labeled']:,} labeled images. The student also "
+        f"learns from the teacher's outputs on {report['data']['unlabeled']:,} unlabeled images. The teacher is "
+        f"trained on {teacher}."
     )
 
 
-def _range(report: dict) -> str:
+def _seed_range(report: dict) -> str:
     first, count = report["recipe"]["seed"], report["recipe"]["seeds"]
     return f"{first}" if count == 1 else f"{first} to {first + count - 1} (teacher: {first})"
 
 
+def seed_note(report: dict) -> str:
+    """Which seed the files belong to."""
+    return f"All files are of the first seed, {report['recipe']['seed']}: choosing the best seed would flatter them."
+
+
 def _seeds(report: dict) -> list[str]:
-    """Accuracy by seed, where there are several; the files are of the first, which no test accuracy has picked."""
-    found, first = report["verdict"], report["recipe"]["seed"]
-    if found["seeds"] == 1:
-        return []
-    rows = [
-        f"| {first + place} | {100 * control:.2f} | {100 * student:.2f} | {100 * (student - control):+.2f} |"
-        for place, (control, student) in enumerate(zip(found["control"], found["student"], strict=True))
-    ]
-    line = f"Files, if any, are of the student of seed {first}, the first: no test accuracy has picked it."
-    return ["| seed | control % | student % | difference |", "|---:|---:|---:|---:|", *rows, "", line, ""]
+    titles, rows = seed_table(report)
+    return [*markdown_table((titles, rows), left=()), "", seed_note(report), ""] if rows else []
+
+
+def calibration_sentence(report: dict) -> str:
+    """The teacher's calibration before and after temperature scaling; empty if the report has none."""
+    scaling = report.get("diagnostics", {}).get("teacher", {}).get("scaling")
+    if not scaling:
+        return ""
+    before, after = scaling["before"], scaling["after"]
+    text = f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}"
+    if scaling["at_bound"]:
+        count = report["data"]["validation"]
+        return (
+            f"{text}. No temperature can be fitted: the teacher makes too few mistakes on {count:,} validation images."
+        )
+    return (
+        f"{text}; after temperature scaling (T = {scaling['temperature']:.3g}, fitted on the validation images) "
+        f"ECE {after['ece']:.2%}, NLL {after['nll']:.4f}."
+    )
 
 
 def _calibration(report: dict) -> list[str]:
-    scaling = report["diagnostics"].get("teacher", {}).get("scaling")
-    if not scaling:
-        return []
-    before, after = scaling["before"], scaling["after"]
-    if scaling["at_bound"]:
-        return [
-            f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}. "
-            f"No temperature can be fitted: the {report['data']['validation']:,} validation images show "
-            "too few mistakes.",
-            "",
-        ]
-    return [
-        f"The teacher's calibration on the test images: ECE {before['ece']:.2%}, NLL {before['nll']:.4f}; after "
-        f"temperature scaling (T = {scaling['temperature']:.3g}, fitted on validation) ECE {after['ece']:.2%}, "
-        f"NLL {after['nll']:.4f}.",
-        "",
-    ]
+    sentence = calibration_sentence(report)
+    return [sentence, ""] if sentence else []
 
 
 def save(report: dict, folder: Path) -> None:
     """Writes `report.json` and `report.md` into the run folder."""
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
-    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "report.md", to_markdown(report))

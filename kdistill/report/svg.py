@@ -1,8 +1,8 @@
-"""Charts as SVG inside of a page: no script, no network, colors from the page's style sheet. Standard library only.
+"""Charts as SVG inside a page: no script, no network, colors from the page's style sheet. Standard library only.
 
-Every chart is one `<svg role="img">` with a text alternative, drawn for a width of 360 pixels, a phone's: wider pages
-set several side by side, and text keeps its size. A `kind` (teacher, control, student, a ...) is a class of the style
-sheet, which gives it color and dash, so that both themes and readers who do not see colors are served.
+Every chart is one `<svg role="img">` with a text alternative, 360 pixels wide (a phone): wider pages set several side
+by side, and text keeps its size. A `kind` (teacher, control, student, a ...) is a class of the style sheet, which sets
+color and dash, so both themes and color-blind readers are served.
 """
 
 import math
@@ -10,99 +10,135 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 350, 10, 212  # of the plot's area
-LETTER, LINE = 6.3, 13  # width of a letter and height of a line of 11 pixels, for labels that keep clear of others
+from kdistill.report.svg_parts import (
+    BOTTOM,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    axes,
+    frame,
+    mark,
+    number,
+    point_label,
+)
+
+KINDS = "abcdef"  # of things without an order, such as runs
+RAMP = 12  # kinds r0 to r11: colors of things with an order, such as values of a setting
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points `(x, y)` of one name, drawn as its kind; a thin one stands behind, for the seeds after the first."""
+    """A curve: points `(x, y)`, a name and a kind.
+
+    A `thin` curve is drawn behind the others (the seeds after the first). `spread` is the band around it: the lowest
+    and the highest value at each point.
+    """
 
     name: str
     kind: str
     points: Sequence[tuple[float, float]]
     thin: bool = False
+    spread: Sequence[tuple[float, float]] = ()
 
 
-class Scale:
-    """Values from `low` to `high` on pixels from `first` to `last`, by their logarithm if `log`."""
-
-    def __init__(self, low: float, high: float, first: float, last: float, log: bool = False):
-        self.log, self.low, self.high, self.first, self.last = log, low, high, first, last
-        if low == high:
-            self.low, self.high = (
-                (low / 2, high * 2) if log else (low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1))
-            )
-
-    def __call__(self, value: float) -> float:
-        value, low, high = (math.log(v) if self.log else v for v in (value, self.low, self.high))
-        return round(self.first + (value - low) / (high - low) * (self.last - self.first), 1)
-
-    def ticks(self, most: int) -> list[float]:
-        """Round values within the scale: 1, 2, 5 times a power of ten."""
-        if self.log:
-            for digits in ((1, 2, 5), (1, 3), (1,)):
-                found = [
-                    digit * 10.0**power
-                    for power in range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-                    for digit in digits
-                    if self.low <= digit * 10.0**power <= self.high
-                ]
-                if len(found) <= most:
-                    break
-            if len(found) >= 2:
-                return found[:: -(-len(found) // most)]
-        step = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
-        step *= next(factor for factor in (1, 2, 5, 10, 20) if (self.high - self.low) / (step * factor) <= most)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [i * step for i in range(first, last + 1) if not self.log or i]
+Level = tuple[str, str, float]  # name, kind and y of a horizontal line
 
 
-def number(value: float) -> str:
-    """A number as an axis shows it: short, without noise of the last bit."""
-    if abs(value) >= 1000:
-        return f"{value / 1000:.6g}k" if abs(value) < 1e6 else f"{value / 1e6:.6g}M"
-    return f"{value:.6g}"
+def ramp(count: int) -> list[str]:
+    """The kinds of `count` series that have an order, from the first color of the ramp to the last."""
+    return [f"r{round(i * (RAMP - 1) / max(1, count - 1))}" for i in range(count)]
 
 
 def lines(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, *, log: bool = False, show: Callable = number
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    levels: Sequence[Level] = (),
+    log: bool = False,
+    log_x: bool = False,
+    names: Sequence[str] = (),
+    show: Callable = number,
+    marks: bool = True,
 ) -> str:
-    """Curves over whole numbers such as epochs; with `log` the y axis is logarithmic, and zeros stand at its foot."""
-    series = [Series(s.name, s.kind, [p for p in s.points if math.isfinite(p[1])], s.thin) for s in series]
+    """Curves over epochs, steps or the values of a setting.
+
+    Args:
+        levels: horizontal lines.
+        log, log_x: logarithmic axes; on a logarithmic y axis zeros are drawn at its foot.
+        names: labels of the x values 0, 1, 2 ... if these are categories.
+        show: the text of a y value.
+        marks: draw and label every point; without it a curve has only its name.
+    """
+    series = [_finite(s) for s in series]
     values = [y for s in series for _, y in s.points if y > 0 or not log]
     if not values:
         return ""
+    values += [value for s in series for pair in s.spread for value in pair] + [value for _, _, value in levels]
     xs = [x for s in series for x, _ in s.points]
     low, high = min(values), max(values)
     if low != high:
         edge = (high / low) ** 0.05 if log else (high - low) / 20
         low, high = (low / edge, high * edge) if log else (low - edge, high + edge)
-    x, y = Scale(min(xs), max(xs), LEFT + 6, RIGHT - 6), Scale(low, high, BOTTOM, TOP, log)
-    parts = [_axes(x, y, x_label, y_label, show, [t for t in x.ticks(7) if t == int(t)])]
+    x_range = (0, len(names) - 1) if names else (min(xs), max(xs))
+    x, y = Scale(*x_range, LEFT + 6, RIGHT - 6, log_x), Scale(low, high, BOTTOM, TOP, log)
+    whole = all(value == int(value) for value in xs)
+    ticks = list(range(len(names))) if names else [t for t in x.ticks(7) if t == int(t) or not whole]
+    show_x = (lambda tick: names[tick]) if names else number
+    parts = [axes(x, y, x_label, y_label, show, ticks, show_x), *(_level(level, y, show) for level in levels)]
+    parts += [_band(s, x, y) for s in series if s.spread]
     for s in sorted(series, key=lambda s: not s.thin):
-        points = [(x(a), y(max(b, low) if log else b)) for a, b in s.points]
-        path = " ".join(f"{a},{b}" for a, b in points)
-        thin = " thin" if s.thin else ""
-        parts.append(f'<polyline class="line {s.kind}{thin}" points="{path}"/>')
-        if not s.thin:
-            parts += [
-                _mark(s.kind, a, b, f"{s.name}, {v[0]}: {show(v[1])}")
-                for (a, b), v in zip(points, s.points, strict=True)
-            ]
+        parts.append(_curve(s, x, y, low if log else -math.inf, show, show_x if names else number, marks))
     ends = ", ".join(f"{s.name} {show(s.points[-1][1])}" for s in series if s.points and not s.thin)
-    return _svg(f"{title}. Last values: {ends}.", parts)
+    ends += "".join(f"; {name} {show(value)}" for name, _, value in levels)
+    return frame(f"{title}. Last values: {ends}.", parts)
+
+
+def _finite(series: Series) -> Series:
+    """The series without points that are NaN or infinite."""
+    keep = [i for i, (_, y) in enumerate(series.points) if math.isfinite(y)]
+    spread = [series.spread[i] for i in keep] if series.spread else ()
+    return Series(series.name, series.kind, [series.points[i] for i in keep], series.thin, spread)
+
+
+def _curve(s: Series, x: Scale, y: Scale, foot: float, show: Callable, show_x: Callable, marks: bool) -> str:
+    pixels = [(x(a), y(max(b, foot))) for a, b in s.points]
+    path = " ".join(f"{a},{b}" for a, b in pixels)
+    style = f"line {s.kind}" + (" thin" if s.thin else "" if marks else " fine")
+    if not marks:
+        return f'<polyline class="{style}" points="{path}"><title>{escape(s.name)}</title></polyline>'
+    line = f'<polyline class="{style}" points="{path}"/>'
+    if s.thin:
+        return line
+    texts = [f"{s.name}, {show_x(a)}: {show(b)}" for a, b in s.points]
+    return line + "".join(mark(s.kind, a, b, text) for (a, b), text in zip(pixels, texts, strict=True))
+
+
+def _band(s: Series, x: Scale, y: Scale) -> str:
+    """The area between the lowest and the highest value at each point."""
+    below = [f"{x(a)},{y(low)}" for (a, _), (low, _) in zip(s.points, s.spread, strict=True)]
+    above = [f"{x(a)},{y(high)}" for (a, _), (_, high) in zip(s.points, s.spread, strict=True)]
+    return f'<polygon class="band {s.kind}" points="{" ".join(below + above[::-1])}"/>'
+
+
+def _level(level: Level, y: Scale, show: Callable) -> str:
+    name, kind, value = level
+    tip = f"<title>{escape(name)}: {escape(show(value))}</title>"
+    return f'<path class="line {kind} level" d="M{LEFT} {y(value)}H{RIGHT}">{tip}</path>'
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points, from left to right, that no other beats with as little cost (x) and as much accuracy."""
-    best, found = -math.inf, []
+    """The Pareto front: indices, from left to right, of the points that beat every point of lower or equal cost (x)."""
+    best, indices = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:
             best = points[i][1]
-            found.append(i)
-    return found
+            indices.append(i)
+    return indices
 
 
 def scatter(
@@ -110,14 +146,14 @@ def scatter(
     points: Sequence[Series],
     x_label: str,
     y_label: str,
-    levels: Sequence[tuple[str, str, float]] = (),
+    levels: Sequence[Level] = (),
     *,
     show_x: Callable = number,
     show_y: Callable = number,
 ) -> str:
-    """Accuracy over cost, the cost's axis logarithmic, with the Pareto front as stairs.
+    """Accuracy over cost on a logarithmic axis, with the Pareto front as stairs.
 
-    `points` are Series of one point each; `levels` are horizontal lines: (name, kind, y) of models without that cost.
+    `points` are series of one point each; `levels` are models without that cost.
     """
     places = [s.points[0] for s in points]
     if not places:
@@ -127,12 +163,8 @@ def scatter(
     costs = [cost for cost, _ in places]
     x = Scale(min(costs) / 1.25, max(costs) * 1.25, LEFT, RIGHT, log=True)
     y = Scale(min(ys) - reach, max(ys) + reach, BOTTOM, TOP)
-    parts = [_axes(x, y, x_label, y_label, show_y, x.ticks(6), show_x)]
-    for name, kind, level in levels:
-        parts.append(
-            f'<path class="line {kind} level" d="M{LEFT} {y(level)}H{RIGHT}"><title>{escape(name)}: '
-            f"{escape(show_y(level))}</title></path>"
-        )
+    parts = [axes(x, y, x_label, y_label, show_y, x.ticks(6), show_x)]
+    parts += [_level(level, y, show_y) for level in levels]
     best = front(places)
     stairs = f"M{x(places[best[0]][0])} {y(places[best[0]][1])}"
     for i in best[1:]:
@@ -141,51 +173,55 @@ def scatter(
     pixels = [(x(a), y(b)) for a, b in places]
     taken = [(a - 5, b - 5, a + 5, b + 5) for a, b in pixels]
     for s, (a, b) in zip(points, pixels, strict=True):
-        parts.append(_mark(s.kind, a, b, f"{s.name}: {show_x(s.points[0][0])}, {show_y(s.points[0][1])}", 5))
-        parts.append(_label(s.name, a, b, taken))
-    told = "; ".join(f"{s.name} {show_x(s.points[0][0])}, {show_y(s.points[0][1])}" for s in points)
+        parts.append(mark(s.kind, a, b, f"{s.name}: {show_x(s.points[0][0])}, {show_y(s.points[0][1])}", 5))
+        parts.append(point_label(s.name, a, b, taken))
+    text = "; ".join(f"{s.name} {show_x(s.points[0][0])}, {show_y(s.points[0][1])}" for s in points)
+    text += "".join(f"; {name} {show_y(level)}" for name, _, level in levels)
     names = ", ".join(points[i].name for i in best)
-    told += "".join(f"; {name} {show_y(level)}" for name, _, level in levels)
-    return _svg(f"{title}. {told}. Pareto front: {names}.", parts)
+    return frame(f"{title}. {text}. Pareto front: {names}.", parts)
 
 
-def reliability(title: str, kind: str, found: dict, ece: float | None) -> str:
-    """Accuracy over confidence by bin with 95 % Wilson intervals, the diagonal, and how many images each bin holds."""
+def reliability(title: str, kind: str, bins: dict, ece: float | None) -> str:
+    """Accuracy over confidence by bin, with 95 % Wilson intervals, the diagonal, and the number of images in each bin.
+
+    `bins`: lists `confidence`, `accuracy` and `count`, as in a report's `reliability`.
+    """
     x, y, foot = Scale(0, 1, LEFT, RIGHT), Scale(0, 1, BOTTOM - 44, TOP), BOTTOM
-    most, count = max(found["count"]), len(found["count"])
+    most, number_of_bins = max(bins["count"]), len(bins["count"])
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     parts = [
-        _axes(
-            x, y, "confidence", "accuracy", lambda v: f"{v:.0%}", [0, 0.2, 0.4, 0.6, 0.8, 1], lambda v: f"{v:.0%}", foot
-        ),
+        axes(x, y, "confidence", "accuracy", "{:.0%}".format, ticks, "{:.0%}".format, foot),
         f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>',
     ]
-    for i, images in enumerate(found["count"]):
+    for i, images in enumerate(bins["count"]):
         if not images:
             continue
-        share, sure = found["accuracy"][i], found["confidence"][i]
+        accuracy, confidence = bins["accuracy"][i], bins["confidence"][i]
         tall = round(3 + 33 * math.log1p(images) / math.log1p(most), 1)
-        left, wide = x(i / count), round(x(1 / count) - x(0) - 1, 1)
+        left, wide = x(i / number_of_bins), round(x(1 / number_of_bins) - x(0) - 1, 1)
         parts.append(
             f'<rect class="bar {kind}" x="{left}" y="{foot - tall:.1f}" width="{wide}" height="{tall}">'
             f"<title>{images:,} images</title></rect>"
         )
-        low, high = wilson(share, images)
-        parts.append(f'<path class="whisker {kind}" d="M{x(sure)} {y(low)}V{y(high)}"/>')
-        parts.append(_mark(kind, x(sure), y(share), f"confidence {sure:.1%}, accuracy {share:.1%}, {images:,} images"))
-    total = sum(found["count"])
-    told = f"{found['count'][-1] / total:.0%} of the images are in the bin of the highest confidence"
-    return _svg(f"{title}. Expected calibration error {'not known' if ece is None else f'{ece:.2%}'}; {told}.", parts)
+        low, high = wilson(accuracy, images)
+        parts.append(f'<path class="whisker {kind}" d="M{x(confidence)} {y(low)}V{y(high)}"/>')
+        text = f"confidence {confidence:.1%}, accuracy {accuracy:.1%}, {images:,} images"
+        parts.append(mark(kind, x(confidence), y(accuracy), text))
+    last = bins["count"][-1] / sum(bins["count"])
+    error = "unknown" if ece is None else f"{ece:.2%}"
+    text = f"Expected calibration error {error}; {last:.0%} of the images are in the bin of the highest confidence"
+    return frame(f"{title}. {text}.", parts)
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of so many (Wilson 1927)."""
+    """The 95 % interval of a share of `count` (Wilson 1927)."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def heatmap(title: str, kind: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Confusion: rows the true class, columns the named one. Shades are of mistakes; the diagonal is only counted."""
+    """Confusion: rows the true class, columns the predicted class. Only mistakes are shaded."""
     classes, short = len(names), [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
     left = 24 + max(8, LETTER * max(map(len, short)))
     side = (RIGHT + 4 - left) / classes
@@ -203,25 +239,25 @@ def heatmap(title: str, kind: str, counts: Sequence[Sequence[int]], names: Seque
             shade = 0 if i == j or not value else 0.12 + 0.5 * value / most
             cell = f'x="{left + side * j:.1f}" y="{top + side * i:.1f}" width="{side - 1:.1f}" height="{side - 1:.1f}"'
             same = " same" if i == j else ""
-            told = f"<title>{escape(names[i])} named {escape(names[j])}: {value:,}</title>"
-            parts.append(f'<rect class="cell {kind}{same}" style="fill-opacity:{shade:.2f}" {cell}>{told}</rect>')
+            tip = f"<title>{escape(names[i])} predicted as {escape(names[j])}: {value:,}</title>"
+            parts.append(f'<rect class="cell {kind}{same}" style="fill-opacity:{shade:.2f}" {cell}>{tip}</rect>')
             if value and classes <= 12:
                 at = f'x="{left + side * (j + 0.5) - 0.5:.1f}" y="{middle + 3.5:.1f}"'
                 parts.append(f'<text class="middle count{same}" {at}>{value}</text>')
     below = foot + (LETTER * max(map(len, short)) + 8 if upright else 18)
-    parts.append(f'<text class="middle axis" x="{(left + RIGHT) / 2:.1f}" y="{below + 13:.1f}">named class</text>')
+    parts.append(f'<text class="middle axis" x="{(left + RIGHT) / 2:.1f}" y="{below + 13:.1f}">predicted class</text>')
     parts.append(
         f'<text class="middle axis" transform="translate(11 {(top + foot) / 2:.1f}) rotate(-90)">true class</text>'
     )
     wrong = sum(map(sum, counts)) - sum(counts[i][i] for i in range(classes))
-    pairs = "; ".join(f"{names[i]} named {names[j]} {n} times" for n, i, j in mistakes(counts)[:3])
-    return _svg(f"{title}: {wrong:,} mistakes. {pairs or 'None'}.", parts, height=math.ceil(below + 20))
+    pairs = "; ".join(f"{names[i]} predicted as {names[j]} {n} times" for n, i, j in mistakes(counts)[:3])
+    return frame(f"{title}: {wrong:,} mistakes. {pairs or 'None'}.", parts, height=math.ceil(below + 20))
 
 
 def mistakes(counts: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(count, true class, named class) of every mistake that was made, the most frequent first."""
-    found = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
-    return sorted(found, key=lambda each: (-each[0], each[1:]))
+    """(count, true class, predicted class) of every kind of mistake, the most frequent first."""
+    cells = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
+    return sorted(cells, key=lambda cell: (-cell[0], cell[1:]))
 
 
 def interval(title: str, verdict: dict) -> str:
@@ -246,63 +282,5 @@ def interval(title: str, verdict: dict) -> str:
         ]
     parts.append(f'<text class="axis" x="16" y="{foot + 34}">← control ahead</text>')
     parts.append(f'<text class="axis end" x="{WIDTH - 16}" y="{foot + 34}">student ahead →</text>')
-    told = f"{title}: {mean:+.2f} points, {verdict['level']:.0%} interval {low:+.2f} to {high:+.2f}"
-    return _svg(f"{told}, over {verdict['seeds']} seed(s).", parts, height=foot + 40)
-
-
-def swatch(kind: str) -> str:
-    """The mark and line of a kind, for a legend."""
-    line = f'<path class="line {kind}" d="M1 7H27"/>{_mark(kind, 14, 7, "")}'
-    return f'<svg class="swatch" viewBox="0 0 28 14" width="28" height="14" aria-hidden="true">{line}</svg>'
-
-
-def _svg(label: str, parts: Sequence[str], height: int = HEIGHT) -> str:
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
-    return head + "".join(parts) + "</svg>"
-
-
-def _axes(
-    x: Scale, y: Scale, x_label: str, y_label: str, show_y: Callable, x_ticks, show_x: Callable = number, foot=BOTTOM
-) -> str:
-    parts = []
-    for tick in y.ticks(5):
-        at = y(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {at}H{RIGHT}"/>')
-        parts.append(f'<text class="end" x="{LEFT - 6}" y="{at + 4:.1f}">{escape(show_y(tick))}</text>')
-    for tick in x_ticks:
-        parts.append(f'<path class="tick" d="M{x(tick)} {foot}v4"/>')
-        parts.append(f'<text class="middle" x="{x(tick)}" y="{foot + 16}">{escape(show_x(tick))}</text>')
-    parts.append(f'<path class="tick" d="M{LEFT} {foot}H{RIGHT}"/>')
-    parts.append(f'<text class="middle axis" x="{(LEFT + RIGHT) / 2}" y="{foot + 33}">{escape(x_label)}</text>')
-    middle = (y.first + y.last) / 2
-    parts.append(f'<text class="middle axis" transform="translate(11 {middle}) rotate(-90)">{escape(y_label)}</text>')
-    return "".join(parts)
-
-
-def _mark(kind: str, x: float, y: float, told: str, size: float = 3.2) -> str:
-    """A kind's own shape: the teacher a square, the control a diamond, all others a circle."""
-    tip = f"<title>{escape(told)}</title>" if told else ""
-    if kind == "teacher":
-        side = 1.8 * size
-        where = f'x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" width="{side:.1f}" height="{side:.1f}"'
-        return f'<rect class="mark {kind}" {where}>{tip}</rect>'
-    if kind == "control":
-        r = 1.35 * size
-        path = f"M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l-{r:.1f} {r:.1f}l-{r:.1f} -{r:.1f}z"
-        return f'<path class="mark {kind}" d="{path}">{tip}</path>'
-    return f'<circle class="mark {kind}" cx="{x}" cy="{y}" r="{size}">{tip}</circle>'
-
-
-def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
-    """The name of a point, where it covers no point and no other name; if that is nowhere, its tip has to do."""
-    wide = LETTER * len(text)
-    beside = [("start", 9, 4), ("end", -9, 4)]
-    over = [(anchor, dx, dy) for dy in (-10, 18, -23, 31) for anchor, dx in (("middle", 0), ("start", -4), ("end", 4))]
-    for anchor, dx, dy in over[:6] + beside + over[6:]:
-        left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        box = (left, y + dy - LINE + 3, left + wide, y + dy + 3)
-        inside = box[0] >= LEFT and box[2] <= RIGHT + 8 and box[1] >= 0 and box[3] <= BOTTOM
-        if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
-            taken.append(box)
-            return f'<text class="{anchor} name" x="{x + dx:.1f}" y="{y + dy:.1f}">{escape(text)}</text>'
-    return ""
+    text = f"{title}: {mean:+.2f} points, {verdict['level']:.0%} interval {low:+.2f} to {high:+.2f}"
+    return frame(f"{text}, over {verdict['seeds']} seed(s).", parts, height=foot + 40)

@@ -1,130 +1,135 @@
-"""A sweep's pictures (PNG and SVG) and its TensorBoard logs, with HParams."""
+"""The charts of a sweep, in the style of the page: accuracy by setting, the first steps, the losses."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import matplotlib
-from matplotlib import pyplot as plt
+from kdistill.report import svg
+from kdistill.report.svg import Series, ramp
+from kdistill.report.svg_parts import percent
 
-from kdistill.files import atomic_file
-
-matplotlib.use("Agg")
-SHOWN = 12  # lines in one picture
+MAX_LINES = 12  # of one chart
 
 
-def draw(result: dict, curves: dict, folder: Path, first_steps: int) -> list[str]:
-    """Writes the pictures into `folder` as .png and .svg; returns their names.
+@dataclass(frozen=True)
+class Chart:
+    """A chart: the name of its file, title, caption, legend of (name, kind), and the SVG."""
 
-    `first_steps`: how many steps a picture of its own shows.
+    name: str
+    title: str
+    caption: str
+    legend: Sequence[tuple[str, str]]
+    svg: str
+
+
+def draw(result: dict, curves: dict, first_steps: int) -> list[Chart]:
+    """The charts of a sweep, without those that have nothing to show.
+
+    `result`: what `sweep.json` holds. `curves`: by seed and student, lists `step`, `validation` and losses by name;
+    the charts of curves show the first seed. `first_steps`: the steps that have a chart of their own.
     """
-    made = {"accuracy_by_setting": _by_setting(result)}
-    names = _along(result)
-    first = curves[str(result["seeds"][0])]
-    made["first_steps"] = _first_steps(names, first, first_steps)
-    made["losses"] = _losses(names, first)
-    for name, figure in made.items():
-        if figure is None:
-            continue
-        for ending in ("png", "svg"):
-            with atomic_file(folder / f"{name}.{ending}") as part:
-                figure.savefig(part, dpi=110)
-        plt.close(figure)
-    return [name for name, figure in made.items() if figure is not None]
+    by_setting = accuracy_by_setting(result)
+    students, first_seed = _students(result), curves[str(result["seeds"][0])]
+    chosen = [(label, first_seed[name]) for label, name in students.items()]
+    steps = _curve_chart(
+        "first_steps",
+        "Validation accuracy over the first steps",
+        f"The first {first_steps:,} steps, for each value of the first key of the grid.",
+        [(label, _points(curve, "validation", first_steps)) for label, curve in chosen],
+        "accuracy %",
+    )
+    losses = [
+        _curve_chart(
+            f"{key}_loss",
+            title,
+            "Each curve is divided by its own maximum.",
+            [(label, _relative(_points(curve, key))) for label, curve in chosen],
+            "% of the maximum",
+        )
+        for key, title in (("hard", "Hard loss (labels)"), ("kd", "Distillation loss (teacher)"))
+    ]
+    return [chart for chart in (by_setting, steps, *losses) if chart.svg]
 
 
-def _legend(axis, size: int) -> None:
-    if axis.get_legend_handles_labels()[0]:  # none where no student's loss stayed finite
-        axis.legend(fontsize=size)
-
-
-def number_of(text: str) -> float | None:
+def as_number(text: str) -> float | None:
+    """The number that a value of the grid is, or None."""
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _by_setting(result: dict):
-    """Test accuracy against the first key of the grid, one line for each combination of the others."""
+def accuracy_by_setting(result: dict) -> Chart:
+    """Test accuracy over the first key of the grid: one line for each combination of the others, and the control."""
     (key, values), *others = result["grid"].items()
+    numbers = [as_number(value) for value in values]
+    words = None in numbers
+    places = dict(zip(values, range(len(values)) if words else numbers, strict=True))
     lines: dict[str, list[tuple]] = {}
     for student in result["students"]:
         if not all(student["test"]):
             continue
-        accuracy = [100 * each["accuracy"] for each in student["test"]]
+        accuracy = [test["accuracy"] for test in student["test"]]
         for setting in student["settings"]:
-            name = ", ".join(f"{other.split('.')[-1]} {setting[other]}" for other, _ in others)
-            lines.setdefault(name, []).append(
-                (setting[key], sum(accuracy) / len(accuracy), min(accuracy), max(accuracy))
-            )
-    if not lines:
-        return None
-    numbers = [number_of(value) for value in values]
-    places = dict(zip(values, range(len(values)) if None in numbers else numbers, strict=True))
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for name, points in lines.items():
-        points = sorted((places[value], mean, low, high) for value, mean, low, high in points)
-        x, mean, low, high = zip(*points, strict=True)
-        (line,) = axis.plot(x, mean, marker="o", markersize=3, linewidth=1.2, label=name or None)
-        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-    control = [each["accuracy"] for each in result["students"][0]["test"] if each]
-    if control:
-        axis.axhline(100 * sum(control) / len(control), color="0.4", linestyle=":", linewidth=1, label="control")
-    if None in numbers:
-        axis.set_xticks(range(len(values)), values)
-    elif min(numbers) > 0 and max(numbers) / min(numbers) >= 30:
-        axis.set_xscale("log")
-    axis.set(xlabel=key.split(".")[-1], ylabel="test accuracy %")
-    _legend(axis, 8)
-    axis.grid(alpha=0.3)
-    return figure
+            label = ", ".join(f"{_short(other)} {setting[other]}" for other, _ in others) or "student"
+            point = places[setting[key]], sum(accuracy) / len(accuracy), (min(accuracy), max(accuracy))
+            lines.setdefault(label, []).append(point)
+    kinds = ramp(len(lines)) if len(lines) > 1 else ["student"]
+    several = len(result["seeds"]) > 1
+    series = []
+    for (label, points), kind in zip(lines.items(), kinds, strict=False):
+        points = sorted(points)
+        spread = [bounds for _, _, bounds in points] if several else ()
+        series.append(Series(label, kind, [(x, y) for x, y, _ in points], spread=spread))
+    control = [test["accuracy"] for test in result["students"][0]["test"] if test]
+    levels = [("control", "control", sum(control) / len(control))] if control else []
+    title = f"Test accuracy by {_short(key)}"
+    chart = svg.lines(
+        title,
+        series,
+        _short(key),
+        "accuracy %",
+        levels=levels,
+        log_x=not words and min(numbers) > 0 and max(numbers) / min(numbers) >= 30,
+        names=values if words else (),
+        show=percent,
+    )
+    caption = "Means over the seeds; bands from the lowest to the highest." if several else ""
+    legend = [(s.name, s.kind) for s in series] + [(name, kind) for name, kind, _ in levels]
+    return Chart("accuracy_by_setting", title, caption, legend, chart)
 
 
-def _along(result: dict) -> dict[str, str]:
-    """Students along the first key of the grid, the other keys at the best student's values: label -> name."""
+def _short(key: str) -> str:
+    return key.split(".")[-1]
+
+
+def _students(result: dict) -> dict[str, str]:
+    """Students along the first key of the grid, the other keys as in the best student: label -> name."""
     key, *others = result["grid"]
-    by_name = {student["name"]: student for student in result["students"] if student["settings"]}
-    best = by_name.get(result["best"], next(iter(by_name.values())))["settings"][0]
-    found = {}
-    for name, student in by_name.items():
-        for setting in student["settings"]:
-            if all(setting[other] == best[other] for other in others):
-                found[f"{key.split('.')[-1]} {setting[key]}"] = name
-    step = -(-len(found) // SHOWN)
-    return {label: name for place, (label, name) in enumerate(found.items()) if place % step == 0}
+    settings = {student["name"]: student["settings"] for student in result["students"] if student["settings"]}
+    best = settings.get(result["best"], next(iter(settings.values())))[0]
+    labels = {
+        f"{_short(key)} {setting[key]}": name
+        for name, of_student in settings.items()
+        for setting in of_student
+        if all(setting[other] == best[other] for other in others)
+    }
+    step = -(-len(labels) // MAX_LINES)
+    return dict(list(labels.items())[::step])
 
 
-def _first_steps(names: dict[str, str], curves: dict, steps: int):
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    colors = plt.get_cmap("viridis")
-    for place, (label, name) in enumerate(names.items()):
-        curve = curves[name]
-        points = [
-            (step, 100 * value)
-            for step, value in zip(curve["step"], curve["validation"], strict=True)
-            if value is not None and step <= steps
-        ]
-        axis.plot(*zip(*points, strict=True), color=colors(place / max(1, len(names) - 1)), linewidth=1.2, label=label)
-    axis.set(xlabel="step", ylabel="validation accuracy %")
-    _legend(axis, 8)
-    axis.grid(alpha=0.3)
-    return figure
+def _points(curve: dict, key: str, last_step: float = float("inf")) -> list[tuple[float, float]]:
+    pairs = zip(curve["step"], curve.get(key, ()), strict=False)
+    return [(step, value) for step, value in pairs if value is not None and step <= last_step]
 
 
-def _losses(names: dict[str, str], curves: dict):
-    logged = [key for key in ("hard", "kd") if any(key in curves[name] for name in names.values())]
-    figure, axes = plt.subplots(1, len(logged), figsize=(5 * len(logged), 4.2), layout="constrained", squeeze=False)
-    colors = plt.get_cmap("viridis")
-    for axis, key in zip(axes[0], logged, strict=True):
-        for place, (label, name) in enumerate(names.items()):
-            curve = curves[name]
-            points = [(s, v) for s, v in zip(curve["step"], curve.get(key, []), strict=False) if v is not None]
-            highest = max((value for _, value in points), default=0)
-            if highest > 0:
-                scaled = [(step, value / highest) for step, value in points]
-                axis.plot(
-                    *zip(*scaled, strict=True), color=colors(place / max(1, len(names) - 1)), linewidth=1, label=label
-                )
-        axis.set(xlabel="step", ylabel="share of its own maximum", title=f"{key} loss", ylim=(0, 1.05))
-        axis.grid(alpha=0.3)
-    _legend(axes[0][0], 7)
-    return figure
+def _relative(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points as shares of their maximum; none where that is 0."""
+    highest = max((value for _, value in points), default=0)
+    return [(step, value / highest) for step, value in points] if highest > 0 else []
+
+
+def _curve_chart(name: str, title: str, caption: str, curves: Sequence[tuple[str, list]], y_label: str) -> Chart:
+    kinds = ramp(len(curves))
+    series = [Series(label, kind, points) for (label, points), kind in zip(curves, kinds, strict=True) if points]
+    chart = svg.lines(title, series, "step", y_label, show=percent, marks=False)
+    return Chart(name, title, caption, [(s.name, s.kind) for s in series], chart)

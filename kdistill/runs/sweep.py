@@ -23,7 +23,6 @@ from kdistill.recipe.checks import check_precision
 from kdistill.recipe.objective import teacher_taps
 from kdistill.recipe.values import as_dict
 from kdistill.report import sweep as sweep_report
-from kdistill.report import sweep_charts
 from kdistill.runs import sweep_logs
 from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
@@ -86,8 +85,7 @@ def sweep(
             result = _result(arms, axes, groups, by_seed) | {"teacher": evaluate(teacher, splits.test)}
             curves = {str(seed): by_seed[seed]["curves"] for seed in result["seeds"]}
             files.write_text(folder.path / "curves.json", json.dumps(curves) + "\n")
-            pictures = sweep_charts.draw(result, curves, folder.path, side_by_side.FIRST_STEPS)
-            sweep_report.save(result, pictures, folder.path)
+            sweep_report.save(result, curves, folder.path, side_by_side.FIRST_STEPS)
             sweep_logs.tensorboard(result, curves, folder.path / "logs")
             say(f"Report: {folder.path / 'sweep.html'}")
             return {**result, "folder": str(folder.path)}

@@ -18,7 +18,7 @@ def chromium():
 
 def test_the_page_of_a_run(chromium, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(page.html(report(), images()))
+    path.write_text(page.render(report(), images()))
     assert chromium.faults(path) == []
     assert chromium.run("return document.images.length") == 2
     assert chromium.run("return document.querySelector('svg.chart').getBoundingClientRect().width") > 250
@@ -51,7 +51,7 @@ def test_the_browser_refuses_scripts_and_requests_on_the_page(chromium, tmp_path
     """Should an escape be missing somewhere: the page's own policy is a second wall."""
     path = tmp_path / "page.html"
     evil = "<script>document.title = 'taken'</script><img src='http://127.0.0.1:9/x.png' alt=''>"
-    path.write_text(page.html(report()).replace("<main>", f"<main>{evil}"))
+    path.write_text(page.render(report()).replace("<main>", f"<main>{evil}"))
     chromium.open("about:blank")
     chromium.console()
     chromium.open(path.as_uri())
@@ -64,5 +64,5 @@ def test_the_page_that_compares_runs(chromium, tmp_path):
     other = report()
     other["recipe"]["distill"]["temperature"] = 8.0
     path = tmp_path / "comparison.html"
-    path.write_text(compare.html([("one", report()), ("a run with " + "a-very-long-name" * 8, other)]))
+    path.write_text(compare.render([("one", report()), ("a run with " + "a-very-long-name" * 8, other)]))
     assert chromium.faults(path) == []

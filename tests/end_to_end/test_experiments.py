@@ -8,7 +8,7 @@ from kdistill.distillation import losses
 from kdistill.networks import architectures
 from kdistill.recipe import grid
 from kdistill.recipe.loading import load_recipe
-from kdistill.report.sweep import table_rows
+from kdistill.report.sweep import student_table
 from kdistill.runs.sweep import sweep
 
 
@@ -16,7 +16,7 @@ def test_the_tutorial_is_six_students_of_one_layer_and_a_benchmark(tmp_path):
     said = []
     recipe = load_recipe("mnist_linear", "smoke", ["train_limit=60"])
     result = sweep(recipe, None, tmp_path / "linear", say=said.append)
-    titles, cells = table_rows(result)
+    titles, cells = student_table(result)
     assert [cell[0] for cell in cells] == ["teacher", "control", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3"]
     published = [cell[titles.index("published %")] for cell in cells]
     assert published == ["86.69", "90.00", "82.00", "82.72", "82.62", "82.29", "69.40", "36.55"]

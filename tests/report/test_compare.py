@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from support.outline import Outline
 from support.reports import HOSTILE, report
-from test_page import Outline
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
@@ -28,14 +28,14 @@ def folders(tmp_path):
     second["models"][4].update(bytes=1_234, accuracy=0.9625)
     second["machine"] = "another machine"
     paths = [tmp_path / name for name in ("one", "two")]
-    for path, found in zip(paths, (first, second), strict=True):
+    for path, run in zip(paths, (first, second), strict=True):
         path.mkdir()
-        page.save(found, path)
+        page.save(run, path)
     return paths
 
 
 def test_the_table_by_hand(folders):
-    titles, cells = compare.rows(compare.named(folders))
+    titles, cells = compare.run_table(compare.load_runs(folders))
     row = dict(zip(titles, cells[0], strict=True))
     assert row["run"] == "one" and row["verdict"] == "NO DIFFERENCE" and row["seeds"] == "2"
     # students 95.0 and 97.5, controls 91.25 and 92.75: differences of 3.75 and 4.75 points
@@ -47,9 +47,9 @@ def test_the_table_by_hand(folders):
 
 
 def test_what_differs_and_what_does_not_compare(folders):
-    runs = compare.named(folders)
-    found = compare.differences(runs)
-    assert found == {"distill.temperature": [4.0, 8.0], "machine": ["a machine, 2 cores", "another machine"]}
+    runs = compare.load_runs(folders)
+    differences = compare.differences(runs)
+    assert differences == {"distill.temperature": [4.0, 8.0], "machine": ["a machine, 2 cores", "another machine"]}
     assert compare.caveats(runs) == ["The runs were measured on different machines: their times do not compare."]
     runs[1][1]["data"]["source"] = "other images"
     assert any("accuracies do not compare" in sentence for sentence in compare.caveats(runs))
@@ -57,9 +57,9 @@ def test_what_differs_and_what_does_not_compare(folders):
 
 
 def test_the_page_of_several_runs(folders):
-    runs = compare.named(folders)
+    runs = compare.load_runs(folders)
     runs = [(HOSTILE, runs[0][1]), *runs[1:]]
-    text = compare.html(runs)
+    text = compare.render(runs)
     outline = Outline(text)
     assert HOSTILE not in text and outline.text.count(HOSTILE) >= 4
     charts = [a["aria-label"] for a in outline.all("svg") if "chart" in a["class"].split()]
@@ -74,9 +74,9 @@ def test_the_command(folders, tmp_path, monkeypatch):
     ended = call("report", *folders)
     assert ended.exit_code == 0 and "NO" in ended.output and "their times do not compare" in ended.output
     assert (tmp_path / "comparison.html").read_text().startswith("<!doctype html>")
-    found = json.loads(call("report", *folders, "--json", "--out", "x.html").stdout)
-    assert [run["name"] for run in found["runs"]] == ["one", "two"] and (tmp_path / "x.html").exists()
-    assert found["differences"]["distill.temperature"] == [4.0, 8.0]
+    comparison = json.loads(call("report", *folders, "--json", "--out", "x.html").stdout)
+    assert [run["name"] for run in comparison["runs"]] == ["one", "two"] and (tmp_path / "x.html").exists()
+    assert comparison["differences"]["distill.temperature"] == [4.0, 8.0]
     (folders[0] / "report.html").unlink()
     ended = call("report", "one")
     assert ended.exit_code == 0 and "reference" in ended.output
@@ -86,9 +86,9 @@ def test_the_command(folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content,message",
     [
-        (None, "no report.json in .*has its run ended"),
-        ("{", "is no JSON"),
-        ("[1]", "is no report of a run: it lacks recipe, models"),
+        (None, "no report.json in .*Has the run finished"),
+        ("{", "is not JSON"),
+        ("[1]", "is not the report of a run: it lacks recipe, models"),
         ('{"recipe": {}}', "it lacks models, data"),
     ],
 )
@@ -102,23 +102,23 @@ def test_what_is_no_run_is_one_message_and_status_2(folders, tmp_path, content, 
     assert "Traceback" not in ended.output and not (tmp_path / "page.html").exists()
 
 
-def test_a_sweep_and_a_run_given_twice(folders, tmp_path):
+def test_a_sweep_and_the_same_run_twice_are_refused(folders, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep/sweep.json").write_text("{}")
-    with pytest.raises(InputError, match="it is a sweep's"):
-        compare.load(tmp_path / "sweep")
-    with pytest.raises(InputError, match="given twice"):
-        compare.named([folders[0], folders[0] / "report.json"])
+    with pytest.raises(InputError, match="folder of a sweep"):
+        compare.load_report(tmp_path / "sweep")
+    with pytest.raises(InputError, match="one' twice"):
+        compare.load_runs([folders[0], folders[0] / "report.json"])
 
 
-def test_equal_names_are_told_apart(folders, tmp_path):
+def test_equal_names_of_folders_get_longer_paths(folders, tmp_path):
     (tmp_path / "more").mkdir()
     again = (tmp_path / "more/one").resolve()
     again.symlink_to(tmp_path / "two")
     copy = tmp_path / "more/two"
     copy.mkdir()
     (copy / "report.json").write_text(json.dumps(report()))
-    assert [name for name, _ in compare.named([folders[1], copy])] == [f"{tmp_path.name}/two", "more/two"]
+    assert [name for name, _ in compare.load_runs([folders[1], copy])] == [f"{tmp_path.name}/two", "more/two"]
 
 
 def test_the_command_imports_no_tensorflow(folders):

@@ -5,51 +5,19 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.outline import Outline
 from support.reports import HOSTILE, NAMES, images, report
 
 from kdistill.report import page
-from kdistill.report.markdown import markdown
-
-VOID = {"meta", "link", "img", "br"}
-
-
-class Outline(HTMLParser):
-    """Elements in order, with a check that they are closed in the order in which they were opened."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.text, self.stack = "", []
-        self.feed(text)
-        self.close()
-        assert not self.stack, self.stack
-
-    def handle_starttag(self, tag, attributes):
-        assert len(dict(attributes)) == len(attributes)
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.elements if name == tag]
+from kdistill.report.markdown import to_markdown
 
 
 @pytest.fixture(scope="module")
 def outline():
-    return Outline(page.html(report(), images()))
+    return Outline(page.render(report(), images()))
 
 
 def test_one_file_without_scripts_or_addresses(outline):
@@ -63,7 +31,7 @@ def test_one_file_without_scripts_or_addresses(outline):
 
 
 def test_names_of_users_are_text(outline):
-    assert HOSTILE not in page.html(report(), images())
+    assert HOSTILE not in page.render(report(), images())
     assert outline.text.count(HOSTILE) >= 8  # recipe, command, file, profile, layer, class, table, chart
     assert "few <b>elements</b>" in outline.text
 
@@ -83,7 +51,8 @@ def test_charts_and_pictures_have_text_alternatives(outline):
     assert all(a.get("aria-hidden") == "true" for a in outline.all("svg") if a not in pictured)
     alts = [a["alt"] for a in outline.all("img")]
     assert alts == [
-        f"Test image {i}, a {NAMES[2]}: the student names it {NAMES[2 - i]}, the teacher {NAMES[3]}" for i in (0, 1)
+        f"Test image {i}, label {NAMES[2]}: predicted as {NAMES[2 - i]} by the student, as {NAMES[3]} by the teacher"
+        for i in (0, 1)
     ]
 
 
@@ -100,44 +69,44 @@ def test_the_verdict_comes_first_and_numbers_are_those_of_the_report(outline):
 
 
 @pytest.mark.parametrize("part", ("verdict", "diagnostics", "differences", "files", "commit", "machine", "versions"))
-def test_what_a_report_lacks_is_left_out(part):
-    found = report()
-    del found[part]
-    outline = Outline(page.html(found))
+def test_the_page_has_no_section_for_what_a_report_lacks(part):
+    changed = report()
+    del changed[part]
+    outline = Outline(page.render(changed))
     assert [a["href"][1:] for a in outline.all("a")] == [a["id"] for _, a in outline.elements if "id" in a]
 
 
 def test_a_report_of_an_earlier_version_and_a_loaded_teacher():
-    found = report()
-    for fit in found["training"].values():
+    changed = report()
+    for fit in changed["training"].values():
         del fit["history"]
-    del found["training"]["teacher"], found["data"]["class_names"]
-    assert "Validation error" not in page.html(found)
-    assert "true class" in page.html(found)
+    del changed["training"]["teacher"], changed["data"]["class_names"]
+    assert "Validation error" not in page.render(changed)
+    assert "true class" in page.render(changed)
 
 
 def test_many_classes_are_listed_not_drawn():
-    found = report()
+    changed = report()
     many = [[50 if i == j else 0 for j in range(200)] for i in range(200)]
     many[7][9] = 4
-    found["diagnostics"] = {"student": {"confusion": many, "per_class": [1.0] * 200}}
-    found["data"]["class_names"] = [f"class {i}" for i in range(200)]
-    text = page.html(found)
+    changed["diagnostics"] = {"student": {"confusion": many, "per_class": [1.0] * 200}}
+    changed["data"]["class_names"] = [f"class {i}" for i in range(200)]
+    text = page.render(changed)
     assert "true class</text>" not in text and "<td>class 9</td><td>4</td>" in text and len(text) < 80_000
 
 
-def test_deflated_sizes_are_drawn_where_they_are_known():
-    found = report()
-    assert "size, deflated" not in page.html(found)
-    found["models"][3]["deflated"] = 2_345
-    assert "Accuracy against size, deflated. npu 2.345k" in page.html(found)
+def test_deflated_sizes_are_drawn_if_the_report_has_them():
+    changed = report()
+    assert "size, deflated" not in page.render(changed)
+    changed["models"][3]["deflated"] = 2_345
+    assert "Accuracy against size, deflated. npu 2.345k" in page.render(changed)
 
 
-def test_compressions_are_told_layer_by_layer():
-    found = report()
+def test_compressions_are_shown_layer_by_layer():
+    changed = report()
     stage = {"layer": HOSTILE, "kind": "Conv2D", "parameters": 1_600, "sparsity": 0.75, "clusters": 16, "pruned": "yes"}
-    found["compressions"] = {HOSTILE: {"scheme": "pcqat", "notes": ["A <b>note</b>."], "stages": [stage]}}
-    text = page.html(found)
+    changed["compressions"] = {HOSTILE: {"scheme": "pcqat", "notes": ["A <b>note</b>."], "layers": [stage]}}
+    text = page.render(changed)
     shown = Outline(text)
     assert "<td>Conv2D</td><td>1,600</td><td>75</td><td>16</td><td>yes</td>" in text
     assert "A <b>note</b>." in shown.text and HOSTILE not in text
@@ -145,26 +114,26 @@ def test_compressions_are_told_layer_by_layer():
 
 
 def test_warnings_stand_right_below_the_verdict_and_are_escaped():
-    found = report()
-    assert "Warning" not in page.html(found) and "**Warning**" not in markdown(found)
+    changed = report()
+    assert "Warning" not in page.render(changed) and "**Warning**" not in to_markdown(changed)
     near_chance, unscaled = f"The teacher is near chance on {HOSTILE}.", "The layer 'fc1' sees inputs from 0 to 255."
-    found["warnings"] = [near_chance]
-    found["training"]["student"]["warning"] = unscaled
-    text = page.html(found)
+    changed["warnings"] = [near_chance]
+    changed["training"]["student"]["warning"] = unscaled
+    text = page.render(changed)
     shown = Outline(text)
     assert HOSTILE not in text and len([a for a in shown.all("p") if a.get("class") == "caveat"]) == 2
     parts = ("NO DIFFERENCE", f"Warning: {near_chance}", f"Warning: student: {unscaled}", "Accuracy of the student")
     places = [shown.text.index(part) for part in parts]
     assert places == sorted(places)
-    lines = markdown(found).splitlines()
-    places = [lines.index(f"**Warning**: {said}") for said in (near_chance, f"student: {unscaled}")]
-    assert lines.index(found["verdict"]["sentence"]) < places[0] < places[1] < lines.index("|---" + "|---:" * 9 + "|")
+    lines = to_markdown(changed).splitlines()
+    places = [lines.index(f"**Warning**: {warning}") for warning in (near_chance, f"student: {unscaled}")]
+    assert lines.index(changed["verdict"]["sentence"]) < places[0] < places[1] < lines.index("|---" + "|---:" * 9 + "|")
 
 
 def test_the_same_report_gives_the_same_page_and_the_report_is_not_changed():
-    found = report()
-    before = copy.deepcopy(found)
-    assert page.html(found, images()) == page.html(found, images()) and found == before
+    changed = report()
+    before = copy.deepcopy(changed)
+    assert page.render(changed, images()) == page.render(changed, images()) and changed == before
 
 
 def test_save_writes_three_files_and_takes_the_pictures_that_are_there(tmp_path):
@@ -177,7 +146,8 @@ def test_save_writes_three_files_and_takes_the_pictures_that_are_there(tmp_path)
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, kdistill.page; print(sorted({'tensorflow', 'keras', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    heavy = {"tensorflow", "keras", "numpy", "matplotlib"}
+    code = f"import sys, kdistill.report.page; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -194,7 +164,7 @@ def test_contrast_in_both_themes(theme):
     styles = (Path(page.__file__).parent / "page.css").read_text()
     block = re.findall(r":root \{(.*?)\}", styles, re.DOTALL)[theme]
     colors = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", block))
-    assert len(colors) == 18
+    assert len(colors) == 30
     for name in colors.keys() - {"ground", "card", "rule", "faint"}:
         for ground in ("ground", "card"):
             low, high = sorted((luminance(colors[name]), luminance(colors[ground])))

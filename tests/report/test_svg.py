@@ -1,4 +1,4 @@
-"""Charts: where things stand, what a reader without eyes is told, and labels that keep clear of each other."""
+"""Charts: where things stand, what a screen reader gets, and labels that keep clear of each other."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -7,11 +7,13 @@ import pytest
 from support.reports import NAMES, report
 
 from kdistill.report import svg as report_svg
-from kdistill.report.svg import Scale, Series
+from kdistill.report import svg_parts
+from kdistill.report.svg import Series
+from kdistill.report.svg_parts import Scale
 
 
 def texts(svg: str) -> list[str]:
-    return [each.text for each in ET.fromstring(svg).iter("text")]
+    return [element.text for element in ET.fromstring(svg).iter("text")]
 
 
 def test_scales_and_ticks_by_hand():
@@ -44,12 +46,12 @@ def test_wilsons_interval_by_hand():
 
 def test_lines_go_through_the_points():
     svg = report_svg.lines("Up", [Series("s", "student", [(1, 1.0), (3, 3.0)])], "epoch", "y")
-    found = re.search(r'points="(.*?)"', svg)[1]
-    first, last = (tuple(map(float, pair.split(","))) for pair in found.split())
-    assert first[0] == report_svg.LEFT + 6 and last[0] == report_svg.RIGHT - 6
-    tall = report_svg.BOTTOM - report_svg.TOP  # the values take 20 of 22 parts of it
-    assert first[1] == pytest.approx(report_svg.BOTTOM - tall / 22, abs=0.1)
-    assert last[1] == pytest.approx(report_svg.TOP + tall / 22, abs=0.1)
+    points = re.search(r'points="(.*?)"', svg)[1]
+    first, last = (tuple(map(float, pair.split(","))) for pair in points.split())
+    assert first[0] == svg_parts.LEFT + 6 and last[0] == svg_parts.RIGHT - 6
+    tall = svg_parts.BOTTOM - svg_parts.TOP  # the values take 20 of 22 parts of it
+    assert first[1] == pytest.approx(svg_parts.BOTTOM - tall / 22, abs=0.1)
+    assert last[1] == pytest.approx(svg_parts.TOP + tall / 22, abs=0.1)
     assert 'role="img"' in svg and "Last values: s 3." in svg
 
 
@@ -57,7 +59,7 @@ def test_zeros_and_numbers_that_are_not_finite_on_a_logarithmic_axis():
     points = [(1, 0.5), (2, float("nan")), (3, 0.0), (4, 0.25)]
     svg = report_svg.lines("Down", [Series("s", "student", points)], "epoch", "y", log=True)
     heights = [float(pair.split(",")[1]) for pair in re.search(r'points="(.*?)"', svg)[1].split()]
-    assert len(heights) == 3 and heights[1] == pytest.approx(report_svg.BOTTOM, abs=0.1) and heights[0] < heights[2]
+    assert len(heights) == 3 and heights[1] == pytest.approx(svg_parts.BOTTOM, abs=0.1) and heights[0] < heights[2]
     assert report_svg.lines("Nothing", [Series("s", "student", [(1, 0.0)])], "epoch", "y", log=True) == ""
     assert report_svg.lines("Nothing", [], "epoch", "y") == ""
 
@@ -68,7 +70,7 @@ def test_labels_of_points_cover_neither_points_nor_each_other():
     boxes = []
     for each in ET.fromstring(svg).iter("text"):
         if "name" in each.get("class"):
-            x, y, wide = float(each.get("x")), float(each.get("y")), report_svg.LETTER * len(each.text)
+            x, y, wide = float(each.get("x")), float(each.get("y")), svg_parts.LETTER * len(each.text)
             left = x - {"start": 0, "middle": wide / 2, "end": wide}[each.get("class").split()[0]]
             boxes.append((left, y - 10, left + wide, y + 3))
     marks = [(float(c.get("cx")), float(c.get("cy"))) for c in ET.fromstring(svg).iter("circle")]
@@ -79,30 +81,30 @@ def test_labels_of_points_cover_neither_points_nor_each_other():
     assert all(f"file_{i} 1" in svg for i in range(7)), "the text alternative names them all"
 
 
-def test_a_heatmap_tells_counts_and_shades_mistakes_alone():
+def test_a_heatmap_shows_counts_and_shades_only_mistakes():
     counts = [[5, 0, 2], [1, 6, 0], [0, 0, 7]]
     svg = report_svg.heatmap("Confusion", "student", counts, ["a", "b", "c"])
     assert report_svg.mistakes(counts) == [(2, 0, 2), (1, 1, 0)]
-    assert "3 mistakes. a named c 2 times; b named a 1 times." in svg
+    assert "3 mistakes. a predicted as c 2 times; b predicted as a 1 times." in svg
     shades = [float(re.search(r"[\d.]+$", each.get("style"))[0]) for each in ET.fromstring(svg).iter("rect")]
     assert shades == [0, 0, 0.62, 0.37, 0, 0, 0, 0, 0]
     assert [t for t in texts(svg) if t.isdigit()] == ["5", "2", "1", "6", "7"]
 
 
 def test_every_chart_is_one_well_formed_picture_with_a_text_alternative():
-    found = report()
-    about = found["diagnostics"]["student"]
+    run = report()
+    student = run["diagnostics"]["student"]
     for svg in (
-        report_svg.reliability("R", "student", about["reliability"], 0.0123),
-        report_svg.heatmap("C", "student", about["confusion"], NAMES),
-        report_svg.interval("Difference", found["verdict"]),
+        report_svg.reliability("R", "student", student["reliability"], 0.0123),
+        report_svg.heatmap("C", "student", student["confusion"], NAMES),
+        report_svg.interval("Difference", run["verdict"]),
         report_svg.scatter("S", [Series(NAMES[2], "student", [(10, 0.5)])], "x", "y", [(NAMES[2], "teacher", 0.6)]),
         report_svg.lines(NAMES[2], [Series(NAMES[2], "student", [(1, 0.5)])], "x", "y"),
     ):
         root = ET.fromstring(svg)
         assert root.get("role") == "img" and len(root.get("aria-label")) > 5
         assert not list(root.iter("script"))
-    assert "1.23%" in report_svg.reliability("R", "student", about["reliability"], 0.0123)
+    assert "1.23%" in report_svg.reliability("R", "student", student["reliability"], 0.0123)
 
 
 def test_the_interval_shows_zero_where_it_is():

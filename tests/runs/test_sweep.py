@@ -1,14 +1,14 @@
 """The story of a sweep on a few digits: table, pictures, TensorBoard, resume, and the command line around it."""
 
-import base64
 import dataclasses
 import json
+import xml.etree.ElementTree as ET
 
 import keras
 import numpy as np
 import pytest
 from support import browser
-from test_page import Outline
+from support.outline import Outline
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
@@ -17,7 +17,6 @@ from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Network
 from kdistill.recipe.loading import load_recipe
 from kdistill.report import sweep as report_sweep
-from kdistill.report import sweep_charts
 from kdistill.runs.sweep import sweep
 from kdistill.training import side_by_side
 
@@ -27,6 +26,7 @@ TINY = dataclasses.replace(
     student=Network("small_cnn", {"widths": (4, 4)}),
     seeds=2,
 )
+CHARTS = ("accuracy_by_setting", "first_steps", "hard_loss", "kd_loss")
 GRID = ["distillation_weight=0,1", "temperature=1,4"]
 
 
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 def test_the_folder_holds_table_pictures_and_logs(finished):
     folder, result = finished
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    pictures = {f"{n}.{e}" for n in ("accuracy_by_setting", "first_steps", "losses") for e in ("png", "svg")}
+    pictures = {f"{name}.svg" for name in CHARTS}
     assert {"recipe.json", "sweep.json", "sweep.md", "sweep.html", "curves.json", "teacher.keras", *pictures} <= names
     assert {f"students/{seed}/distillation_weight=1,temperature=4.keras" for seed in (0, 1)} <= names
     assert not [name for name in names if ".part" in name or "step-" in name]
@@ -55,11 +55,14 @@ def test_the_page_holds_verdict_table_and_pictures(finished):
     folder, result = finished
     page = Outline((folder / "sweep.html").read_text())
     assert result["verdict"]["word"] in page.text and result["best"] in page.text
-    shown = [each["src"] for each in page.all("img")]
-    pictures = [(folder / f"{name}.png").read_bytes() for name in ("accuracy_by_setting", "first_steps", "losses")]
-    assert [base64.b64decode(each.partition("base64,")[2]) for each in shown] == pictures
-    assert all(len(each["alt"]) > 40 for each in page.all("img"))
-    for row in report_sweep.table_rows(result)[1]:
+    charts = [a["aria-label"] for a in page.all("svg") if a.get("class") == "chart"]
+    assert len(charts) == 1 + len(CHARTS) and all(len(label) > 40 for label in charts)
+    assert not page.all("img")
+    for name in CHARTS:
+        root = ET.parse(folder / f"{name}.svg").getroot()
+        [chart] = [each for each in root if each.get("role") == "img"]
+        assert chart.get("aria-label") in charts and "prefers-color-scheme" in root[0].text
+    for row in report_sweep.student_table(result)[1]:
         assert all(cell in page.text for cell in row)
 
 
@@ -83,7 +86,7 @@ def test_the_table_has_a_row_for_each_setting(finished):
     # Weight 0 is the control: the same start, batches and loss.
     assert [t["accuracy"] for t in zero["test"]] == [t["accuracy"] for t in rows["control"]["test"]]
     assert zero["test"][0]["kl"] == pytest.approx(rows["control"]["test"][0]["kl"], abs=1e-4)
-    from kdistill.report.sweep import table_rows as table
+    from kdistill.report.sweep import student_table as table
 
     titles, cells = table(result)
     assert [cell[:2] for cell in cells] == [
@@ -174,24 +177,6 @@ def test_a_student_that_diverges_is_in_the_table_and_never_best(tmp_path):
     assert result["best"] == "learning_rate=0.01"
     assert result["students"][2]["test"] == [None]
     assert "not finite from step" in (tmp_path / "wild" / "sweep.md").read_text()
-
-
-def test_pictures_of_words_and_of_one_key(tmp_path):
-    result = {
-        "grid": {"training.optimizer": ["sgd", "adam"]},
-        "seeds": [0],
-        "best": "optimizer=adam",
-        "students": [
-            {"name": "control", "settings": [], "test": [{"accuracy": 0.5}]},
-            *(
-                {"name": f"optimizer={o}", "settings": [{"training.optimizer": o}], "test": [{"accuracy": 0.6}]}
-                for o in ("sgd", "adam")
-            ),
-        ],
-    }
-    curve = {"step": [1, 2], "validation": [0.1, 0.2], "hard": [2.0, 1.0]}
-    curves = {"0": {"optimizer=sgd": curve, "optimizer=adam": curve}}
-    assert sweep_charts.draw(result, curves, tmp_path, 1000) == ["accuracy_by_setting", "first_steps", "losses"]
 
 
 def test_the_command_refuses_a_bad_grid_at_once():
