@@ -13,11 +13,13 @@ import tensorflow as tf
 from common import PAIRS, arguments, forward, images_for, measured, plain, ratio, save
 from online import ours
 
+from kdistill.networks.keras_internals import layers_of
+
 
 def operations(model: keras.Model) -> int:
     """Floating-point operations of one image's forward, from the graph of convolutions and matrix products."""
     total = 0
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_of(model):
         kernel = getattr(layer, "kernel", None)
         if kernel is None:
             continue
@@ -38,7 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and not given.here:
-        raise SystemExit("There is no GPU that TensorFlow sees. On a CPU this tells nothing; --here tries it anyway.")
+        raise SystemExit(
+            "TensorFlow detects no GPU. A CPU gives no meaningful result; use --here to try the benchmark anyway."
+        )
     steps = given.steps if gpus else 2
     keras.config.set_dtype_policy("mixed_float16" if gpus else "mixed_bfloat16")
     make, _, _ = PAIRS["resnet50"]

@@ -2,13 +2,14 @@
 
     python benchmarks/input_pipeline.py [--images 608] [--repeats 7]
 
-Makes its own JPEGs, 320x256 to 500x375. "plain" reads, decodes and resizes the whole images, as many at a time as there
-are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is the same with AUTOTUNE, as in
-TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see `pipeline.prompt`). "evaluation" does
-what a run does (the middle square, padding, weights), "training" too (a new order, rounding to bytes), "augmented" with
-flips and random parts as for ImageNet. All read the same files. They take turns in one process, building the data set
-is part of the time, and every ratio is of neighbors in time; the median counts. The processor's time says the same on
-a machine that has other work. Exit status 1 if evaluation or training has less than 0.9 of plain's images per second.
+Makes its own JPEGs, 320x256 to 500x375. "plain" reads, decodes and resizes the whole images, as many at a time as
+there are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is the same with AUTOTUNE, as in
+TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see
+`kdistill.data.batches.without_autotuning`). "evaluation" does what a run does (the middle square, padding, weights),
+"training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet. All read the
+same files. They take turns in one process, building the data set is part of the time, and every ratio is of neighbors
+in time; the median counts. The processor's time says the same on a machine that has other work. Exit status 1 if
+evaluation or training has less than 0.9 of plain's images per second.
 """
 
 import sys

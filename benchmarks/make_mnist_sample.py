@@ -1,9 +1,9 @@
-"""Makes the sample of MNIST that ships with kdistill from the four IDX files of the original.
+"""Writes the sample of MNIST that ships with kdistill from the four IDX files of the original.
 
     python benchmarks/make_mnist_sample.py FOLDER_OF_IDX_FILES [FILE.npz]
 
 10,000 of the 60,000 training and 2,000 of the 10,000 test images, each class with its share of the original, chosen
-by a fixed permutation. Prints the SHA-256 that `kdistill/mnist.py` checks; the same input gives the same bytes.
+by a fixed permutation. Prints the SHA-256 that `kdistill/data/mnist.py` checks; the same input gives the same bytes.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
-"""The pictures of docs/images, of a finished run, in headless Chromium: its page, and its logs in TensorBoard.
+"""Takes the pictures in docs/images from a finished run, in headless Chromium: its page, and its logs in TensorBoard.
 
     kdistill run mnist
     python docs/screenshots.py runs/mnist-default-1
 
 Needs chromium and chromedriver (Debian: apt-get install chromium-driver). The page is checked first, as in the tests: a
-message on the console, a request, a picture that does not load or scrolling to the side end it with status 1.
+message on the console, a request, a picture that does not load, or horizontal scrolling gives exit status 1.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from browser import MISSING, Browser  # noqa: E402
+from support.browser import MISSING, Browser  # noqa: E402
 
-LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before this machine itself
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # local addresses need no proxy
 LARGEST = 200_000  # bytes of a picture
 CHARTS = "return document.querySelectorAll('line-chart svg path').length"
 
 
 def keep(window: Browser, path: Path) -> None:
-    """The viewport as a PNG of 256 colors: a third of the bytes, and nothing that an eye would miss."""
+    """Saves the viewport as a PNG of 256 colors: a third of the bytes, without a visible difference."""
     window.screenshot(path)
     with Image.open(path) as picture:
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -40,7 +40,7 @@ def keep(window: Browser, path: Path) -> None:
 
 
 def page(window: Browser, run: Path, out: Path) -> None:
-    """The report: at a desk in the light theme, on a phone in the dark one."""
+    """The report: on a desktop in the light theme, on a phone in the dark one."""
     report = (run / "report.html").resolve()
     faults = window.faults(report)
     if faults:
@@ -71,7 +71,7 @@ def tensorboard(window: Browser, run: Path, out: Path) -> None:
             window.look(1280, 900, dark=False)
             window.open(f"{address}?tagFilter=epoch_%28accuracy%7Cagreement%7Chard%7Ckd%29&smoothing=0#timeseries")
             wait(lambda: window.run(CHARTS) >= 8, "TensorBoard draws no charts")
-            time.sleep(5)  # for the lines, which are drawn bit by bit
+            time.sleep(5)  # until all lines are drawn
             keep(window, out / "tensorboard.png")
         finally:
             server.terminate()
@@ -97,13 +97,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("run", type=Path, help="folder of a finished run")
     arguments.add_argument("--out", type=Path, default=ROOT / "docs/images")
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     if MISSING:
         sys.exit(MISSING)
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     with Browser() as window:
-        page(window, given.run, given.out)
-        tensorboard(window, given.run, given.out)
+        page(window, options.run, options.out)
+        tensorboard(window, options.run, options.out)
 
 
 if __name__ == "__main__":
