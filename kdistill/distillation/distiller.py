@@ -1,4 +1,4 @@
-"""`Distiller(keras.Model)`: a student that learns from labels and from the outputs of a frozen teacher, by terms."""
+"""`Distiller(keras.Model)`: a student that learns from labels and from the outputs of a frozen teacher."""
 
 import dataclasses
 import math
@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from kdistill.distillation import losses
+from kdistill.distillation.step_loss import step_loss
 from kdistill.distillation.supervised import Supervised
-from kdistill.distillation.terms import in_steps, term_in_steps, term_loss
+from kdistill.distillation.terms import in_steps, term_in_steps
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import as_logits
+from kdistill.networks.heads import as_logits, class_count
 from kdistill.networks.taps import tapped
-from kdistill.recipe import Term
-from kdistill.recipe import values as recipe_values
-from kdistill.recipe.objective import check_term, teacher_taps
+from kdistill.recipe import Distill, Term
+from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE, check_term, teacher_taps
 from kdistill.teachers.adapted import Adapted
-from kdistill.teachers.frozen import classes_of, frozen
+from kdistill.teachers.frozen import frozen
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -27,26 +26,35 @@ class Distiller(Supervised):
     """Distills `teacher` into `student` (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
 
     The loss is `(1 - w) * hard + w * T^2 * KL(softmax(t/T) || softmax(s/T)) + sum of weight * term`: `w = 0` is labels
-    only, `w = 1` the teacher only. `hard` is the loss given to `compile`, by default cross-entropy with the labels.
+    only, `w = 1` the teacher only. `hard` is the loss passed to `compile`, by default cross-entropy with the labels.
 
     Args:
         student: the model to train, `distiller.student` afterwards. It may end in logits or in softmax.
         teacher: a model, a list of models (blended in probability space), or a function images -> logits
-            `[batch, classes]`. It is run with `training=False`, never trained, and never saved. It gets the same
-            inputs as the student; `Adapted(teacher, size=..., ...)` sees them in another way. None where the data
-            carries its logits: targets that are a dict `{"labels": ..., "teacher_logits": [batch, classes]}` are used
-            in its place.
+            `[batch, classes]`. It runs with `training=False`, and is neither trained nor saved. It receives the same
+            inputs as the student; `Adapted(teacher, size=..., ...)` changes them for it. None if the data contains
+            its logits: targets `{"labels": ..., "teacher_logits": [batch, classes]}` replace it.
         distillation_weight: `w`, a number from 0 to 1 or a Keras `LearningRateSchedule` over training steps.
         temperature: `T`, a number above 0 or a `LearningRateSchedule`, by default 4.
-        terms: a dict of named `Term`s, each added to the loss and logged under its name. A term named `kd` takes the
-            place of the KL (`w` weighs it, and there is no `temperature`).
+        terms: a dict of named `Term`s. Each is added to the loss and logged under its name. A term named `kd` replaces
+            the KL: `w` weighs it, and there is no `temperature`.
         teacher_weights: one positive number per teacher of a list.
+
+    Raises:
+        InputError: a setting is out of range or has no effect, a term names an unknown loss or layer, or student and
+            teacher have different numbers of classes.
+
+    Example:
+        distiller = Distiller(student, teacher, distillation_weight=0.9, temperature=4.0)
+        distiller.compile(keras.optimizers.Adam(1e-3))
+        distiller.fit(images, labels, validation_data=(more_images, more_labels), epochs=8)
+        distiller.student.save("student.keras")
 
     `distiller.temperature = 2.0`, `distiller.distillation_weight = 0.5` and `distiller.set_term("hint", weight=0.5)`
     take effect at the next step, without a new trace. Student and teacher run once in a step, whatever the number of
-    terms. Projectors are trained and saved with the Distiller, and are no part of `distiller.student`. Logs `loss`,
+    terms. Projectors are trained and saved with the Distiller, and are not part of `distiller.student`. Logs `loss`,
     `hard`, `kd` (the KL term with T^2), each term, `accuracy`, `agreement` (same class as the teacher).
-    A saved Distiller holds no teacher: after loading, call `distiller.set_teacher(teacher)` and go on.
+    A saved Distiller contains no teacher: after loading, call `distiller.set_teacher(teacher)`.
     """
 
     _rates = ("accuracy", "agreement")
@@ -56,7 +64,7 @@ class Distiller(Supervised):
         student: keras.Model,
         teacher=None,
         *,
-        distillation_weight: float | Schedule = 0.9,
+        distillation_weight: float | Schedule = DISTILLATION_WEIGHT,
         temperature: float | Schedule | None = None,
         terms: dict[str, Term] | None = None,
         teacher_weights: Sequence[float] | None = None,
@@ -72,11 +80,11 @@ class Distiller(Supervised):
         self._teach = None
         self._add("distillation_weight", distillation_weight)
         if "kd" not in terms:
-            self._add("temperature", 4.0 if temperature is None else temperature)
+            self._add("temperature", TEMPERATURE if temperature is None else temperature)
         elif temperature is not None:
             raise InputError(
-                f"temperature={temperature!r} would do nothing: the term 'kd' takes the place of the KL. "
-                "Leave it out, or give the term its own: options={'temperature': ...}."
+                f"temperature={temperature!r} would do nothing: the term 'kd' replaces the KL. "
+                "Remove it, or set that of the term: options={'temperature': ...}."
             )
         for name, term in terms.items():
             if name != "kd":
@@ -88,7 +96,7 @@ class Distiller(Supervised):
         taps = {t.student_tap: f"distill.terms.{n}.student_tap" for n, t in terms.items() if t.student_tap}
         if taps:
             model = tapped(student, taps, "student")
-            self._taken = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), model.input)
+            self._input_spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), model.input)
             self._tap_shapes = {name: tuple(tensor.shape) for name, tensor in model.output.items()}
             # A function, so that Keras does not take the student's layers for another model's and save them twice.
             self._tapped = lambda inputs, training: model(inputs, training=training)
@@ -99,36 +107,43 @@ class Distiller(Supervised):
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The terms by name, as they were given."""
+        """The terms by name, as passed to the constructor."""
         return dict(self._terms)
 
     def set_teacher(self, teacher) -> None:
-        """Another teacher (also the way to go on with a Distiller that was loaded from a file)."""
-        given = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-        if any(each is self.student or getattr(each, "teacher", None) is self.student for each in given):
+        """Replaces the teacher. A Distiller that was loaded from a file needs this before it can train.
+
+        Raises `InputError` if the teacher is the student itself, or has another number of classes.
+        """
+        teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+        if any(item is self.student or getattr(item, "teacher", None) is self.student for item in teachers):
             raise InputError("teacher and student are the same model. Give the student a network of its own.")
-        expected = classes_of(self.student)
-        for each in given:
-            received = classes_of(each) if isinstance(each, (keras.Model, Adapted)) else None
+        expected = class_count(self.student)
+        for item in teachers:
+            model = item.teacher if isinstance(item, Adapted) else item
+            received = class_count(model) if isinstance(model, keras.Model) else None
             if expected is not None and received is not None and expected != received:
                 raise _other_classes(expected, received)
-        # A function is not tracked by Keras, a model assigned here would be, and would be saved with the student.
+        # A function: Keras would track a model that is an attribute, and save it with the student.
         self._teach = frozen(teacher, self._teacher_weights, teacher_taps(self._terms))
         if len(self._projectors) < sum(term.projector is not None for term in self._terms.values()):
-            outputs = tf.function(self._teach).get_concrete_function(self._taken).structured_outputs
+            outputs = tf.function(self._teach).get_concrete_function(self._input_spec).structured_outputs
             with self.distribute_strategy.scope():
                 self._add_projectors({name: tuple(tensor.shape) for name, tensor in outputs.items()})
         self.train_function = self.test_function = None
 
     def set_term(self, name: str, **values) -> None:
-        """Changes the `weight` or options of a term, such as `set_term("hint", weight=0.5)`, from the next step on."""
+        """Changes the weight or options of a term from the next step on: `set_term("hint", weight=0.5)`.
+
+        Raises `InputError` for an unknown term or option, or a number out of range.
+        """
         if name not in self.terms:
             raise unknown("term", name, self.terms)
         for option, value in values.items():
             key = f"{name}.{option}"
             if key not in self._numbers:
-                known = [each.partition(".")[2] for each in self._numbers if each.startswith(f"{name}.")]
-                raise unknown(f"setting of the term '{name}'", option, known)
+                settings = [key.partition(".")[2] for key in self._numbers if key.startswith(f"{name}.")]
+                raise unknown(f"setting of the term '{name}'", option, settings)
             self._set(key, value)
 
     @property
@@ -149,7 +164,7 @@ class Distiller(Supervised):
     def temperature(self) -> float:
         """The temperature at the current step."""
         if "temperature" not in self._numbers:
-            raise AttributeError("This Distiller has no temperature: the term 'kd' takes the place of the KL.")
+            raise AttributeError("This Distiller has no temperature: the term 'kd' replaces the KL.")
         return float(self._value("temperature"))
 
     @temperature.setter
@@ -157,13 +172,13 @@ class Distiller(Supervised):
         self._set("temperature", value)
 
     def _add(self, name: str, value):
-        """A number of the loss: a variable, so that it can change without a new trace, or a schedule."""
+        """Adds a number of the loss: a variable, so that it can change without a new trace, or a schedule."""
         variable = self.add_weight(name=name.replace(".", "_"), shape=(), dtype="float32", trainable=False)
         self._numbers[name] = variable
         self._set(name, value)
 
     def _add_projectors(self, teacher_shapes: dict):
-        """All at once, in the order of the terms: in this order they are saved, and loaded, with their slots."""
+        """Adds all at once, in the order of the terms: files contain them and their slots in this order."""
         for name, term in self._terms.items():
             if term.projector is not None:
                 layer, shape = term.projector, self._tap_shapes[term.student_tap]
@@ -175,7 +190,7 @@ class Distiller(Supervised):
 
     def _set(self, name, value):
         if name not in self._numbers:
-            raise InputError(f"There is no {name}: the term 'kd' takes the place of the softened KL. See set_term().")
+            raise InputError(f"There is no {name}: the term 'kd' replaces the KL. Use set_term('kd', ...).")
         term, _, option = name.rpartition(".")
         lowest, highest, expected = _limits(term and self._terms[term], option)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -201,83 +216,71 @@ class Distiller(Supervised):
         return {**super().get_config(), **schedules, "terms": terms, "teacher_weights": self._teacher_weights}
 
     def _term_config(self, name: str, term: Term) -> dict:
-        def now(key, given):
-            return self._schedules.get(key, float(self._numbers[key])) if key in self._numbers else given
+        def current(key, default):
+            return self._schedules.get(key, float(self._numbers[key])) if key in self._numbers else default
 
         config = {f.name: getattr(term, f.name) for f in dataclasses.fields(term)}
-        config["weight"] = now(f"{name}.weight", term.weight)
-        config["options"] = {option: now(f"{name}.{option}", each) for option, each in term.options.items()}
+        config["weight"] = current(f"{name}.weight", term.weight)
+        config["options"] = {option: current(f"{name}.{option}", value) for option, value in term.options.items()}
         config["projector"] = self._projectors.get(name, term.projector)
         return keras.saving.serialize_keras_object(config)
 
     @classmethod
     def from_config(cls, config):
-        # Numbers are among the saved variables; only schedules have to be rebuilt.
+        # The saved variables contain the numbers; only schedules are rebuilt.
         config = dict(config)
         for name in ("distillation_weight", "temperature"):
             if name in config:
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         terms = config.pop("terms", [])
-        config["terms"] = {name: Term(**keras.saving.deserialize_keras_object(each)) for name, each in terms}
+        config["terms"] = {name: Term(**keras.saving.deserialize_keras_object(item)) for name, item in terms}
         return super().from_config(config)
 
     def _forward(self, inputs, training):
         if not any(term.student_tap for term in self._terms.values()):
             return super()._forward(inputs, training)
-        given = self._tapped(inputs, training)
+        outputs = self._tapped(inputs, training)
         features = {}
         for name, term in self._terms.items():
             if term.student_tap:
-                tap = as_logits(given["logits"]) if term.student_tap == "logits" else given[term.student_tap]
+                tap = as_logits(outputs["logits"]) if term.student_tap == "logits" else outputs[term.student_tap]
                 projector = self._projectors.get(name)
                 features[name] = tap if projector is None else projector(tap, training=training)
-        return given["logits"], features
+        return outputs["logits"], features
 
-    def _given(self, inputs, stored):
-        if stored is not None:
+    def _targets(self, inputs, teacher_logits):
+        if teacher_logits is not None:
             tapping = [name for name, term in self._terms.items() if term.teacher_tap]
             if tapping:
                 raise InputError(
-                    f"Stored teacher logits hold no layers, which the terms {', '.join(tapping)} need. Give labels "
-                    "alone, so that the teacher runs, or leave these terms out."
+                    f"The terms {', '.join(tapping)} need layers of the teacher, which stored teacher logits do not "
+                    "contain. Fit on labels alone, so that the teacher runs, or remove these terms."
                 )
-            return tf.cast(stored, tf.float32)
+            return tf.cast(teacher_logits, tf.float32)
         if self._teach is None:
             raise InputError(
-                "This Distiller has no teacher (a saved one holds none). Call distiller.set_teacher(teacher) and "
-                "compile again, fit on targets that hold its logits, {'labels': ..., 'teacher_logits': ...}, or take "
+                "This Distiller has no teacher (a saved one contains none). Call distiller.set_teacher(teacher) and "
+                "compile again, fit on targets with its logits, {'labels': ..., 'teacher_logits': ...}, or use "
                 "distiller.student to predict."
             )
         return self._teach(inputs)
 
-    def _losses_of(self, batch, outputs, features):
-        student_logits, given = as_logits(outputs), batch.given
-        teacher_logits = given["logits"] if isinstance(given, dict) else given
+    def _loss_parts(self, batch, outputs, features):
+        student_logits, teacher_logits = as_logits(outputs), _logits(batch.targets)
         if student_logits.shape[-1] != teacher_logits.shape[-1]:
             raise _other_classes(student_logits.shape[-1], teacher_logits.shape[-1])
-        hard, parts, rates = super()._losses_of(batch, outputs, features)
-        same = tf.argmax(student_logits, axis=-1) == tf.argmax(teacher_logits, axis=-1)
-        rates["agreement"] = tf.cast(same, tf.float32)
-        if "kd" not in self._terms:
-            parts["kd"] = losses.kl_logits(student_logits, teacher_logits, self._value("temperature"))
-        for name, term in self._terms.items():
-            pair = (features[name], given[term.teacher_tap]) if name in features else (student_logits, teacher_logits)
-            keys = {option: f"{name}.{option}" for option in term.options}
-            options = {o: self._value(k) if k in self._numbers else term.options[o] for o, k in keys.items()}
-            try:
-                parts[name] = term_loss(term, *pair, batch.labels, options)
-            except InputError as error:
-                raise InputError(f"The term '{name}': {error} Fix distill.terms.{name}.") from error
-        weight = self._value("distillation_weight")
-        total = (1.0 - weight) * hard + weight * parts["kd"]
-        for name in self._terms:
-            if name != "kd":
-                total += self._value(f"{name}.weight") * parts[name]
-        return total, parts, rates
+        pairs = {name: (tap, batch.targets[self._terms[name].teacher_tap]) for name, tap in features.items()}
+        settings = {name: self._value(name) for name in self._numbers}
+        hard = self._hard(batch, outputs)
+        return step_loss(hard, student_logits, teacher_logits, batch.labels, settings, self._terms, pairs)
+
+    def _hits(self, batch, outputs):
+        same = tf.argmax(as_logits(outputs), axis=-1) == tf.argmax(_logits(batch.targets), axis=-1)
+        return {**super()._hits(batch, outputs), "agreement": tf.cast(same, tf.float32)}
 
 
-def from_recipe(distill: recipe_values.Distill, student: keras.Model, teacher, steps: int) -> Distiller:
-    """The Distiller that a recipe asks for; its schedules go over a training of so many steps."""
+def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int) -> Distiller:
+    """The Distiller of a recipe, with schedules over a training of `steps` steps."""
     return Distiller(
         student,
         teacher,
@@ -287,8 +290,13 @@ def from_recipe(distill: recipe_values.Distill, student: keras.Model, teacher, s
     )
 
 
+def _logits(targets) -> tf.Tensor:
+    """The teacher's logits, of outputs with or without taps."""
+    return targets["logits"] if isinstance(targets, dict) else targets
+
+
 def _limits(term: Term | None, option: str) -> tuple[float, float, str]:
-    """Lowest and highest number of a setting, and both in words."""
+    """The lowest and highest number of a setting, and both in words."""
     largest = 3.4e38  # float32's, and above it infinity
     if option == "distillation_weight":
         return 0.0, 1.0, "a number from 0 to 1"
@@ -300,15 +308,15 @@ def _limits(term: Term | None, option: str) -> tuple[float, float, str]:
 
 
 def _projector(name: str, kind: str, student: tuple, teacher: tuple, policy) -> keras.layers.Layer:
-    """The layer from the student's channels to the teacher's: shapes with the batch first, channels last."""
+    """The layer that projects the student's channels to the teacher's; shapes are `(batch, ..., channels)`."""
     path = f"distill.terms.{name}.projector"
     if kind == "conv1x1" and (len(student), len(teacher)) != (4, 4):
         raise InputError(
             f"{path}: conv1x1 needs features [batch, height, width, channels] of both models, received {student} and "
-            f"{teacher}. Take dense, or other taps."
+            f"{teacher}. Use dense, or other taps."
         )
     if teacher[-1] is None or student[-1] is None:
-        raise InputError(f"{path}: the channels of {student} or {teacher} are not known. Give a Keras layer.")
+        raise InputError(f"{path}: the number of channels of {student} or {teacher} is undefined. Pass a Keras layer.")
     if kind == "conv1x1":
         return keras.layers.Conv2D(teacher[-1], 1, dtype=policy, name=f"{name}_projector")
     return keras.layers.Dense(teacher[-1], dtype=policy, name=f"{name}_projector")

@@ -1,16 +1,17 @@
-"""Distillation from inside the models: functions of features, `[batch, ...]` in, one float32 value per example out.
+"""Losses on features, `[batch, ...]` of student and teacher in, one float32 value per example out.
 
-Features are what a layer gives, channels last: `[batch, height, width, channels]`, `[batch, units]` and so on. `hint`
-and `attention_transfer` compare each example with itself. `rkd_distance`, `rkd_angle` and `similarity_preserving`
-compare the relations *between* the examples of a batch (on several replicas, of one replica's part of it), so student
-and teacher may have different shapes: each example is flattened, in row-major order, to one vector. Pool large maps
-first: the cost grows with the length of the vector.
+Features are the outputs of a layer, channels last: `[batch, height, width, channels]`, `[batch, units]` and so on.
+`hint` and `attention_transfer` compare the two features of an example. `rkd_distance`, `rkd_angle` and
+`similarity_preserving` compare relations *between* the examples of a batch (with several replicas, of the part on one
+replica), so student and teacher may have different shapes: an example is flattened, in row-major order, to one vector.
+Pool large maps first: the cost grows with the length of the vector. All raise `InputError` for features that are not
+`[batch, ...]` of the same batch.
 
 Example i gets the terms that belong to it (its row, or the angles at it), and the mean over `[batch]` is the mean over
-all terms of the batch. A batch too small for a relation gives 0.
+all terms of the batch. The loss of a batch too small for a relation is 0.
 
-Computed in float64, returned as float32: squared activations leave the range of float16, and a distance taken from a
-Gram matrix is a small difference of large numbers.
+Computed in float64, returned as float32: squared activations leave the range of float16, and a distance from a Gram
+matrix is a small difference of large numbers.
 """
 
 import tensorflow as tf
@@ -18,22 +19,22 @@ import tensorflow as tf
 from kdistill.distillation.losses import narrow, unit, wide
 from kdistill.errors import InputError
 
-# Examples whose squared distance is below this part of their squared lengths are the same: what is left is rounding.
+# Examples whose squared distance is below this part of their squared lengths are equal: the difference is rounding.
 SAME = 1e-12
 
 
 def hint(student_features, teacher_features) -> tf.Tensor:
     """Squared difference of features, the mean over an example, `[batch]` (FitNets, Romero 2015, arXiv 1412.6550).
 
-    Shapes must be equal: a student with other channels needs a layer that projects them (the paper's regressor),
-    trained with it and dropped afterwards. Raises `InputError` for different shapes. The paper takes half the sum
-    where this takes the mean: its weight is weight * features / 2 here.
+    A student with other channels needs a projector (the paper's regressor), which is trained with the student and
+    removed afterwards. The paper uses half the sum instead of the mean: its weight is weight * features / 2 here.
+    Raises `InputError` for different shapes.
     """
     student, teacher = _pair(student_features, teacher_features)
     if not student.shape.is_compatible_with(teacher.shape):
         raise InputError(
             f"hint expects student and teacher features of one shape, received {student.shape} and {teacher.shape}. "
-            "Project the student's with a 1x1 convolution or a Dense layer, or take attention_transfer, rkd_distance, "
+            "Project the student's with a 1x1 convolution or a Dense layer, or use attention_transfer, rkd_distance, "
             "rkd_angle or similarity_preserving, which do not need equal channels."
         )
     return narrow(tf.reduce_mean((_flat(student) - _flat(teacher)) ** 2, axis=-1))
@@ -44,14 +45,14 @@ def attention_transfer(student_features, teacher_features) -> tf.Tensor:
 
     The map of `[height, width, channels]` is the sum of squares over channels, l2-normalized over height x width. Maps
     of different sizes are averaged, by area, to the smaller height and the smaller width. A map of zeros stays zeros.
-    Raises `InputError` unless both features are `[batch, height, width, channels]`. The authors' code takes the mean
-    over the map where this takes the sum: their weight of 1000 is 1000 / (height * width) here.
+    The authors' code uses the mean over the map instead of the sum: their weight of 1000 is 1000 / (height * width)
+    here. Raises `InputError` unless both features are `[batch, height, width, channels]`.
     """
     student, teacher = _pair(student_features, teacher_features)
     if student.shape.rank != 4 or teacher.shape.rank != 4:
         raise InputError(
             "attention_transfer expects features [batch, height, width, channels] of both models, received "
-            f"{student.shape} and {teacher.shape}. Take the output of a convolution, before global pooling."
+            f"{student.shape} and {teacher.shape}. Use the output of a convolution, before global pooling."
         )
     student, teacher = (tf.reduce_sum(features**2, axis=-1) for features in (student, teacher))
     if not (student.shape[1:].is_fully_defined() and student.shape[1:] == teacher.shape[1:]):
@@ -106,7 +107,7 @@ def _averaged(maps: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor
 
 
 def _overlaps(size: tf.Tensor, parts: tf.Tensor) -> tf.Tensor:
-    """`[parts, size]`: which share of each of `parts` equal parts is covered by each of `size` cells; rows sum to 1."""
+    """`[parts, size]`: the share of each of `parts` equal parts that each of `size` cells covers; rows sum to 1."""
     cells = tf.cast(tf.range(size), tf.float64)
     length = tf.cast(size, tf.float64) / tf.cast(parts, tf.float64)
     starts = tf.cast(tf.range(parts), tf.float64)[:, tf.newaxis] * length
@@ -127,7 +128,7 @@ def _distances(gram: tf.Tensor) -> tf.Tensor:
     lengths = lengths[:, tf.newaxis] + lengths[tf.newaxis, :]
     squares = lengths - 2 * gram
     same = squares <= SAME * lengths
-    # The square root is taken of 1 where the distance is 0: there its gradient is infinite.
+    # The square root of 1 replaces that of 0, whose gradient is infinite.
     return tf.where(same, tf.zeros_like(squares), tf.sqrt(tf.where(same, tf.ones_like(squares), squares)))
 
 

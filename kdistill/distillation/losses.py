@@ -1,60 +1,31 @@
-"""The losses of distillation: pure functions of logits, `[batch, classes]` in, one float32 value per example out.
+"""Losses on logits: student `[batch, classes]` and teacher `[batch, classes]` in, one float32 value per example out.
 
-Whatever precision the models run in, these compute in float64 and return float32. Float32 is not enough inside: at
+The losses on what a layer outputs are in `feature_losses`. `docs/methods.md` says which to use when.
+
+All are computed in float64 and returned as float32, whatever precision the models run in. Float32 is not enough: at
 temperature 20 the rounding of a log-softmax, multiplied by T^2 = 400, is an error of 1e-4 in the loss. The tensors
-are small (batch x classes), so it costs nothing measurable.
+are small (batch x classes), so the cost is not measurable.
 """
 
 import tensorflow as tf
 
 from kdistill.errors import InputError
 
-
-def wide(values) -> tf.Tensor:
-    """float64, in which losses are computed."""
-    return tf.cast(values, tf.float64)
-
-
-def narrow(loss: tf.Tensor) -> tf.Tensor:
-    """float32, in which they are returned."""
-    return tf.cast(loss, tf.float32)
-
-
-def kl_logits(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
-    """`T^2 * KL(softmax(t/T) || softmax(s/T))` in nats, `[batch]` (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
-
-    The factor T^2 keeps the gradient, `T * (softmax(s/T) - softmax(t/T))`, of one size whatever the temperature.
-    """
-    temperature = wide(temperature)
-    teacher = tf.nn.log_softmax(wide(teacher_logits) / temperature)
-    student = tf.nn.log_softmax(wide(student_logits) / temperature)
-    return narrow(temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1))
-
-
-def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
-    """`T^2 * cross-entropy(softmax(t/T), softmax(s/T))` in nats, `[batch]`: the KL plus the teacher's entropy.
-
-    Its gradient is that of `kl_logits`; its value does not fall to zero (at T = 1 the loss of He's study, 2017).
-    """
-    temperature = wide(temperature)
-    teacher = tf.nn.softmax(wide(teacher_logits) / temperature)
-    student = tf.nn.log_softmax(wide(student_logits) / temperature)
-    return narrow(-(temperature**2) * tf.reduce_sum(teacher * student, axis=-1))
-
-
-def mse_logits(student_logits, teacher_logits) -> tf.Tensor:
-    """Squared difference of logits, the mean over classes, `[batch]` (Ba and Caruana 2013, arXiv 1312.6184).
-
-    +5 on the logits of both models changes nothing; on one model's alone it does: the level is matched too.
-    """
-    return narrow(tf.reduce_mean((wide(student_logits) - wide(teacher_logits)) ** 2, axis=-1))
+# A vector that varies by less than this, relative to its largest value, is constant: the variation is rounding.
+ROUNDING = 1e-12
+# The logit of a class that is excluded. Finite, so that 0 times it is 0 and its gradient is 0, not NaN.
+EXCLUDED = -1e30
+# A vector with smaller entries counts as zero: squares of its entries leave the range of float64.
+ZERO = 1e-150
 
 
 def hard_cross_entropy(labels, student_logits) -> tf.Tensor:
-    """Cross-entropy with the labels in nats, `[batch]`.
+    """Cross-entropy with the labels, in nats, `[batch]`.
 
-    Labels are classes `[batch]` or distributions `[batch, classes]`. A class below 0 means
-    "unlabeled": its loss is 0.
+    Labels are classes `[batch]` or distributions `[batch, classes]`. The loss of a class below 0 ("unlabeled") is 0.
+
+    Example:
+        hard_cross_entropy([0], [[0.0, 0.0]])  # ln 2: [0.6931]
     """
     logits = wide(student_logits)
     labels = tf.convert_to_tensor(labels)
@@ -65,34 +36,62 @@ def hard_cross_entropy(labels, student_logits) -> tf.Tensor:
     return narrow(tf.where(labels < 0, tf.zeros_like(loss), loss))
 
 
-# A vector that varies by less than this, relative to its largest value, is constant: what is left is rounding.
-ROUNDING = 1e-12
-# The logit of a class that is left out. Finite, so that 0 times it is 0 and its gradient is 0, not NaN.
-LEFT_OUT = -1e30
+def kl_logits(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
+    """`T^2 * KL(softmax(t/T) || softmax(s/T))` in nats, `[batch]` (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+
+    The factor T^2 keeps the gradient, `T * (softmax(s/T) - softmax(t/T))`, at one scale for every temperature.
+
+    Example:
+        kl_logits([[0.0, 0.0]], [[0.0, math.log(3)]], temperature=1.0)  # 0.75 ln 1.5 + 0.25 ln 0.5: [0.1308]
+    """
+    temperature = wide(temperature)
+    teacher = tf.nn.log_softmax(wide(teacher_logits) / temperature)
+    student = tf.nn.log_softmax(wide(student_logits) / temperature)
+    return narrow(temperature**2 * _kl(teacher, student))
+
+
+def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
+    """`T^2 * cross-entropy(softmax(t/T), softmax(s/T))` in nats, `[batch]`: the KL plus the teacher's entropy.
+
+    The gradient is that of `kl_logits`; the value does not reach zero. At T = 1 it is the loss of He's study (2017).
+    """
+    temperature = wide(temperature)
+    teacher = tf.nn.softmax(wide(teacher_logits) / temperature)
+    student = tf.nn.log_softmax(wide(student_logits) / temperature)
+    return narrow(-(temperature**2) * tf.reduce_sum(teacher * student, axis=-1))
+
+
+def mse_logits(student_logits, teacher_logits) -> tf.Tensor:
+    """Squared difference of logits, the mean over classes, `[batch]` (Ba and Caruana 2013, arXiv 1312.6184).
+
+    A constant added to the logits of both models changes nothing; added to those of one model it does.
+    """
+    return narrow(tf.reduce_mean((wide(student_logits) - wide(teacher_logits)) ** 2, axis=-1))
 
 
 def cosine(student_logits, teacher_logits) -> tf.Tensor:
-    """`1 - cos(s, t)`, the cosine similarity of the logits, `[batch]`, from 0 to 2.
+    """`1 - cos(s, t)`, with the cosine similarity of the logits, `[batch]`, from 0 to 2.
 
-    As DistilBERT does with hidden states (Sanh et al. 2019, arXiv 1910.01108). A positive factor on either model's
-    logits changes nothing; a constant added to all logits does. A zero vector has cosine 0 with another vector (a loss
-    of 1, no gradient) and 1 with another zero vector.
+    DistilBERT uses it for hidden states (Sanh et al. 2019, arXiv 1910.01108). A positive factor on the logits of either
+    model changes nothing; a constant added to all logits does. A zero vector has cosine 0 with another vector (loss 1,
+    no gradient) and 1 with another zero vector. Raises `InputError` for logits of different shapes.
     """
     student, teacher = _pair(student_logits, teacher_logits)
-    return narrow(tf.reduce_sum(_apart(student, teacher, axis=-1), axis=-1))
+    return narrow(tf.reduce_sum(_half_squared_distance(student, teacher, axis=-1), axis=-1))
 
 
 def dkd(student_logits, teacher_logits, labels, alpha=1.0, beta=8.0, temperature=4.0) -> tf.Tensor:
     """`T^2 * (alpha * TCKD + beta * NCKD)` in nats, `[batch]`: decoupled KD (Zhao et al. 2022, arXiv 2203.08679).
 
-    TCKD is the KL of (target, all others together), NCKD the KL among the others alone. `alpha = 1` and
-    `beta = 1 - p_teacher(target)` would be `losses.kl_logits`. Labels are classes `[batch]`, or distributions
-    `[batch, classes]`, of which the largest counts. A label below 0 means "unlabeled": its target is the teacher's
-    class. Finite for any finite logits: no probability is subtracted from 1.
+    TCKD is the KL of (target, all others together), NCKD the KL among the others alone. `alpha = 1` with
+    `beta = 1 - p_teacher(target)` would be `kl_logits`. Labels are classes `[batch]`, or distributions
+    `[batch, classes]`, of which the largest entry is the target. Without a label (a class below 0) the target is the
+    teacher's class. Finite for any finite logits: no probability is subtracted from 1. Raises `InputError` for logits
+    of different shapes.
     """
     student, teacher = _pair(student_logits, teacher_logits)
     temperature = wide(temperature)
-    target = _classes(labels, teacher)
+    target = _target(labels, teacher)
     student_binary, student_others = _decoupled(student / temperature, target)
     teacher_binary, teacher_others = _decoupled(teacher / temperature, target)
     loss = wide(alpha) * _kl(teacher_binary, student_binary) + wide(beta) * _kl(teacher_others, student_others)
@@ -106,15 +105,18 @@ def dist(student_logits, teacher_logits, beta=1.0, gamma=1.0, temperature=1.0) -
     correlation over the examples of a class, the mean over classes. With unit vectors a, b the latter is
     `sum (a_i - b_i)^2 / 2`: example i gets `batch * (a_i - b_i)^2 / 2`, so that the mean over the batch is the paper's.
 
-    What does not vary has correlation 0 with what does (a loss of 1, no gradient) and 1 with what does not either: in
-    a batch of 1, intra is 0. There is no epsilon: a rare class counts as much as a frequent one.
+    A constant has correlation 0 with a vector that varies (loss 1, no gradient) and 1 with another constant, so intra
+    is 0 in a batch of 1. There is no epsilon: a rare class counts as much as a frequent one. Raises `InputError` for
+    logits of different shapes.
     """
     student, teacher = _pair(student_logits, teacher_logits)
     temperature = wide(temperature)
     student, teacher = tf.nn.softmax(student / temperature), tf.nn.softmax(teacher / temperature)
-    inter = tf.reduce_sum(_apart(_centered(student, -1), _centered(teacher, -1), axis=-1), axis=-1)
+    inter = tf.reduce_sum(_half_squared_distance(_centered(student, -1), _centered(teacher, -1), axis=-1), axis=-1)
     batch = tf.cast(tf.shape(student)[0], tf.float64)
-    intra = batch * tf.reduce_mean(_apart(_centered(student, 0), _centered(teacher, 0), axis=0), axis=-1)
+    intra = batch * tf.reduce_mean(
+        _half_squared_distance(_centered(student, 0), _centered(teacher, 0), axis=0), axis=-1
+    )
     return narrow(temperature**2 * (wide(beta) * inter + wide(gamma) * intra))
 
 
@@ -122,11 +124,21 @@ def standardized_kl(student_logits, teacher_logits, temperature=2.0) -> tf.Tenso
     """`T^2 * KL(softmax(z(t)/T) || softmax(z(s)/T))` in nats, `z` the z-score over classes, `[batch]`.
 
     Logit standardization (Sun et al. 2024, arXiv 2403.01427). T is the paper's base temperature; the standard deviation
-    divides by the number of classes. A constant added to, or a positive factor on, either model's logits changes
-    nothing. Logits that are all equal have z-scores of 0 (uniform).
+    divides by the number of classes. A constant added to the logits of either model, or a positive factor on them,
+    changes nothing. Logits that are all equal have z-scores of 0. Raises `InputError` for logits of different shapes.
     """
     student, teacher = _pair(student_logits, teacher_logits)
     return kl_logits(_z_score(student), _z_score(teacher), temperature)
+
+
+def wide(values) -> tf.Tensor:
+    """The values in float64, in which losses are computed."""
+    return tf.cast(values, tf.float64)
+
+
+def narrow(loss: tf.Tensor) -> tf.Tensor:
+    """The loss in float32, in which losses are returned."""
+    return tf.cast(loss, tf.float32)
 
 
 def unit(vectors: tf.Tensor, axis: int) -> tf.Tensor:
@@ -135,7 +147,7 @@ def unit(vectors: tf.Tensor, axis: int) -> tf.Tensor:
     # result does not depend on that factor, so neither does the gradient.
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(vectors), axis=axis, keepdims=True))
     # Not `largest <= ...`: under XLA the maximum of NaNs can be -inf, and a broken model would look like a zero vector.
-    zero = tf.reduce_all(tf.abs(vectors) <= 1e-150, axis=axis, keepdims=True)
+    zero = tf.reduce_all(tf.abs(vectors) <= ZERO, axis=axis, keepdims=True)
     scaled = vectors / tf.where(zero, tf.ones_like(largest), largest)
     # The branch not taken must be differentiable too: 0 times an infinite gradient would be NaN.
     safe = tf.where(zero, tf.ones_like(scaled), scaled)
@@ -143,10 +155,10 @@ def unit(vectors: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.where(zero, tf.zeros_like(scaled), scaled / length)
 
 
-def _apart(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tensor:
-    """Terms whose sum along `axis` is 1 - cosine.
+def _half_squared_distance(student: tf.Tensor, teacher: tf.Tensor, axis: int) -> tf.Tensor:
+    """Terms whose sum along `axis` is 1 - cosine: half the squared distance of unit vectors.
 
-    As half the squared distance of unit vectors: 1 - a.b loses all digits near 0, and is not 0 for equal inputs.
+    1 - a.b would lose all digits near 0, and would not be 0 for equal inputs.
     """
     student, teacher = unit(student, axis), unit(teacher, axis)
     student_zero, teacher_zero = (tf.reduce_all(v == 0, axis=axis, keepdims=True) for v in (student, teacher))
@@ -167,7 +179,8 @@ def _z_score(logits: tf.Tensor) -> tf.Tensor:
     return unit(_centered(logits, -1), -1) * tf.sqrt(tf.cast(tf.shape(logits)[-1], tf.float64))
 
 
-def _classes(labels, teacher: tf.Tensor) -> tf.Tensor:
+def _target(labels, teacher: tf.Tensor) -> tf.Tensor:
+    """The class that `dkd` takes apart from the others, `[batch]`."""
     labels = tf.convert_to_tensor(labels)
     if labels.shape.rank == 2 and labels.shape[-1] != 1:
         return tf.argmax(labels, axis=-1)
@@ -181,7 +194,7 @@ def _decoupled(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     All from logits: 1 - p(target) as a difference is 0 for a certain model, and its logarithm infinite.
     """
     mask = tf.one_hot(target, tf.shape(logits)[-1], on_value=True, off_value=False)
-    others = tf.where(mask, tf.constant(LEFT_OUT, tf.float64), logits)
+    others = tf.where(mask, tf.constant(EXCLUDED, tf.float64), logits)
     binary = tf.stack([tf.gather(logits, target, batch_dims=1), tf.reduce_logsumexp(others, axis=-1)], axis=-1)
     return tf.nn.log_softmax(binary), tf.nn.log_softmax(others)
 
@@ -192,6 +205,7 @@ def _kl(teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
 
 
 def _pair(student_logits, teacher_logits) -> tuple[tf.Tensor, tf.Tensor]:
+    """Both logits in float64; raises `InputError` unless they have one shape `[batch, classes]`."""
     student, teacher = wide(student_logits), wide(teacher_logits)
     if student.shape.rank != 2 or teacher.shape.rank != 2 or not student.shape.is_compatible_with(teacher.shape):
         raise InputError(

@@ -1,7 +1,8 @@
-"""The loss of a term as one function, for the Distiller and for whatever else trains; schedules in steps."""
+"""The loss of one term by its name, and a recipe's schedules as Keras schedules over steps."""
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 
 import keras
@@ -13,30 +14,36 @@ from kdistill.recipe import Schedule, Term
 from kdistill.recipe.objective import FEATURE_LOSSES, LOGIT_LOSSES
 
 LOSSES: dict[str, Callable] = {
-    name: next(getattr(module, name) for module in (losses, losses, feature_losses) if hasattr(module, name))
-    for name in (*LOGIT_LOSSES, *FEATURE_LOSSES)
+    **{name: getattr(losses, name) for name in LOGIT_LOSSES},
+    **{name: getattr(feature_losses, name) for name in FEATURE_LOSSES},
 }
-# Of two numbers, a z-score and a correlation over classes say only which is larger: there is no gradient.
+# Of two numbers, a z-score and a correlation over classes keep only which is larger: there is no gradient.
 MORE_THAN_TWO_CLASSES = ("standardized_kl", "dist")
 
 
 def term_loss(
     term: Term, student: tf.Tensor, teacher: tf.Tensor, labels=None, options: dict | None = None
 ) -> tf.Tensor:
-    """What the term's loss is, without its weight, `[batch]` in float32.
+    """The loss of a term without its weight, float32 `[batch]`.
 
-    `student` and `teacher` are logits, or, for a loss of features, what their taps give (the student's through the
-    projector). `options` stand in place of the term's own. Raises `InputError` for shapes that the loss cannot compare.
+    Args:
+        term: the term; its `loss` is a name of `LOSSES` or a function.
+        student, teacher: logits `[batch, classes]`, or features `[batch, ...]` (the student's after the projector).
+        labels: passed to a loss that has a parameter `labels`.
+        options: replace the options of the term.
+
+    Raises:
+        InputError: the loss cannot compare these shapes, or does not return `[batch]`.
     """
     loss = LOSSES[term.loss] if isinstance(term.loss, str) else term.loss
     if term.loss in MORE_THAN_TWO_CLASSES and student.shape[-1] == 2:
-        raise InputError(f"{term.loss} learns nothing from 2 classes. Take kl_logits, dkd or mse_logits.")
-    given = dict(term.options if options is None else options)
+        raise InputError(f"{term.loss} learns nothing from 2 classes. Use kl_logits, dkd or mse_logits.")
+    arguments = dict(term.options if options is None else options)
     if "labels" in _parameters(loss):
-        given["labels"] = labels
-    result = tf.convert_to_tensor(loss(student, teacher, **given))
+        arguments["labels"] = labels
+    result = tf.convert_to_tensor(loss(student, teacher, **arguments))
     if result.shape.rank != 1:
-        raise InputError(f"A loss gives one number for each example, [batch]; received the shape {result.shape}.")
+        raise InputError(f"A loss returns one number for each example, [batch]; received the shape {result.shape}.")
     return tf.cast(result, tf.float32)
 
 
@@ -48,21 +55,21 @@ def _parameters(loss: Callable) -> set[str]:
 
 
 def in_steps(value, steps: int):
-    """A recipe's schedule as a Keras one for a training of so many steps; anything else as it is."""
+    """A recipe's `Schedule` as a Keras schedule over a training of `steps` steps; any other value unchanged."""
     if not isinstance(value, Schedule):
         return value
     return OverSteps(value.start, value.end, value.begin * steps, value.finish * steps, value.shape)
 
 
 def term_in_steps(term: Term, steps: int) -> Term:
-    """The term with its schedules in steps."""
-    options = {name: in_steps(each, steps) for name, each in term.options.items()}
+    """The term with its schedules over steps."""
+    options = {name: in_steps(value, steps) for name, value in term.options.items()}
     return dataclasses.replace(term, weight=in_steps(term.weight, steps), options=options)
 
 
 @keras.saving.register_keras_serializable(package="kdistill")
 class OverSteps(keras.optimizers.schedules.LearningRateSchedule):
-    """From `start` to `end` between two steps: linear, cosine (slow at both ends), or a step at `begin`."""
+    """From `start` to `end` between the steps `begin` and `finish`: linear, cosine (slow at both ends), or a step."""
 
     def __init__(self, start: float, end: float, begin: float, finish: float, shape: str = "linear"):
         super().__init__()
@@ -72,10 +79,10 @@ class OverSteps(keras.optimizers.schedules.LearningRateSchedule):
         step = tf.cast(step, tf.float32)
         if self.shape == "step":
             return tf.where(step < self.begin, self.start, self.end)
-        done = tf.clip_by_value((step - self.begin) / (self.finish - self.begin), 0.0, 1.0)
+        progress = tf.clip_by_value((step - self.begin) / (self.finish - self.begin), 0.0, 1.0)
         if self.shape == "cosine":
-            done = (1.0 - tf.cos(3.141592653589793 * done)) / 2.0
-        return self.start + (self.end - self.start) * done
+            progress = (1.0 - tf.cos(math.pi * progress)) / 2.0
+        return self.start + (self.end - self.start) * progress
 
     def get_config(self):
         return {name: getattr(self, name) for name in ("start", "end", "begin", "finish", "shape")}

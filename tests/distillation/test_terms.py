@@ -33,7 +33,7 @@ def term(name, weight=1.0):
 
 
 def test_every_method_is_a_term_and_its_options_are_its_arguments():
-    public = {n for m in (losses, losses, feature_losses) for n, f in vars(m).items() if inspect.isfunction(f)}
+    public = {n for m in (losses, feature_losses) for n, f in vars(m).items() if inspect.isfunction(f)}
     public = {n for n in public if not n.startswith("_")} - {"hard_cross_entropy", "unit", "wide", "narrow"}
     assert set(LOSSES) == public
     for name, options in LOGIT_LOSSES.items():
@@ -94,7 +94,7 @@ def test_a_term_named_kd_takes_the_place_of_the_kl():
     assert logs["kd"] == pytest.approx(expected, rel=1e-5) and logs["loss"] == pytest.approx(expected, rel=1e-5)
     assert set(logs) == {"loss", "hard", "kd", "accuracy", "agreement"}
     assert distiller.settings == {"distillation_weight": 1.0}
-    with pytest.raises(InputError, match="takes the place of the softened KL"):
+    with pytest.raises(InputError, match="the term 'kd' replaces the KL"):
         distiller.temperature = 3.0
 
 

@@ -59,7 +59,7 @@ def test_shapes_that_cannot_be_compared_name_the_term():
     with pytest.raises(InputError, match=r"The term 'hint': hint expects.*one shape.*Fix distill.terms.hint"):
         made.fit(X, Y, verbose=0)
     made = compiled(student(), teacher(), terms={"own": Term(lambda s, t: tf.reduce_mean(s - t))})
-    with pytest.raises(InputError, match=r"The term 'own': A loss gives one number for each example"):
+    with pytest.raises(InputError, match=r"The term 'own': A loss returns one number for each example"):
         made.fit(X, Y, verbose=0)
 
 
