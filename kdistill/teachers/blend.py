@@ -1,4 +1,4 @@
-"""The teachers of a recipe: several blended into one model, and a look at whether a teacher knows anything."""
+"""Several teachers blended into one Keras model, which is saved and evaluated like any other."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from kdistill.teachers.frozen import frozen
 
 @keras.saving.register_keras_serializable(package="kdistill")
 class Blend(keras.layers.Layer):
-    """Images -> the log of the weighted mean of several models' probabilities, without a gradient."""
+    """Images -> logits of the blend: the log of the weighted mean of several models' probabilities. No gradient."""
 
     def __init__(self, models: Sequence[keras.Model], shares: Sequence[float] | None = None, **kwargs):
         super().__init__(**{"autocast": False, **kwargs})
@@ -29,7 +29,12 @@ class Blend(keras.layers.Layer):
         return cls(models, **config)
 
 
-def blended(models: Sequence[keras.Model], shares: Sequence[float] | None = None) -> keras.Model:
-    """One model of several (Geras et al. 2016, arXiv 1511.06433): see `teacher.frozen`."""
+def blend_models(models: Sequence[keras.Model], shares: Sequence[float] | None = None) -> keras.Model:
+    """One model of several (Geras et al. 2016, arXiv 1511.06433), computed by `teachers.frozen.frozen`.
+
+    Args:
+        models: Keras models of the same images and classes.
+        shares: their positive weights in the mean. None: equal weights.
+    """
     image = keras.Input(models[0].input_shape[1:], name="image")
     return keras.Model(image, Blend(models, shares, name="blend")(image), name="blend")

@@ -1,4 +1,4 @@
-"""Teachers of other kinds: blended, recurrent, adapted, in chains of a recipe; and what is told of a bad one."""
+"""Teachers of other kinds: blended, recurrent, adapted, and in chains of a recipe."""
 
 import dataclasses
 import json
@@ -15,8 +15,8 @@ from kdistill.recipe import Distill, Network, Schedule, Term
 from kdistill.recipe.checks import checked
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
-from kdistill.teachers import blend as teachers_blend
 from kdistill.teachers.adapted import Adapted
+from kdistill.teachers.blend import blend_models
 
 SHAPE = (28, 28, 1)
 
@@ -48,7 +48,7 @@ def test_a_blend_is_a_model_that_can_be_saved(tmp_path, ending):
     pair = [keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, ending)]) for _ in range(2)]
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
     mean = sum(w * (p(x).numpy() if ending else softmax(p(x).numpy())) for w, p in zip((0.25, 0.75), pair, strict=True))
-    blend = teachers_blend.blended(pair, (1, 3))
+    blend = blend_models(pair, (1, 3))
     np.testing.assert_allclose(tf.exp(blend(x)), mean, atol=1e-6)
     np.testing.assert_allclose(np.exp(blend.predict(x, verbose=0)), mean, atol=1e-6)
     blend.save(tmp_path / "blend.keras")
@@ -59,16 +59,16 @@ def test_a_blend_is_a_model_that_can_be_saved(tmp_path, ending):
 
 
 def test_an_adapted_teacher_sees_its_own_size_channels_and_range():
-    seen = []
+    received = []
 
     def teacher(images):
-        seen.append(images)
+        received.append(images)
         return tf.reduce_mean(images, axis=[1, 2])
 
     gray = tf.constant(np.full((2, 8, 8, 1), 100.0, np.float32))
     adapted = Adapted(teacher, size=(4, 6), channels=3, scale=0.01, mean=(0.0, 0.5, 1.0), std=(1.0, 2.0, 0.5))
     np.testing.assert_allclose(adapted(gray), [[1.0, 0.25, 0.0]] * 2, atol=1e-6)
-    assert seen[0].shape == (2, 4, 6, 3)
+    assert received[0].shape == (2, 4, 6, 3)
     color = tf.constant(np.broadcast_to(np.float32([10, 20, 30]), (1, 2, 2, 3)))
     np.testing.assert_allclose(Adapted(teacher, bgr=True)(color), [[30.0, 20.0, 10.0]])
     np.testing.assert_allclose(
@@ -120,13 +120,13 @@ def test_a_run_of_two_teachers_and_an_assistant(tmp_path):
         exports=(),
         distill=Distill(Schedule(0.9, 0.1, 0.5), teacher_weights=(3.0, 1.0)),
     )
-    said = []
-    run(recipe, tmp_path / "out", say=said.append)
+    messages = []
+    run(recipe, tmp_path / "out", say=messages.append)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     rows = {row["name"]: row for row in report["models"]}
     assert list(rows) == ["teacher_0", "teacher_1", "teacher", "assistant_0", "control", "student"]
     assert rows["teacher"]["parameters"] == rows["teacher_0"]["parameters"] + rows["teacher_1"]["parameters"]
     assert all(0 <= row["accuracy"] <= 1 for row in rows.values()) and rows["teacher"]["agreement"] == 1.0
     assert "kd" in report["training"]["assistant_0"] and "kd" not in report["training"]["teacher_1"]
-    again = run(recipe, tmp_path / "out", resume=True, say=said.append)
+    again = run(recipe, tmp_path / "out", resume=True, say=messages.append)
     assert [row["accuracy"] for row in again["models"]] == [row["accuracy"] for row in report["models"]]

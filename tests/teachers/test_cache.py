@@ -9,6 +9,7 @@ from kdistill.teachers import cache
 from kdistill.teachers.cache import Cache
 
 ABOUT = {"teacher": "t1", "data": "d1", "split": "train"}
+FACTS = {"teacher_name": "lenet", "source": "files"}
 
 
 def logits(rows, classes=7, seed=0):
@@ -16,88 +17,88 @@ def logits(rows, classes=7, seed=0):
 
 
 def filled(root, rows=10, part_rows=4, top_k=None, views=1):
-    made = Cache(root, ABOUT, rows, part_rows, 7, top_k)
-    made.create()
+    store = Cache(root, ABOUT, rows, part_rows, 7, top_k)
+    store.create()
     for view in range(views):
         values = logits(rows, seed=view)
-        for part in range(made.parts):
-            made.put(view, part, values[slice(*made.span(part))])
-    return made
+        for part in range(store.parts):
+            store.write_part(view, part, values[slice(*store.row_range(part))])
+    return store
 
 
 def test_rows_come_back_in_any_order_rounded_to_float16(tmp_path):
-    made, values = filled(tmp_path, views=2), logits(10, seed=1).astype(np.float16)
-    assert made.parts == 3 and made.missing(2) == []
+    store, values = filled(tmp_path, views=2), logits(10, seed=1).astype(np.float16)
+    assert store.parts == 3 and store.missing_parts(2) == []
     for rows in (slice(0, 10), slice(3, 9), slice(4, 8)):
-        np.testing.assert_array_equal(made.take(1, rows), values[rows])
+        np.testing.assert_array_equal(store.read_rows(1, rows), values[rows])
     order = np.random.default_rng(0).permutation(10)
-    np.testing.assert_array_equal(made.take(1, order), values[order])
-    assert made.view_bytes == values.nbytes == 140
-    parts = made.take(1, slice(0, 4)).base
-    assert any(isinstance(each, np.memmap) for each in made._open[1]), parts
+    np.testing.assert_array_equal(store.read_rows(1, order), values[order])
+    assert store.view_bytes == values.nbytes == 140
+    parts = store.read_rows(1, slice(0, 4)).base
+    assert any(isinstance(part, np.memmap) for part in store._open[1]), parts
 
 
 def test_whatever_decides_the_numbers_names_the_cache(tmp_path):
-    made = Cache(tmp_path, ABOUT, 10, 4, 7)
+    store = Cache(tmp_path, ABOUT, 10, 4, 7)
     others = [
         Cache(tmp_path, {**ABOUT, "teacher": "t2"}, 10, 4, 7),
         Cache(tmp_path, {**ABOUT, "seed": 1}, 10, 4, 7),
         Cache(tmp_path, ABOUT, 11, 4, 7),
         Cache(tmp_path, ABOUT, 10, 4, 7, 2),
     ]
-    assert len({made.key, *(each.key for each in others)}) == 5
-    assert Cache(tmp_path, ABOUT, 10, 4, 7, words={"source": "elsewhere"}).key == made.key
+    assert len({store.key, *(other.key for other in others)}) == 5
+    assert Cache(tmp_path, ABOUT, 10, 4, 7, description={"source": "elsewhere"}).key == store.key
 
 
-def test_damaged_and_missing_parts_are_found_and_said(tmp_path):
-    made = filled(tmp_path)
-    first, second, third = sorted(made.path.glob("view-*.npy"))
+def test_damaged_and_missing_parts_are_detected_and_reported(tmp_path):
+    store = filled(tmp_path)
+    first, second, third = sorted(store.path.glob("view-*.npy"))
     content = bytearray(second.read_bytes())
     content[-1] ^= 1
     second.write_bytes(content)
     third.write_bytes(third.read_bytes()[:-5])
-    said = []
-    assert [row["damaged"] for row in cache.verified(tmp_path)] == [[second.name, third.name]]
-    assert made.missing(1, said.append) == [(0, 1), (0, 2)]
-    assert len(said) == 2 and second.name in said[0] and not second.exists() and first.exists()
-    made.put(0, 1, logits(10)[4:8])
-    made.put(0, 2, logits(10)[8:])
-    assert made.missing(1) == [] and sorted(made.path.glob("view-*.npy")) == [first, second, third]
+    messages = []
+    assert [row["damaged"] for row in cache.verify_caches(tmp_path)] == [[second.name, third.name]]
+    assert store.missing_parts(1, messages.append) == [(0, 1), (0, 2)]
+    assert len(messages) == 2 and second.name in messages[0] and not second.exists() and first.exists()
+    store.write_part(0, 1, logits(10)[4:8])
+    store.write_part(0, 2, logits(10)[8:])
+    assert store.missing_parts(1) == [] and sorted(store.path.glob("view-*.npy")) == [first, second, third]
 
 
 def test_a_part_is_computed_by_one_process_at_a_time(tmp_path):
-    made = Cache(tmp_path, ABOUT, 10, 4, 7)
-    made.create()
-    with made.claimed(0, 0) as mine:
+    store = Cache(tmp_path, ABOUT, 10, 4, 7)
+    store.create()
+    with store.claim(0, 0) as mine:
         assert mine
-        with made.claimed(0, 0) as again, made.claimed(0, 1) as other:
+        with store.claim(0, 0) as again, store.claim(0, 1) as other:
             assert not again and other
-        made.put(0, 0, logits(4))
-    with made.claimed(0, 0) as done:
+        store.write_part(0, 0, logits(4))
+    with store.claim(0, 0) as done:
         assert not done, "it is there already"
 
 
 def test_logits_that_float16_cannot_hold_are_refused(tmp_path):
-    made = Cache(tmp_path, ABOUT, 4, 4, 7)
-    made.create()
+    store = Cache(tmp_path, ABOUT, 4, 4, 7)
+    store.create()
     values = logits(4)
     values[2, 3] = 70_000
     with pytest.raises(CheckFailed, match=r"logits reach 70000; float16 ends at 65504"):
-        made.put(0, 0, values)
+        store.write_part(0, 0, values)
     values[2, 3] = np.nan
     with pytest.raises(CheckFailed, match="nan"):
-        made.put(0, 0, values)
-    assert [path.name for path in made.path.glob("*.npy")] == []
+        store.write_part(0, 0, values)
+    assert [path.name for path in store.path.glob("*.npy")] == []
 
 
 def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(tmp_path):
-    made, values = filled(tmp_path, top_k=3), logits(10).astype(np.float64)
-    found = made.take(0, slice(0, 10))
-    assert found.dtype == np.float32 and found.shape == (10, 7)
+    store, values = filled(tmp_path, top_k=3), logits(10).astype(np.float64)
+    received = store.read_rows(0, slice(0, 10))
+    assert received.dtype == np.float32 and received.shape == (10, 7)
     # rest: float16; three class numbers: uint16; three logits: float16
-    assert cache.bytes_per_row(7, 3) == 2 + 3 * 2 + 3 * 2 and made.view_bytes == 140
+    assert cache.bytes_per_row(7, 3) == 2 + 3 * 2 + 3 * 2 and store.view_bytes == 140
     assert cache.bytes_per_row(100_000, 3) == 2 + 3 * 4 + 3 * 2
-    for row, true in zip(found.astype(np.float64), values, strict=True):
+    for row, true in zip(received.astype(np.float64), values, strict=True):
         top = np.argsort(-true)[:3]
         np.testing.assert_allclose(row[top], true[top], rtol=1e-3)
         rest = np.setdiff1d(np.arange(7), top)
@@ -107,24 +108,24 @@ def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(tmp_path):
 
 
 def test_list_verify_and_prune(tmp_path, monkeypatch):
-    made = filled(tmp_path, views=2)
-    other = Cache(tmp_path, {**ABOUT, "teacher": "t2"}, 10, 4, 7, words={"teacher_name": "lenet", "source": "files"})
+    store = filled(tmp_path, views=2)
+    other = Cache(tmp_path, {**ABOUT, "teacher": "t2"}, 10, 4, 7, description=FACTS)
     other.create()
-    other.put(0, 0, logits(4))
+    other.write_part(0, 0, logits(4))
     (tmp_path / "something of the user").mkdir()
-    rows = {row["key"]: row for row in cache.listed(tmp_path)}
-    assert rows.keys() == {made.key, other.key}
-    assert (rows[made.key]["views"], rows[made.key]["parts"], rows[other.key]["views"]) == (2, 6, 0)
+    rows = {row["key"]: row for row in cache.list_caches(tmp_path)}
+    assert rows.keys() == {store.key, other.key}
+    assert (rows[store.key]["views"], rows[store.key]["parts"], rows[other.key]["views"]) == (2, 6, 0)
     assert rows[other.key]["teacher"] == "lenet" and rows[other.key]["data"] == "files"
-    assert rows[made.key]["bytes"] == 2 * 140 + 6 * 128
-    assert [row["damaged"] for row in cache.verified(tmp_path, made.key[:6])] == [[]]
-    with pytest.raises(InputError, match=f"'x' names 0 caches.*{made.key}"):
-        cache.verified(tmp_path, "x")
-    assert cache.pruned(tmp_path, days=1) == [] and made.path.exists()
-    assert [row["key"] for row in cache.pruned(tmp_path, key=other.key)] == [other.key]
-    assert not other.path.exists() and made.path.exists()
-    assert [row["key"] for row in cache.pruned(tmp_path, days=0)] == [made.key]
-    assert (tmp_path / "something of the user").exists() and cache.listed(tmp_path / "nowhere") == []
+    assert rows[store.key]["bytes"] == 2 * 140 + 6 * 128
+    assert [row["damaged"] for row in cache.verify_caches(tmp_path, store.key[:6])] == [[]]
+    with pytest.raises(InputError, match=f"'x' names 0 caches.*{store.key}"):
+        cache.verify_caches(tmp_path, "x")
+    assert cache.prune_caches(tmp_path, days=1) == [] and store.path.exists()
+    assert [row["key"] for row in cache.prune_caches(tmp_path, key=other.key)] == [other.key]
+    assert not other.path.exists() and store.path.exists()
+    assert [row["key"] for row in cache.prune_caches(tmp_path, days=0)] == [store.key]
+    assert (tmp_path / "something of the user").exists() and cache.list_caches(tmp_path / "nowhere") == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
