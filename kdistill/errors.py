@@ -1,21 +1,28 @@
-"""The two ways in which kdistill stops: bad input (exit status 2) and a check that failed (exit status 1)."""
+"""The two errors of kdistill: bad input (exit status 2) and a failed check (exit status 1)."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message says what, what was expected, what came, how to mend it."""
+    """The input cannot be used. The message states what, what was expected, what was received, and how to fix it."""
 
 
 class CheckFailed(RuntimeError):
-    """The input was fine, but a result is not: an export that disagrees with its model, a loss that is NaN."""
+    """The input is correct, but a result is not: an export that differs from its model, a loss that is NaN."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], mend: str = "") -> InputError:
-    """The one sentence for a name that does not exist, with the nearest that does."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f" Did you mean '{near[0]}'?" if near else ""
-    text = f"Unknown {kind} '{name}'.{guess} Available: {', '.join(known) or 'none'}."
-    return InputError(f"{text} {mend}".rstrip())
+def unknown(kind: str, name: str, available: Iterable[str], advice: str = "") -> InputError:
+    """The error for a name that does not exist, with the most similar available name.
+
+    Args:
+        kind: What is named, such as "data set".
+        name: The name that was received.
+        available: The names that exist.
+        advice: A sentence on how to fix it.
+    """
+    available = sorted(available)
+    similar = difflib.get_close_matches(name, available, n=1, cutoff=0.5)
+    guess = f" Did you mean '{similar[0]}'?" if similar else ""
+    text = f"Unknown {kind} '{name}'.{guess} Available: {', '.join(available) or 'none'}."
+    return InputError(f"{text} {advice}".rstrip())

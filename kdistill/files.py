@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 
 def cache_root() -> Path:
-    """`$KDISTILL_CACHE`, else the user's own cache folder."""
-    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KDISTILL_CACHE") or Path(own) / "kdistill").expanduser()
+    """The folder of all caches: `$KDISTILL_CACHE`, else `kdistill` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("KDISTILL_CACHE") or Path(user_cache) / "kdistill").expanduser()
 
 
 def byte_sizes(content: bytes) -> dict[str, int]:
-    """Bytes of some content as it is, and deflated as in a zip or an app bundle, where zeros and clusters show."""
+    """The bytes of a content, plain and deflated as in a zip or an app bundle, where zeros and clusters save space."""
     return {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
 
 
-PART = ".part-"  # how the name begins of what is being written; a run that goes on deletes what was left so
+PART = ".part-"  # the name of an unfinished file begins so; a resumed run deletes such files
 
 
 @contextmanager
 def atomic_file(path: Path, synced: bool = False) -> Iterator[Path]:
-    """A file beside `path`, with the same ending, to write; at the end it takes the place of `path`.
+    """Yields the path of a file to write, beside `path` and with the same ending; on success it replaces `path`.
 
-    If that fails, or is broken off, `path` is as it was. `synced`: only once the content is on the disk.
+    If writing fails or is interrupted, `path` does not change. `synced`: waits until the content is on the disk.
     """
     part = path.with_name(PART + path.name)
     try:
         yield part
         if synced:
-            with open(part, "rb") as written:
-                os.fsync(written.fileno())
+            with open(part, "rb+") as file:  # Windows syncs only files that are open for writing
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -50,30 +50,30 @@ def atomic_file(path: Path, synced: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file completely or not at all."""
     with atomic_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def existing_file(path: str | Path, endings: tuple[str, ...]) -> Path:
-    """The path of a file. Raises `InputError` if there is none, and for a folder with those in it that would do."""
+    """The path of a file. Raises `InputError` if it does not exist; for a folder, the message names files in it."""
     path = Path(path)
     if path.is_dir():
-        near = sorted([*path.glob("*"), *path.glob("*/*")])
-        inside = [str(each) for each in near if each.name.endswith(endings) and not each.name.startswith(PART)]
-        some = f", such as {', '.join(inside[:4])}" if inside else ""
-        raise InputError(f"'{path}' is a folder. Give the path of a file ({', '.join(endings)}){some}.")
+        paths = sorted([*path.glob("*"), *path.glob("*/*")])
+        candidates = [str(file) for file in paths if file.name.endswith(endings) and not file.name.startswith(PART)]
+        examples = f", such as {', '.join(candidates[:4])}" if candidates else ""
+        raise InputError(f"'{path}' is a folder. Give the path of a file ({', '.join(endings)}){examples}.")
     if not path.is_file():
-        raise InputError(f"There is no file '{path}'.")
+        raise InputError(f"There is no file '{path}'. Check the path.")
     return path
 
 
 def read_json(path: Path):
-    """The content of a JSON file that a run has written. Raises `InputError` if it is damaged."""
+    """The content of a JSON file of a run. Raises `InputError` if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no UTF-8, or no JSON
-        raise InputError(f"'{path}' is damaged ({error}). Start the run anew in another folder.") from None
+        raise InputError(f"'{path}' is damaged ({error}). Start a new run in another folder.") from None
 
 
 def exclusive_lock(path: Path, message: str | None = None) -> "BaseFileLock":

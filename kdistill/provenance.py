@@ -1,4 +1,4 @@
-"""Where a number comes from: command, versions, machine, commit."""
+"""What a run was computed with: command, versions, machine, commit."""
 
 import os
 import platform
@@ -12,23 +12,23 @@ PACKAGES = ("kdistill", "tensorflow", "keras", "ai-edge-litert", "numpy")
 
 
 def of_run() -> dict:
-    """The command that was typed, the machine, the versions of what computes, and the commit of the source tree."""
+    """The command line, the machine, the versions of the packages, and the commit of the source tree."""
     return {"command": _command(), "machine": machine(), "versions": versions(), "commit": _commit()}
 
 
 def versions() -> dict[str, str]:
-    """Versions by package, of those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    """The versions of Python and of the installed `PACKAGES`, by name."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[package] = version(package)
         except PackageNotFoundError:  # kdistill itself, run from a source tree
             continue
-    return found
+    return installed
 
 
 def machine() -> str:
-    """The CPU's name, the cores this process may use, and the system."""
+    """The CPU's name, the number of cores that this process may use, and the operating system."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -43,13 +43,15 @@ def _command() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the git checkout that this package is run from, with `+` if files were changed; else None."""
+    """The commit of the git checkout that holds this package, with `+` if files are changed; None if there is none."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
