@@ -129,6 +129,7 @@ def same(first, second):
 ALL = {"shift": 2, "flip": True, "crop_area": 0.3, "mixup": 0.4, "cutmix": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("changes", [{}, {"crop_area": 0.3}, {"mixup": 0.4}, {"cutmix": 1.0}, ALL], ids=str)
 def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
@@ -145,6 +146,7 @@ def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
             np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("changes", [{"crop_area": 0.3, "shift": 2}, {"mixup": 0.4}, ALL], ids=str)
 def test_the_parts_of_workers_are_the_whole_batch_bit_by_bit(splits, kind, changes):

@@ -45,6 +45,7 @@ def test_numbers_that_do_not_divide():
         few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=4))
 
 
+@pytest.mark.slow
 def test_student_and_control_see_the_same_labels(splits):
     student, control = few_labels.for_student(splits).train, few_labels.for_control(splits).train
     seen = student.labels >= 0
@@ -88,6 +89,7 @@ def test_settings_that_do_nothing_are_refused():
         check_recipe(dataclasses.replace(made, seeds=0))
 
 
+@pytest.mark.slow
 def test_a_run_over_two_seeds_on_few_labels(tmp_path):
     smoke = load_recipe("mnist", "smoke")
     few = dataclasses.replace(smoke.data, train_limit=400, labeled=40)

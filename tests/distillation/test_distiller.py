@@ -232,6 +232,7 @@ def test_mixed_precision_students_log_the_loss_in_float32():
     assert history["loss"][1] < history["loss"][0]
 
 
+@pytest.mark.slow
 def test_loss_scaling_reaches_the_same_weights():
     """mixed_float16 scales the loss and unscales the gradients; SGD shows a wrong factor at once."""
 

@@ -89,6 +89,7 @@ def test_arrays_tf_data_and_pydataset_give_the_same_weights():
             np.testing.assert_allclose(a, b, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"steps_per_execution": 2}, {"run_eagerly": True}, {"jit_compile": True}])
 def test_every_way_to_run_a_step_gives_the_same_weights(options):
     plain, other = compiled(dense(1), dense(2)), Distiller(dense(1), dense(2))

@@ -62,6 +62,7 @@ def test_each_term_is_logged_as_its_function_gives_it_and_the_total_is_their_wei
     assert set(logs) == {"loss", "hard", "kd", "accuracy", "agreement", *LOSSES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_of_each_goes_to_the_student_alone(name):
     """One SGD step on the term alone moves the student by the gradient of the pure function, and nothing else."""
@@ -98,6 +99,7 @@ def test_a_term_named_kd_takes_the_place_of_the_kl():
         distiller.temperature = 3.0
 
 
+@pytest.mark.slow
 def test_one_forward_of_each_layer_per_step_whatever_the_number_of_terms():
     counts = {"student": 0, "teacher": 0}
 
@@ -115,6 +117,7 @@ def test_one_forward_of_each_layer_per_step_whatever_the_number_of_terms():
     assert counts == {"student": 3, "teacher": 3}
 
 
+@pytest.mark.slow
 def test_projectors_are_trained_saved_with_the_distiller_and_no_part_of_the_student(tmp_path):
     def fresh():
         keras.utils.set_random_seed(9)
@@ -151,6 +154,7 @@ def test_projectors_are_trained_saved_with_the_distiller_and_no_part_of_the_stud
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=a.path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_resumes_a_training_with_terms_to_the_same_bits(tmp_path):
     def fresh():
         terms = {"hint": Term("hint", in_steps(Schedule(1.0, 0.1), 6), projector="conv1x1", **TAPS)}
@@ -168,6 +172,7 @@ def test_a_checkpoint_resumes_a_training_with_terms_to_the_same_bits(tmp_path):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
+@pytest.mark.slow
 def test_weights_and_options_change_without_a_new_trace():
     traces = []
 
@@ -215,6 +220,7 @@ def test_schedules_of_a_recipe_go_over_its_steps():
         assert made.settings["mse_logits.weight"] == pytest.approx(mse, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_in_half_precision_learns_by_every_term():
     terms = {name: term(name, 0.1) for name in LOSSES} | {"wide": Term("hint", projector="conv1x1", **TAPS)}
     distiller = Distiller(student(dtype="mixed_bfloat16"), teacher(), terms=terms, dtype="mixed_bfloat16")
@@ -279,6 +285,7 @@ def test_two_classes_work_or_are_refused_by_name(name):
     assert np.abs(tape.gradient(loss, s)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_saved_distiller_with_schedules_options_and_a_registered_function_is_rebuilt(tmp_path):
     terms = {
         "dkd": Term("dkd", in_steps(Schedule(1.0, 0.0), 10), options={"beta": in_steps(Schedule(4.0, 2.0), 10)}),
@@ -295,6 +302,7 @@ def test_a_saved_distiller_with_schedules_options_and_a_registered_function_is_r
     assert evaluated(loaded) == pytest.approx(evaluated(made), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(digits):
     from kdistill.networks.architectures import build
     from kdistill.recipe import Network

@@ -7,7 +7,10 @@ from support.reports import images, report
 
 from kdistill.report import compare, page
 
-pytestmark = pytest.mark.skipif(browser.MISSING is not None, reason=str(browser.MISSING))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.MISSING is not None, reason=str(browser.MISSING)),
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from kdistill.conversion.export import export
 from kdistill.recipe import Profile
 from kdistill.tflite.interpreter import File
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGES = corners(60).images
 # What of TensorFlow Lite Micro main.cc uses; an interpreter that says the number of the largest pixel's quarter.

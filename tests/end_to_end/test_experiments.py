@@ -11,6 +11,8 @@ from kdistill.recipe.loading import load_recipe
 from kdistill.report.sweep import student_table
 from kdistill.runs.sweep import sweep
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_tutorial_is_six_students_of_one_layer_and_a_benchmark(tmp_path):
     said = []

@@ -49,6 +49,7 @@ def test_a_residual_network_of_another_depth_is_refused():
         built("resnet", depth=9)
 
 
+@pytest.mark.slow
 def test_applications_resize_and_normalize_inside():
     """Of an image of one color, whatever its size, every network sees the same."""
     small, large = (np.full((1, size, size, 3), (200, 30, 90), np.float32) for size in (40, 90))
@@ -63,6 +64,7 @@ def test_applications_resize_and_normalize_inside():
         assert norms(one) and all(norm.synchronized for norm in norms(one))
 
 
+@pytest.mark.slow
 def test_the_preprocessing_is_that_of_keras_applications():
     """ResNet50 and VGG16: BGR less the mean; MobileNetV2: -1 to 1. The oracle is Keras' own function."""
     center = built("vgg16", size=32).get_layer("center")
@@ -74,6 +76,7 @@ def test_the_preprocessing_is_that_of_keras_applications():
     )
 
 
+@pytest.mark.slow
 def test_weights_of_keras_applications_give_what_keras_gives(tmp_path):
     """From a file: ours on raw red-green-blue pixels, Keras' own on preprocessed blue-green-red ones."""
     keras.utils.set_random_seed(3)
@@ -121,6 +124,7 @@ def test_refusals():
         built("mobilenet_v2", size=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,options", [("cifar_mini", {}), ("resnet", {"depth": 8, "width": 4})])
 def test_they_convert_to_builtin_operators(tmp_path, name, options):
     model = built(name, **options)

@@ -112,6 +112,7 @@ def test_a_wrong_copy_is_refused(monkeypatch):
         folding.checked_inference_copy(model, corners(8).images.astype("float32"))
 
 
+@pytest.mark.slow
 def test_runs_ask_the_copy_which_keeps_the_layers_that_are_tapped(tmp_path):
     splits = Splits(corners(40), corners(20, seed=1), corners(20, seed=2), CLASSES, "corners", "0123456789abcdef")
     teacher, said = shaken(network()), []

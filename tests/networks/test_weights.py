@@ -31,6 +31,7 @@ def net(names=("conv", "norm", "last"), seed=0, filters=4):
     return model
 
 
+@pytest.mark.slow
 def test_a_recipes_teacher_has_the_weights_of_files_and_is_not_trained(tmp_path, digits):
     """Two files, of which each holds some layers under other names; what is random of it is told."""
     recipe = load_recipe("mnist", "smoke")

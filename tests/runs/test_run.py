@@ -23,6 +23,8 @@ from kdistill.runs.folder import RunFolder
 from kdistill.runs.run import run
 from kdistill.training import fit
 
+pytestmark = pytest.mark.slow
+
 SMOKE = load_recipe("mnist", "smoke", ["train_limit=320"])
 # Untrained-looking students are uncertain: int8 flips many of their classes. The files are checked elsewhere.
 QUICK = dataclasses.replace(SMOKE, exports=("reference",))

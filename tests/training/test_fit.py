@@ -95,6 +95,7 @@ def steps_written(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [[1], [5], [11], [12], [14, 20], [31]])
 def test_resume_ends_with_the_same_bits(kills, tmp_path, monkeypatch):
     straight = distiller()
@@ -111,6 +112,7 @@ def test_resume_ends_with_the_same_bits(kills, tmp_path, monkeypatch):
     assert logs[0] == logs[1] and logs[0]["train", "epoch_loss"] == [11, 22, 33]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, monkeypatch):
     straight = distiller()
     fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
@@ -139,12 +141,14 @@ def test_checkpoints_are_few_and_hold_no_teacher(tmp_path, monkeypatch):
     assert count < 2 * model.student.count_params() + 60  # weights, momenta, counters and metrics
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
     fit(distiller(), tmp_path, 16, monkeypatch)
     with pytest.raises(InputError, match="belongs to another model"):
         fit(Supervised(network(1)), tmp_path, monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_with_and_without_checkpoints_the_weights_are_the_same(tmp_path, monkeypatch):
     plain, kept = distiller(), distiller()
     training_fit.fit(plain, SPLITS, DATA, TRAINING, 4)
@@ -161,6 +165,7 @@ def test_tensorboard_holds_the_names_that_users_look_for(tmp_path, monkeypatch):
     assert {"learning_rate", "distillation_weight", "temperature", "images_per_second"} <= tags
 
 
+@pytest.mark.slow
 def test_a_loss_that_turns_nan_stops_the_run_and_names_step_and_term():
     wild = dataclasses.replace(TRAINING, learning_rate=1e30, warmup=0.0, schedule="constant")
     with pytest.raises(CheckFailed, match=r"not finite at step \d+ \(term: .*hard.*\)"):
@@ -195,6 +200,7 @@ def test_optimizers():
     assert type(sgd).__name__ == "SGD" and sgd.momentum == 0.9
 
 
+@pytest.mark.slow
 def test_steps_are_traced_once_whatever_the_number_of_epochs(tmp_path, monkeypatch):
     """11 steps an epoch, two in a call: the odd one at the end must not cost a trace in each epoch either."""
     traced = {"train": [], "test": []}
@@ -224,6 +230,7 @@ def noted(self, epoch, logs=None):
     self.model.stop_training = True
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     """The third checkpoint does not fit: a message, the two before it whole, no part of it; then it goes on exactly."""
     straight = distiller()
@@ -248,6 +255,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
+@pytest.mark.slow
 def test_a_profile_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(training_fit, "STEPS_PER_EXECUTION", 2)
     plain, profiled = Supervised(network()), Supervised(network())

@@ -17,6 +17,8 @@ from kdistill.training import checkpoint, side_by_side
 from kdistill.training.fit import fit
 from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
+pytestmark = pytest.mark.slow
+
 DATA = Data(shift=1)
 SGD = Training(epochs=2, batch_size=32, optimizer="sgd", learning_rate=0.05, momentum=0.9, warmup=0.1)
 SMALL = Network("lenet", {"filters": (4, 6), "units": 16})  # with dropout

@@ -17,6 +17,8 @@ from kdistill.errors import InputError
 from kdistill.recipe import Term
 from kdistill.training import optimizers, strategy
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(108, 6)).astype("float32")
 Y = RNG.integers(0, 4, 108).astype("int32")

@@ -59,6 +59,7 @@ def assert_equal_metrics(first, second):
             assert second["training"][name]["history"][key] == pytest.approx(values, abs=2e-5), (name, key)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_replicas_is_the_plain_run(plain, tmp_path):
     """Also with an uneven share: 31 images are 16 and 15."""
     folder, expected = plain
@@ -89,6 +90,7 @@ def together(tmp_path_factory):
     return folder, two_runs(folder, "--set", "exports=reference")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, together):
     folder, (told, status) = together
     assert status == [0, 0], told
@@ -101,6 +103,7 @@ def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, 
     assert len(list((folder / "logs/student/train").glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -121,6 +124,7 @@ def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together,
     assert_equal_models(out, together[0], tolerance=0)
 
 
+@pytest.mark.slow
 def test_workers_with_other_settings_are_refused():
     """Every worker says so, not only the one that differs."""
     code = "import sys; from kdistill.training import strategy\n"
@@ -173,6 +177,7 @@ def test_auto_takes_all_gpus(monkeypatch):
         strategy.choose_devices("mirrored")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["training.batch_size", "teacher_training.batch_size"])
 def test_a_batch_smaller_than_the_replicas(key, tmp_path):
     recipe = load_recipe("mnist", "smoke", [f"{key}=1"])
