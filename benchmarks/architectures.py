@@ -21,7 +21,7 @@ from kdistill.conversion import convert
 from kdistill.files import byte_sizes
 from kdistill.networks import architectures
 from kdistill.networks.applications import APPLICATIONS
-from kdistill.recipe import Network, Profile
+from kdistill.recipe import Network, Profile, Stage
 from kdistill.tflite.flatbuffer import stayed_float
 
 CLASSES = 10
@@ -52,14 +52,14 @@ def built(name: str, size: int) -> keras.Model:
     return model
 
 
-def row(name: str, scheme: str, given) -> dict:
+def row(name: str, scheme: str, options) -> dict:
     """One line of the table."""
     keras.backend.clear_session()
-    model, start = built(name, given.size), time.perf_counter()
-    images = np.random.default_rng(1).integers(0, 256, (given.images, *model.input_shape[1:])).astype("uint8")
-    labels = np.arange(given.images, dtype="int32") % CLASSES
-    options = {"batch_size": 4, "learning_rate": 1e-5, "say": lambda text: None}
-    result = compress(model, scheme, model if scheme != "int8" else None, (images, labels), 1, **options)
+    model, start = built(name, options.size), time.perf_counter()
+    images = np.random.default_rng(1).integers(0, 256, (options.images, *model.input_shape[1:])).astype("uint8")
+    labels = np.arange(options.images, dtype="int32") % CLASSES
+    stage, teacher = Stage(scheme, epochs=1, batch_size=4, learning_rate=1e-5), model if scheme != "int8" else None
+    result = compress(model, stage, teacher, (images, labels), say=lambda text: None)
     content = result.tflite() if result.quantized else convert.convert(result.model, Profile("float32"))
     result.check_file(content)
     floats = []
@@ -67,10 +67,10 @@ def row(name: str, scheme: str, given) -> dict:
         inside = schema.ModelT.InitFromPackedBuf(content)
         floats = sorted({each["operator"] for each in stayed_float(inside, "int8")})
     word = {"prune": "pruned", "cluster": "clustered", "qat": "quantized", "int8": "quantized"}[scheme]
-    told = [each[word] for each in result.stages if word in each]
+    cells = [layer[word] for layer in result.layers if word in layer]
     return {
         **{"network": name, "parameters": model.count_params(), "scheme": scheme},
-        **{"layers": f"{told.count('yes')} of {len(told)}", "float": floats, **byte_sizes(content)},
+        **{"layers": f"{cells.count('yes')} of {len(cells)}", "float": floats, **byte_sizes(content)},
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -83,18 +83,18 @@ def main() -> None:
     parser.add_argument("--scheme", nargs="*", default=["prune", "cluster", "qat", "int8"])
     parser.add_argument("--size", type=int, default=96, help="of the images of the networks of keras.applications")
     parser.add_argument("--images", type=int, default=16)
-    given = parser.parse_args()
+    options = parser.parse_args()
     rows = []
     print("| network | parameters | scheme | layers done | computes in float | bytes | deflated | seconds |")
     print("|---|---:|---|---:|---|---:|---:|---:|")
-    for name in given.only:
-        for scheme in given.scheme:
-            rows.append(row(name, scheme, given))
-            told = {**rows[-1], "float": ", ".join(rows[-1]["float"]) or ("–" if scheme in ("qat", "int8") else "")}
+    for name in options.only:
+        for scheme in options.scheme:
+            rows.append(row(name, scheme, options))
+            cells_of_row = {**rows[-1], "float": ", ".join(rows[-1]["float"]) or ("–" if scheme in ("qat", "int8") else "")}
             line = (
                 "| {network} | {parameters:,} | {scheme} | {layers} | {float} | {bytes:,} | {deflated:,} | {seconds} |"
             )
-            print(line.format(**told), flush=True)
+            print(line.format(**cells_of_row), flush=True)
     print(json.dumps(rows))
 
 

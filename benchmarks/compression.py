@@ -27,7 +27,7 @@ from kdistill.data.few_labels import for_control, for_student
 from kdistill.evaluation import verdict
 from kdistill.evaluation.evaluate import predict
 from kdistill.files import byte_sizes
-from kdistill.recipe import SCHEMES, Profile
+from kdistill.recipe import SCHEMES, Profile, Stage
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.objective import at_the_end
 from kdistill.runs.arms import Arms
@@ -57,37 +57,37 @@ def of_file(content: bytes, examples) -> dict:
         return {"tflite": accuracy(File(path).predict(examples.images), examples.labels), **byte_sizes(content)}
 
 
-def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, given) -> dict:
+def measured(arms: Arms, student, scheme: str, seed: int, kept_on: bool, options) -> dict:
     """One row: a scheme, a seed, with or without the teacher."""
     splits, recipe = arms.splits, arms.recipe
-    stages = SCHEMES[scheme]
-    goals = {"final_sparsity": given.sparsity} if "prune" in stages else {}
-    goals |= {"clusters": given.clusters} if "cluster" in stages else {}
-    if kept_on and stages:
-        goals |= at_the_end(recipe.distill)
+    steps = SCHEMES[scheme]
+    stage = Stage(
+        scheme,
+        options.epochs,
+        learning_rate=options.learning_rate,
+        final_sparsity=options.sparsity if "prune" in steps else None,
+        clusters=options.clusters if "cluster" in steps else None,
+    )
     result = compress(
         student,
-        scheme,
-        arms.models["teacher"] if kept_on and stages else None,
+        stage,
+        arms.models["teacher"] if kept_on and steps else None,
         for_student(splits) if kept_on else for_control(splits),
-        given.epochs,
-        given.learning_rate,
         augment=recipe.data,
         keep=arms.folder.path / "steps" / f"{seed}-{'teacher' if kept_on else 'labels'}",
         seed=seed,
-        **goals,
+        **(at_the_end(recipe.distill) if kept_on and steps else {}),
     )
     content = result.tflite() if result.quantized else convert.convert(result.model, INT8, splits.train.images[:500])
-    found = {"model": accuracy(predict(result.model, splits.test.images), splits.test.labels)}
-    if stages:
-        last = result.history[stages[-1]]
-        found |= {"validation": last["val_accuracy"][-1]}
-    found |= of_file(content, splits.test)
+    row = {"model": accuracy(predict(result.model, splits.test.images), splits.test.labels)}
+    if steps:
+        row |= {"validation": result.history[steps[-1]]["val_accuracy"][-1]}
+    row |= of_file(content, splits.test)
     kept = result.check_file(content)
     floats = convert.convert(result.model, FLOAT32)
     kept_in_float = result.check_file(floats)
-    found |= {"float32_deflated": byte_sizes(floats)["deflated"], "kept": kept, "kept_in_float32": kept_in_float}
-    return {"scheme": scheme, "seed": seed, "teacher": kept_on, **found, "table": result.stages}
+    row |= {"float32_deflated": byte_sizes(floats)["deflated"], "kept": kept, "kept_in_float32": kept_in_float}
+    return {"scheme": scheme, "seed": seed, "teacher": kept_on, **row, "table": result.layers}
 
 
 def summary(rows: list[dict], before: list[dict], images: int) -> str:
@@ -127,9 +127,9 @@ def picture(rows: list[dict], before: list[dict], path: Path) -> None:
     for on, marker, label in ((True, "o", "teacher kept on"), (False, "x", "labels alone")):
         points = {}
         for scheme in dict.fromkeys(row["scheme"] for row in rows):
-            those = [row for row in rows if row["scheme"] == scheme and row["teacher"] == on]
-            if those:
-                points[scheme] = [statistics.mean(row[key] for row in those) for key in ("deflated", "tflite")]
+            selected = [row for row in rows if row["scheme"] == scheme and row["teacher"] == on]
+            if selected:
+                points[scheme] = [statistics.mean(row[key] for row in selected) for key in ("deflated", "tflite")]
         axes.plot(*zip(*[(x, 100 * y) for x, y in points.values()], strict=True), marker, label=label)
         for scheme, (x, y) in points.items() if on else ():
             axes.annotate(scheme, (x, 100 * y), xytext=(4, 4), textcoords="offset points", fontsize=8)
@@ -151,40 +151,40 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir")
     parser.add_argument("--scheme", nargs="*", default=list(SCHEMES), choices=list(SCHEMES))
-    parser.add_argument("--epochs", type=int, default=1, help="of each stage")
+    parser.add_argument("--epochs", type=int, default=1, help="of each step of a scheme")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
-    given = parser.parse_args()
-    recipe = load_recipe("mnist", given.variant, [*given.set, f"seeds={given.seeds}"])
-    splits = data_splits.load_splits(recipe.data, given.data_dir)
-    folder = RunFolder(given.out, resume=(given.out / "recipe.json").exists())
-    folder.settle(recipe, splits.fingerprint, given.force, print)
+    options = parser.parse_args()
+    recipe = load_recipe("mnist", options.variant, [*options.set, f"seeds={given.seeds}"])
+    splits = data_splits.load_splits(recipe.data, options.data_dir)
+    folder = RunFolder(options.out, resume=(options.out / "recipe.json").exists())
+    folder.settle(recipe, splits.fingerprint, options.force, print)
     arms = Arms(recipe, splits, folder, print)
-    test, path = splits.test, given.out / "compression.json"
-    held = json.loads(path.read_text()) if path.exists() else {"before": [], "rows": [], **provenance.of_run()}
-    settings = [given.epochs, given.learning_rate, given.sparsity, given.clusters]
-    for seed in range(given.seeds):
+    test, path = splits.test, options.out / "compression.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"before": [], "rows": [], **provenance.of_run()}
+    settings = [options.epochs, options.learning_rate, options.sparsity, options.clusters]
+    for seed in range(options.seeds):
         student = trained(arms, seed)
-        if len(held["before"]) == seed:
-            row = of_file(convert.convert(float32.ready(student), FLOAT32), test)
-            held["before"].append({"seed": seed, "parameters": student.count_params(), **row})
-        for scheme in given.scheme:
+        if len(stored["before"]) == seed:
+            row = of_file(convert.convert(float32.prepare(student).model, FLOAT32), test)
+            stored["before"].append({"seed": seed, "parameters": student.count_params(), **row})
+        for scheme in options.scheme:
             for kept_on in (True, False) if SCHEMES[scheme] else (False,):
                 key = [scheme, seed, kept_on, *settings]
-                if any(row["key"] == key for row in held["rows"]):
+                if any(row["key"] == key for row in stored["rows"]):
                     continue
-                held["rows"].append({"key": key, **measured(arms, student, scheme, seed, kept_on, given)})
-                files.write_text(path, json.dumps(held) + "\n")
-    rows = [row for row in held["rows"] if row["key"][3:] == settings and row["scheme"] in given.scheme]
-    rows.sort(key=lambda row: (given.scheme.index(row["scheme"]), row["seed"]))
+                stored["rows"].append({"key": key, **measured(arms, student, scheme, seed, kept_on, options)})
+                files.write_text(path, json.dumps(stored) + "\n")
+    rows = [row for row in stored["rows"] if row["key"][3:] == settings and row["scheme"] in options.scheme]
+    rows.sort(key=lambda row: (options.scheme.index(row["scheme"]), row["seed"]))
     teacher = accuracy(predict(arms.models["teacher"], test.images), test.labels)
     print(f"{splits.source}; teacher {teacher:.2%}; student before, float32:")
-    for each in held["before"]:
+    for each in stored["before"]:
         print(f"  seed {each['seed']}: {each['tflite']:.2%}, {each['bytes']:,} bytes, {each['deflated']:,} deflated")
-    print(summary(rows, held["before"], len(test)))
-    picture(rows, held["before"], given.out / "compression.png")
+    print(summary(rows, stored["before"], len(test)))
+    picture(rows, stored["before"], options.out / "compression.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ _HOMES = {  # public name -> the module that defines it, or, for `losses` and th
     "Profile": "recipe",
     "Recipe": "recipe",
     "Schedule": "recipe",
+    "Stage": "recipe",
     "Supervised": "distillation.supervised",
     "Term": "recipe",
     "compress": "compression.compress",

@@ -1,11 +1,9 @@
-"""Prunes, clusters and quantizes a Keras 3 student while its teacher goes on teaching; a Keras 3 model comes out.
+"""Prunes, clusters and quantizes a Keras 3 student while its teacher still teaches; the result is a Keras 3 model.
 
 Pruning and clustering make a file smaller once it is compressed (a zip, an app bundle), not faster. Quantization makes
-it four times smaller and faster on most phones. Each stage is fine-tuned, checked, and told layer by layer.
+it four times smaller, and faster on most phones. Every step of a scheme is fine-tuned, checked, and reported by layer.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +11,20 @@ from pathlib import Path
 import keras
 import numpy as np
 import tf_keras
-from ai_edge_litert import schema_py_generated as schema
 
-from kdistill import files
-from kdistill.compression import checks, finetune, tfmot
+from kdistill.compression import checks, finetune, inputs, tfmot
 from kdistill.compression.bridge import Handlers, copy_back, to_tf_keras
-from kdistill.compression.inputs import batches_of, check_names, check_numbers, check_terms, checked_teacher, goals_of
-from kdistill.compression.quantized_file import converted
-from kdistill.conversion.convert import convert, image_shape
-from kdistill.conversion.float32 import ready
+from kdistill.compression.quantized_file import convert_quantized
+from kdistill.compression.resume import FinishedSteps, settings_of
+from kdistill.conversion.convert import convert
+from kdistill.conversion.float32 import prepare
 from kdistill.conversion.graph import layer_of
-from kdistill.errors import InputError, unknown
-from kdistill.files import sizes
-from kdistill.networks import saving
-from kdistill.networks.heads import output_of
-from kdistill.recipe import SCHEMES, Data, Profile, Term
-from kdistill.tflite.flatbuffer import stayed_float
+from kdistill.errors import InputError
+from kdistill.files import byte_sizes
+from kdistill.networks.keras_internals import leaf_layers
+from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
+from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
+from kdistill.tflite.flatbuffer import parse, stayed_float
 
 CALIBRATION_IMAGES = 500
 Number = float | keras.optimizers.schedules.LearningRateSchedule
@@ -36,20 +32,20 @@ Number = float | keras.optimizers.schedules.LearningRateSchedule
 
 @dataclass
 class Compressed:
-    """What `compress` gives.
+    """What `compress` returns.
 
-    `model`: the Keras 3 model with the new weights.
-    `stages`: a table, one dict for each layer: layer, kind, parameters, sparsity (share of zeros in the kernel),
+    `model`: the Keras 3 model with the new weights. `scheme`: the name of the scheme.
+    `layers`: a table, one dict for each layer: layer, kind, parameters, sparsity (share of zeros in the kernel),
     clusters (different values in the kernel), clusters_per_channel (the most of them in one output channel), and for
-    each stage of the scheme (pruned, clustered, quantized) "yes" or the reason why not.
-    `tables`: the table as it was after each stage. `sizes`: bytes, raw and deflated, of the float32 weights before
-    (`student`) and after each stage, and of the `tflite`. `notes`: what was done otherwise than asked. `history`:
-    stage -> loss, hard, kd, accuracy (and val_ of each, with validation images) of each epoch.
+    each step of the scheme (pruned, clustered, quantized) "yes" or the reason why not.
+    `tables`: step -> the table after it. `sizes`: bytes, raw and deflated, of the float32 weights before (`student`)
+    and after each step, and of the `tflite`. `notes`: what differs from the request. `history`: step -> loss, hard, kd,
+    accuracy (and val_ of each, with validation images) of every epoch.
     """
 
     model: keras.Model
     scheme: str
-    stages: list[dict]
+    layers: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     tables: dict[str, list[dict]] = field(default_factory=dict)
@@ -60,44 +56,39 @@ class Compressed:
 
     @property
     def quantized(self) -> bool:
-        """Whether the scheme gives a `.tflite` of its own."""
+        """Whether the scheme produces a `.tflite` of its own."""
         return self._content is not None
 
     def tflite(self) -> bytes:
-        """The `.tflite` of a quantizing scheme: float32 in and out, int8 between, with the ranges of the training."""
+        """The `.tflite` of a quantizing scheme: float32 in and out, int8 in between, with the ranges of the training.
+
+        Raises `InputError` for a scheme that does not quantize.
+        """
         if self._content is None:
             raise InputError(
                 f"The scheme '{self.scheme}' quantizes nothing. Write a file with kdistill.export(result.model, ...), "
-                "or take a scheme that quantizes: qat, pqat, cqat, pcqat, int8."
+                "or use a scheme that quantizes: qat, pqat, cqat, pcqat, int8."
             )
         return self._content
 
     def check_file(self, content: bytes) -> dict[str, dict]:
-        """Looks for the zeros and clusters of the model in any `.tflite` made of it, by `tflite()` or by an export.
+        """Checks that a `.tflite` of the model, from `tflite()` or an export, has the model's zeros and clusters.
 
-        Returns what it has counted in the file, layer by layer: sparsity, clusters_per_channel, and two_of_four (the
-        share of groups with the pattern) where that was pruned. Raises `CheckFailed` where some have been lost.
+        Returns what it counts in the file, layer -> sparsity, clusters_per_channel, and two_of_four (the share of
+        groups with the pattern) where that was pruned. Raises `CheckFailed` where the file has lost some.
         """
         return checks.check_file(content, self._kernels, self._clustered)
 
 
 def compress(
     student: keras.Model,
-    scheme: str,
+    stage: Stage | str,
     teacher=None,
     data=None,
-    epochs: int = 1,
-    learning_rate: Number = 1e-4,
     *,
-    batch_size: int = 128,
-    distillation_weight: Number = 0.9,
-    temperature: Number = 4.0,
+    distillation_weight: Number = DISTILLATION_WEIGHT,
+    temperature: Number | None = None,
     terms: Mapping[str, Term] | None = None,
-    final_sparsity: float | None = None,
-    clusters: int | None = None,
-    layer_sparsity: Mapping[str, float] | None = None,
-    layer_clusters: Mapping[str, int] | None = None,
-    skip: Sequence[str] = (),
     handlers: Handlers | None = None,
     augment: Data | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -106,207 +97,191 @@ def compress(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Compressed:
-    """Compresses a trained student; the student itself is left as it is.
+    """Compresses a trained student; the student itself does not change.
 
     Args:
         student: a Functional or Sequential Keras 3 model, one image in, logits or probabilities out.
-        scheme: prune, prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat (stages, each fine-tuned for `epochs`),
-            or int8 (post-training quantization: no training). `qat` of a student that is pruned or clustered already
-            keeps that.
-        teacher: as for the Distiller; None is fine-tuning on labels alone.
-        data: training examples, raw pixels 0..255: `kdistill.data.Examples`, `Splits` (whose validation images are
-            then measured after every epoch), `(images, labels)`, or a batched `tf.data.Dataset` of one epoch. Labels
-            below 0 mean "unlabeled": those learn from the teacher alone.
-        learning_rate: of Adam; from a number a cosine leads to zero in each stage. `learning_rate`,
-            `distillation_weight` (the teacher's share of the loss, 0 to 1) and `temperature` also take Keras
-            schedules, over the steps of each stage.
-        terms: more losses of logits, as for the Distiller; one named `kd` takes the place of the KL.
-        final_sparsity: the share of zeros that pruning ends with (0.8). clusters: values that each kernel keeps (16).
-        layer_sparsity, layer_clusters: other ones for single layers, by the names in the table of stages.
-        skip: names of layers to leave alone. handlers: for layers of your own that have weights; see
-            `kdistill.bridge.to_tf_keras`.
-        augment: shift and flip the training images as a recipe's `Data` says.
-        callbacks: Keras callbacks. Their `model` is a Keras 3 model with the weights of the epoch's end; one that sets
-            `model.stop_training` ends the stage, whose promise may fail its check then.
-        logs: folder for TensorBoard, `<stage>/train` and `<stage>/validation` in it; steps go on over the stages.
-        keep: folder for what each finished stage has made, `1-prune.keras` and so on. A compression that was
-            interrupted, called again with the same student, arguments and folder, goes on behind the last finished
-            stage, and ends with the same weights; schemes that begin with the same stages share them.
+        stage: a `Stage`, or the name of a scheme with the defaults of `Stage`. The schemes are prune, prune_2_4,
+            cluster, prune_cluster, qat, pqat, cqat, pcqat (each step is fine-tuned for `stage.epochs`), and int8
+            (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student that is
+            already pruned or clustered. `stage.learning_rate` may also be a Keras schedule.
+        teacher: as for the `Distiller`; None is fine-tuning on labels alone.
+        data: training examples, raw pixels 0..255: `kdistill.Examples`, `Splits` (whose validation images are then
+            measured after every epoch), `(images, labels)`, or a batched `tf.data.Dataset` of one epoch. Labels
+            below 0 mean "unlabeled": the student learns these examples from the teacher alone.
+        distillation_weight: the teacher's share of the loss, from 0 to 1.
+        temperature: of the KL, above 0, by default 4. Like the weight it may be a Keras schedule, over the steps of
+            training in each step of the scheme.
+        terms: more losses of logits, as for the `Distiller`; one named `kd` replaces the KL.
+        handlers: for your own layers with weights; see `kdistill.compression.bridge.to_tf_keras`.
+        augment: the `Data` of a recipe, whose shift and flip change the training images.
+        callbacks: Keras callbacks. Their `model` is a Keras 3 model with the weights at the end of the epoch. A
+            callback that sets `model.stop_training` ends the step, whose check may then fail.
+        logs: a folder for TensorBoard, with `<step>/train` and `<step>/validation` and one axis of training steps.
+        keep: a folder for the model after each finished step, `1-prune.keras` and so on. After an interruption, the
+            same call resumes behind the last finished step and ends with the same weights. Schemes that begin with the
+            same steps share them.
+        seed: of the order of the data, augmentation, and the first cluster centers.
+        say: receives lines of progress.
 
-    Raises `InputError`, or `CheckFailed` if a stage did not do what it should, or the loss is not finite.
+    Returns:
+        A `Compressed`, with the new model and a table by layer.
+
+    Raises:
+        InputError: a value is out of range or has no effect, or the student or the data cannot be used.
+        CheckFailed: a step did not do what it should, or the loss is not finite.
+
+    Example:
+        result = kdistill.compress(student, kdistill.Stage("pqat", epochs=1), teacher, (images, labels))
+        result.model.save("small.keras")
+        Path("small.tflite").write_bytes(result.tflite())
     """
-    if scheme not in SCHEMES:
-        raise unknown("scheme", scheme, SCHEMES)
-    goals = goals_of(scheme, final_sparsity, clusters, layer_sparsity, layer_clusters)
-    check_numbers(epochs, learning_rate, batch_size, distillation_weight, temperature)
-    terms = dict(terms or {})
-    check_terms(terms, teacher)
-    prepared = ready(student)
-    shape = image_shape(prepared)
-    batches = batches_of(data, batch_size, seed, (None, *shape), augment)
-    output, classes = output_of(prepared)
-    if scheme == "int8":
-        return _post_training(prepared, batches, say)
-    network = to_tf_keras(prepared, handlers)
-    # `recursive` keeps a layer one that a nested model shares with the model around it.
-    model = keras.models.clone_model(
-        prepared, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
+    stage, terms = inputs.checked_stage(stage), dict(terms or {})
+    if temperature is None and "kd" not in terms:
+        temperature = TEMPERATURE
+    inputs.check_objective(distillation_weight, temperature, terms, teacher)
+    prepared = prepare(student)
+    shape, head = prepared.image_shape, prepared.head
+    batches = inputs.batches_of(data, stage.batch_size, seed, (None, *shape), augment)
+    if stage.scheme == "int8":
+        return _quantize_after_training(prepared.model, batches, say)
+    network = to_tf_keras(prepared.model, handlers)
+    inputs.check_layers(stage, network)
+    predict = None if teacher is None else inputs.checked_teacher(teacher, shape, head.classes)
+    loss = finetune.StudentLoss(predict, distillation_weight, temperature, head.kind == "probabilities", terms)
+    goals = tfmot.Goals.of_stage(stage)
+    settings = settings_of(
+        prepared.model, stage, distillation_weight, temperature, terms, seed, predict is not None, batches.steps
     )
-    model.set_weights(prepared.get_weights())
-    result = Compressed(model, scheme, [], sizes={"student": _weights_size(model)})
-    teach = None if teacher is None else checked_teacher(teacher, shape, classes)
-    loss_of = finetune.loss(teach, distillation_weight, temperature, output == "probabilities", terms)
-    check_names({"skip": skip, "layer_sparsity": goals.layer_sparsity, "layer_clusters": goals.layer_clusters}, network)
-    numbers = [_plain(number) for number in (learning_rate, distillation_weight, temperature)]
-    more = [
-        [name, str(t.loss), _plain(t.weight), {k: _plain(v) for k, v in t.options.items()}] for name, t in terms.items()
-    ]
-    settings = [epochs, batch_size, *numbers, more, list(skip), seed, teach is not None, batches.steps]
-    settings.append(_digest(prepared))
-    keeper = _Keeper(None if keep is None else Path(keep), settings, goals, say)
-    decided, kept, kernels = {}, checks.kept(network), checks.kernels(network)
-    for place, stage in enumerate(SCHEMES[scheme]):
-        _tell_kept(stage, kept, result, say)
-        before = kernels
-        so_far = SCHEMES[scheme][: place + 1]
-        done = keeper.restored(so_far, model) if stage != "qat" else None  # whose file needs the trained ranges
-        if done:
-            result.history[stage], decided[stage] = done["history"], done["decided"]
-        else:
-            tf_keras.utils.set_random_seed(seed + place)  # before wrapping: clusters start at random
-            wrapped, decided[stage] = _wrapped(stage, network, epochs * batches.steps, kept, goals, skip)
-            masks, still = tfmot.holds(wrapped, stage, decided[stage], checks.sparse(before), checks.shared(before))
-            watch = finetune.Watch(
-                callbacks=callbacks,
-                show=lambda wrapped=wrapped: copy_back(wrapped, model, check=False),
-                logs=None if logs is None else Path(logs, stage),
-                first_step=place * epochs * batches.steps,
-                say=lambda text, stage=stage: say(f"{scheme}: {stage}, {text}"),
-            )
-            options = {"callbacks": tfmot.callbacks(stage), "masks": masks, "still": still, "watch": watch}
-            result.history[stage] = finetune.fit(
-                wrapped, batches, loss_of, epochs=epochs, learning_rate=learning_rate, **options
-            )
-            copy_back(wrapped, model)
+    finished = FinishedSteps(keep, settings, goals, say)
+    model = _copy(prepared.model)
+    result = Compressed(model, stage.scheme, sizes={"student": _weight_sizes(model)})
+    trainer = _Trainer(model, stage, batches, loss, goals, callbacks, logs, seed, say)
+    preserved, kernels, decisions = checks.applied(network), checks.kernels(network), {}
+    _note_preserved(SCHEMES[stage.scheme][0], preserved, result, say)
+    for place, step in enumerate(SCHEMES[stage.scheme]):
+        before, steps = kernels, SCHEMES[stage.scheme][: place + 1]
+        # The file of qat needs the trained ranges, which a Keras 3 model does not contain: qat always trains.
+        record = None if step == "qat" else finished.load(steps, model)
+        resumed = record is not None
+        if not resumed:
+            wrapped, record = trainer.train(place, step, network, preserved)
         network = to_tf_keras(model, handlers)
         kernels = checks.kernels(network)
-        checks.check(stage, decided[stage], before, kernels, kept, goals)
-        kept = kept | ({checks.WORDS[stage]} - {"quantized"})
-        result.stages = result.tables[stage] = checks.table(network.layers, decided)
-        result.sizes[stage] = _weights_size(model)
-        if not done:
-            keeper.keep(so_far, model, {"history": result.history[stage], "decided": decided[stage]})
-        say(f"{scheme}: {stage} {'finished before' if done else 'done'}, {checks.summary(result.tables[stage])}")
-    result._kernels, result._clustered = kernels, frozenset(checks.shared(before if "qat" in decided else kernels))
-    if "qat" in decided:
-        result._content = converted(wrapped, output)
-        checks.mark_float(result._content, result.stages)
+        result.history[step], decisions[step] = record["history"], record["decisions"]
+        checks.check_step(step, decisions[step], before, kernels, preserved, goals)
+        preserved = preserved | ({checks.COLUMNS[step]} - {"quantized"})
+        result.layers = result.tables[step] = checks.table(network.layers, decisions)
+        result.sizes[step] = _weight_sizes(model)
+        if not resumed:
+            finished.save(steps, model, record)
+        say(f"{stage.scheme}: {step} {'finished before' if resumed else 'done'}, {checks.summary(result.layers)}")
+    result._kernels = kernels
+    result._clustered = frozenset(checks.clustered(before if "qat" in decisions else kernels))
+    if "qat" in decisions:
+        result._content = convert_quantized(wrapped, head.kind)
+        checks.mark_float(result._content, result.layers)
         result.check_file(result._content)
-        result.sizes["tflite"] = sizes(result._content)
+        result.sizes["tflite"] = byte_sizes(result._content)
     return result
 
 
-class _Keeper:
-    """The finished stages of a compression in a folder, for as long as the same compression goes on.
+@dataclass(frozen=True)
+class _Trainer:
+    """Fine-tunes one step of a scheme after the other."""
 
-    Schemes that begin with the same stages share them.
-    """
+    model: keras.Model  # receives the new weights
+    stage: Stage
+    batches: finetune.Batches
+    loss: finetune.StudentLoss
+    goals: tfmot.Goals
+    callbacks: Sequence[keras.callbacks.Callback]
+    logs: str | Path | None
+    seed: int
+    say: Callable[[str], None]
 
-    def __init__(self, folder: Path | None, settings: list, goals: tfmot.Goals, say: Callable[[str], None]):
-        self._folder, self._settings, self._goals, self._say = folder, settings, goals, say
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def _record(self, so_far: Sequence[str]) -> tuple[Path, list]:
-        """Where the last of these stages is kept, and everything that decides what it gives."""
-        goals = {"prune": self._goals.of_pruning(), "cluster": self._goals.of_clustering()}
-        settings = [*so_far, *(goals[stage] for stage in so_far if stage in goals), *self._settings]
-        return self._folder / f"{len(so_far)}-{so_far[-1]}.json", json.loads(json.dumps(settings))
-
-    def restored(self, so_far: Sequence[str], model: keras.Model) -> dict | None:
-        """The record of a stage that an earlier session finished, its weights put into `model`; or None."""
-        record, settings = (None, []) if self._folder is None else self._record(so_far)
-        if record is None or not record.exists():
-            return None
-        held = json.loads(record.read_text())
-        if held["settings"] != settings:
-            self._say(f"'{record}' is of another student, or of other settings: the stage is trained anew.")
-            return None
-        model.load_weights(record.with_suffix(".keras"))
-        return held
-
-    def keep(self, so_far: Sequence[str], model: keras.Model, made: dict) -> None:
-        """Writes model and record, each whole or not at all, the record last: it says that the model is there."""
-        if self._folder is not None:
-            record, settings = self._record(so_far)
-            record.unlink(missing_ok=True)
-            saving.save_model(model, record.with_suffix(".keras"))
-            files.write(record, json.dumps({**made, "settings": settings}) + "\n")
-
-
-def _plain(number: Number):
-    return [type(number).__name__, number.get_config()] if isinstance(number, finetune.Rate) else number
-
-
-def _digest(model: keras.Model) -> str:
-    return hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
+    def train(self, place: int, step: str, network, preserved: set[str]) -> tuple[tf_keras.Model, dict]:
+        """The trained network in tfmot's wrappers, and a record: history, and the decision for each layer."""
+        tf_keras.utils.set_random_seed(self.seed + place)  # before wrapping: clusters start at random
+        kernels, total = checks.kernels(network), self.stage.epochs * self.batches.steps
+        wrapped, decisions = tfmot.wrap(step, network, total, preserved, self.goals, self.stage.skip)
+        masks, frozen = tfmot.protected(wrapped, step, decisions, checks.pruned(kernels), checks.clustered(kernels))
+        watch = finetune.Watch(
+            self.callbacks,
+            current_model=lambda: copy_back(wrapped, self.model, check=False),
+            logs=None if self.logs is None else Path(self.logs, step),
+            first_step=place * total,
+            say=lambda text: self.say(f"{self.stage.scheme}: {step}, {text}"),
+        )
+        history = finetune.fit(
+            wrapped,
+            self.batches,
+            self.loss,
+            epochs=self.stage.epochs,
+            learning_rate=self.stage.learning_rate,
+            callbacks=tfmot.callbacks(step),
+            masks=masks,
+            frozen=frozen,
+            watch=watch,
+        )
+        copy_back(wrapped, self.model)
+        return wrapped, {"history": history, "decisions": decisions}
 
 
-def _weights_size(model: keras.Model) -> dict[str, int]:
-    return sizes(b"".join(weight.astype("float32").tobytes() for weight in model.get_weights()))
+def _copy(model: keras.Model) -> keras.Model:
+    """An equal model with its own weights."""
+    # `recursive` keeps a layer one that a nested model shares with the model around it.
+    copy = keras.models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
-def _wrapped(stage: str, network, steps: int, kept: set, goals: tfmot.Goals, skip):
-    """The network in tfmot's wrappers for a stage, and what was decided for each layer."""
-    if stage == "qat":
-        wrapped, decisions = tfmot.quantize(network, "pruned" in kept, "clustered" in kept, skip)
-    elif stage == "cluster":
-        wrapped, decisions = tfmot.cluster(network, goals, "pruned" in kept, skip)
-    else:
-        wrapped, decisions = tfmot.prune(network, steps, goals, stage == "prune_2_4", skip)
-    if all(decisions.values()):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in decisions.items())
-        raise InputError(f"The stage '{stage}' can do nothing with this model. {reasons}.")
-    return wrapped, decisions
+def _weight_sizes(model: keras.Model) -> dict[str, int]:
+    return byte_sizes(b"".join(weight.astype("float32").tobytes() for weight in model.get_weights()))
 
 
-def _post_training(model, batches: finetune.Batches, say) -> Compressed:
-    images, held = [], 0
-    for some, _ in batches.of_epoch(0):
-        images.append(some.numpy())
-        held += len(images[-1])
-        if held >= CALIBRATION_IMAGES:
-            break
-    images = np.concatenate(images)[:CALIBRATION_IMAGES]
-    content = convert(model, Profile("int8", quantization="int8"), images)
-    leaves = [layer for layer in model._flatten_layers(include_self=False) if not layer._layers]
-    rows = [{**row, "quantized": "yes"} for row in checks.table(leaves, {})]
-    notes, names = [], {row["layer"] for row in rows}
-    for each in stayed_float(schema.ModelT.InitFromPackedBuf(content), "int8"):
-        layer = layer_of(each["tensor"], names)
-        notes.append(f"{each['operator']} of '{layer or each['tensor']}': {each['reason']}")
-        for row in rows:
-            row["quantized"] = f"{each['operator']} computes in float" if row["layer"] == layer else row["quantized"]
-    told = {"student": _weights_size(model), "tflite": sizes(content)}
-    result = Compressed(model, "int8", rows, notes, tables={"int8": rows}, sizes=told, _content=content)
-    try:
-        found = checks.kernels(to_tf_keras(model))
-    except InputError as error:  # a model that cannot be bridged can be quantized all the same
-        result.notes.append(f"Zeros and clusters were not looked for in the file: {error}")
-    else:
-        result._kernels, result._clustered = found, frozenset(checks.shared(found))
-        result.check_file(content)
-    say(f"int8: quantized after the training, calibrated on {len(images)} images")
-    return result
-
-
-def _tell_kept(stage, kept, result, say) -> None:
-    """Says what a stage keeps, or loses, of what was done to the student before this call."""
-    if not kept or result.history:
-        return
-    keeps = {"qat": kept, "cluster": kept & {"pruned"}}.get(stage, set())
-    loses = kept - keeps - ({"pruned"} if stage.startswith("prune") else set())
-    for which, verb in ((keeps, "keeps"), (loses, "does not keep")):
-        if which:
-            result.notes.append(f"The student is {' and '.join(sorted(which))} already: {stage} {verb} that.")
+def _note_preserved(step: str, applied: set[str], result: Compressed, say) -> None:
+    """Notes what the first step preserves, or loses, of an earlier compression of the student."""
+    preserved = {"qat": applied, "cluster": applied & {"pruned"}}.get(step, set())
+    lost = applied - preserved - ({"pruned"} if step.startswith("prune") else set())
+    for words, verb in ((preserved, "preserves"), (lost, "does not preserve")):
+        if words:
+            result.notes.append(f"The student is already {' and '.join(sorted(words))}: {step} {verb} that.")
             say(result.notes[-1])
+
+
+def _quantize_after_training(model: keras.Model, batches: finetune.Batches, say) -> Compressed:
+    images = _calibration_images(batches)
+    content = convert(model, Profile("int8", quantization="int8"), images)
+    rows = [{**row, "quantized": "yes"} for row in checks.table(leaf_layers(model), {})]
+    sizes = {"student": _weight_sizes(model), "tflite": byte_sizes(content)}
+    result = Compressed(model, "int8", rows, tables={"int8": rows}, sizes=sizes, _content=content)
+    names = {row["layer"] for row in rows}
+    for operation in stayed_float(parse(content), "int8"):
+        layer = layer_of(operation["tensor"], names)
+        result.notes.append(f"{operation['operator']} of '{layer or operation['tensor']}': {operation['reason']}")
+        for row in rows:
+            if row["layer"] == layer:
+                row["quantized"] = f"{operation['operator']} computes in float"
+    try:
+        kernels = checks.kernels(to_tf_keras(model))
+    except InputError as error:  # a model that cannot be bridged can be quantized all the same
+        result.notes.append(f"The zeros and clusters in the file were not checked: {error}")
+    else:
+        result._kernels, result._clustered = kernels, frozenset(checks.clustered(kernels))
+        result.check_file(content)
+    say(f"int8: quantized after training, calibrated on {len(images)} images")
+    return result
+
+
+def _calibration_images(batches: finetune.Batches) -> np.ndarray:
+    """The first images of the first epoch."""
+    images, count = [], 0
+    for batch, _ in batches.of_epoch(0):
+        images.append(batch.numpy())
+        count += len(images[-1])
+        if count >= CALIBRATION_IMAGES:
+            break
+    return np.concatenate(images)[:CALIBRATION_IMAGES]

@@ -1,7 +1,7 @@
-"""What tfmot does to each layer of a bridged model: pruned, clustered, quantized, or left alone for a named reason.
+"""The steps of compression by tfmot: prunes, clusters or quantizes the layers of a bridged model, or says why not.
 
-Each function takes a fresh tf_keras model, which it uses up (tfmot changes the layers that it wraps), and returns the
-wrapped model with a dict: layer name -> "" where the step is done, else the reason why not.
+Every function consumes a fresh tf_keras model (tfmot changes the layers that it wraps) and returns the wrapped model
+with the decisions: layer name -> "" where the step applies, else the reason why not.
 """
 
 import warnings
@@ -14,25 +14,34 @@ from tf_keras import layers
 
 from kdistill.compression.bridge import load_tfmot
 from kdistill.errors import InputError
+from kdistill.recipe import Stage
 
 tfmot = load_tfmot()
 quantization = tfmot.quantization.keras
-# The kernels that are pruned and clustered.
+# The layers whose kernels are pruned and clustered.
 KERNELS = (layers.Conv1D, layers.Conv2D, layers.Conv2DTranspose, layers.Conv3D, layers.Dense)
 PRESERVED = (layers.Conv2D, layers.Dense)  # where tfmot's quantizers keep zeros and clusters
 # The activations that tfmot quantizes as layers; others get a range for their output.
 QUANTIZED_ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "swish", "gelu")
+SKIPPED = "skipped (skip)"  # the reason of a layer that the user excludes
 Decisions = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Goals:
-    """The share of zeros and the number of values that kernels end with; other ones for single layers by name."""
+    """The final share of zeros and number of values of kernels; others for single layers by name."""
 
     final_sparsity: float = 0.8
     clusters: int = 16
     layer_sparsity: dict[str, float] = field(default_factory=dict)
     layer_clusters: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_stage(cls, stage: Stage) -> "Goals":
+        """The goals of a stage; where it states none, the defaults."""
+        single = {"layer_sparsity": dict(stage.layer_sparsity), "layer_clusters": dict(stage.layer_clusters)}
+        whole = {"final_sparsity": stage.final_sparsity, "clusters": stage.clusters}
+        return cls(**{name: value for name, value in whole.items() if value is not None}, **single)
 
     def sparsity_of(self, layer: str) -> float:
         """The share of zeros for this layer."""
@@ -51,24 +60,43 @@ class Goals:
         return [self.clusters, self.layer_clusters]
 
 
+def wrap(
+    step: str, network, training_steps: int, preserved: set[str], goals: Goals, skip
+) -> tuple[tf_keras.Model, Decisions]:
+    """The network in tfmot's wrappers for a step of a scheme.
+
+    `preserved`: what earlier steps did, `pruned` and `clustered`. Raises `InputError` if no layer can be wrapped.
+    """
+    if step == "qat":
+        wrapped, decisions = quantize(network, "pruned" in preserved, "clustered" in preserved, skip)
+    elif step == "cluster":
+        wrapped, decisions = cluster(network, goals, "pruned" in preserved, skip)
+    else:
+        wrapped, decisions = prune(network, training_steps, goals, step == "prune_2_4", skip)
+    if all(decisions.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in decisions.items())
+        raise InputError(f"The step '{step}' can do nothing with this model. {reasons}.")
+    return wrapped, decisions
+
+
 def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
     """Magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878) over `steps` training steps.
 
-    The share of zeros climbs along a polynomial to that of the goals in the first three quarters of the steps. With
-    `two_of_four`, two of each four weights along the input channels are zeroed at the first step instead.
+    The share of zeros rises along a polynomial to that of the goals in the first three quarters of the steps. With
+    `two_of_four`, the first step sets two of any four weights along the input channels to zero instead.
     """
     end = max(1, 3 * steps // 4)
     every = max(1, end // 50)
     at_once = tfmot.sparsity.keras.ConstantSparsity(0.5, 0, frequency=1)
 
     def reason(layer):
-        left = _no_kernel(layer, skip, "pruned")
-        channels = layer.kernel.shape[-2] if not left else 4
-        if two_of_four and not left and (channels % 4 or layer.kernel.shape.rank not in (2, 4)):
+        excluded = _exclusion(layer, skip, "pruned")
+        channels = 4 if excluded else layer.kernel.shape[-2]
+        if two_of_four and not excluded and (channels % 4 or layer.kernel.shape.rank not in (2, 4)):
             return f"2:4 sparsity needs input channels in fours, it has {channels}"
-        return left
+        return excluded
 
-    def wrap(layer):
+    def wrapper(layer):
         pruned = tfmot.sparsity.keras
         if two_of_four:
             return pruned.prune_low_magnitude(layer, at_once, sparsity_m_by_n=(2, 4))
@@ -76,43 +104,44 @@ def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tupl
         gradual = pruned.PolynomialDecay(0.0, final, 0, end - end % every, frequency=every)
         return pruned.prune_low_magnitude(layer, gradual)
 
-    return _wrapped(network, reason, wrap)
+    return _wrapped(network, reason, wrapper)
 
 
-def callbacks(stage: str) -> list:
-    """The tf_keras callbacks without which a stage does not work."""
-    return [tfmot.sparsity.keras.UpdatePruningStep()] if stage.startswith("prune") else []
+def callbacks(step: str) -> list:
+    """The tf_keras callbacks that a step needs."""
+    return [tfmot.sparsity.keras.UpdatePruningStep()] if step.startswith("prune") else []
 
 
 def cluster(network, goals: Goals, keep_zeros: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
-    """Weights shared among a few values for each kernel (Han, Mao, Dally 2016, arXiv 1510.00149).
+    """Every kernel shares a few values among its weights (Han, Mao, Dally 2016, arXiv 1510.00149).
 
-    `keep_zeros`: zero is one of the values, and what is zero stays zero.
+    With `keep_zeros`, zero is one of the values, and zeros stay zero.
     """
 
     def reason(layer):
-        left = _no_kernel(layer, skip, "clustered")
-        if left:
-            return left
+        excluded = _exclusion(layer, skip, "clustered")
+        if excluded:
+            return excluded
         values, clusters = layer.kernel.numpy(), goals.clusters_of(layer.name)
         needed = values[values != 0] if keep_zeros else values
-        if len(np.unique(needed)) < 4 * clusters:  # KMEANS++ fails on fewer than `clusters`, and little is to be gained
+        if len(np.unique(needed)) < 4 * clusters:  # KMEANS++ fails on fewer than `clusters`, and gains little here
             kind = "weights other than zero" if keep_zeros else "weights"
-            return f"too small: {len(np.unique(needed))} {kind} for {clusters} clusters (4 for each are needed)"
+            return f"too small: {len(np.unique(needed))} {kind} for {clusters} clusters (at least 4 per cluster)"
         return ""
 
-    def wrap(layer):
+    def wrapper(layer):
         clustering = tfmot.clustering.keras
         start = clustering.CentroidInitialization.KMEANS_PLUS_PLUS
         clusters = goals.clusters_of(layer.name)
         return clustering.cluster_weights(layer, clusters, start, preserve_sparsity=keep_zeros)
 
-    return _wrapped(network, reason, wrap)
+    return _wrapped(network, reason, wrapper)
 
 
-def _no_kernel(layer, skip, what: str) -> str:
+def _exclusion(layer, skip, what: str) -> str:
+    """Why a layer is not `what`, or ""."""
     if layer.name in skip:
-        return "left alone as asked (skip)"
+        return SKIPPED
     if not layer.trainable:
         return "frozen (trainable=False)"
     if type(layer) not in KERNELS:
@@ -120,44 +149,46 @@ def _no_kernel(layer, skip, what: str) -> str:
     return ""
 
 
-def _wrapped(network, reason, wrap) -> tuple[tf_keras.Model, Decisions]:
+def _wrapped(network, reason, wrapper) -> tuple[tf_keras.Model, Decisions]:
     decisions = {layer.name: reason(layer) for layer in network.layers if layer.weights}
     model = tf_keras.models.clone_model(
-        network, clone_function=lambda layer: wrap(layer) if decisions.get(layer.name) == "" else layer
+        network, clone_function=lambda layer: wrapper(layer) if decisions.get(layer.name) == "" else layer
     )
     return model, decisions
 
 
-def holds(wrapped, stage: str, decisions: Decisions, sparse: dict[str, np.ndarray], clustered) -> tuple[list, list]:
-    """What tfmot would lose in a stage: (variable, mask) pairs of kernels to mask, and kernels not to train.
+def protected(wrapped, step: str, decisions: Decisions, pruned: dict[str, np.ndarray], clustered) -> tuple[list, list]:
+    """What tfmot would lose in a step: (variable, mask) pairs of kernels to mask, and kernels not to train.
 
-    A layer without a wrapper (too small to cluster, not quantized) is trained all the same; and one Dense or Conv2D
-    without zeros makes tfmot forget those of all others. `sparse`: layer -> kernel; `clustered`: names of layers.
+    A layer without a wrapper (too small to cluster, not quantized) is trained too; and one Dense or Conv2D without
+    zeros makes tfmot lose those of all others. `pruned`: layer -> kernel; `clustered`: names of layers.
     """
     kernels = {v.name.removesuffix("/kernel:0"): v for v in wrapped.trainable_variables if v.name.endswith("/kernel:0")}
-    left = {name for name in kernels if decisions.get(name) != ""}
-    if stage == "qat":
+    unwrapped = {name for name in kernels if decisions.get(name) != ""}
+    if step == "qat":
         kinds = {layer.layer.name: type(layer.layer) for layer in wrapped.layers if hasattr(layer, "layer")}
-        left |= {name for name in kernels if kinds.get(name) not in PRESERVED}
-    masked = kernels if stage == "qat" else left
-    masks = [(kernels[name], (sparse[name] != 0).astype("float32")) for name in masked if name in sparse]
-    return masks, [kernels[name] for name in left if name in clustered]
+        unwrapped |= {name for name in kernels if kinds.get(name) not in PRESERVED}
+    masked = kernels if step == "qat" else unwrapped
+    masks = [(kernels[name], (pruned[name] != 0).astype("float32")) for name in masked if name in pruned]
+    return masks, [kernels[name] for name in unwrapped if name in clustered]
 
 
 @tf_keras.saving.register_keras_serializable(package="kdistill", name="NoOpActivation")
 def NoOpActivation(x):
-    """The name tells tfmot to quantize the weights of a layer, but not its output: a ReLU behind it does."""
+    """The name makes tfmot quantize the weights of a layer but not its output, which the ReLU behind it quantizes."""
     return x
 
 
 @tf_keras.saving.register_keras_serializable(package="kdistill")
 class Rectifier(layers.ReLU):
-    """A ReLU behind a convolution, hidden from tfmot: seeing one, it would stop quantizing the convolution's weights,
-    and the zeros and clusters among them would be lost."""
+    """A ReLU behind a convolution under a name that tfmot does not recognize.
+
+    tfmot does not quantize the weights of a convolution with a ReLU behind it, and would lose their zeros and clusters.
+    """
 
 
 class OutputOnly(quantization.QuantizeConfig):
-    """Learns the range of a layer's output, and nothing else."""
+    """Learns the range of a layer's output only."""
 
     def get_weights_and_quantizers(self, layer):
         return []
@@ -182,7 +213,8 @@ class OutputOnly(quantization.QuantizeConfig):
 def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:
     """Quantization-aware training (Jacob et al. 2018, arXiv 1712.05877): int8 rounding in the forward pass.
 
-    `keep_zeros`, `keep_clusters`: what pruning and clustering have made is preserved.
+    `keep_zeros`, `keep_clusters`: preserve the zeros of pruning and the values of clustering. Raises `InputError` if
+    `skip` names every layer with weights.
     """
     combine = tfmot.experimental.combine
     scheme = quantization.default_8bit.Default8BitQuantizeScheme()
@@ -193,10 +225,10 @@ def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[t
     plain = quantization.default_8bit.Default8BitQuantizeRegistry()
     graph, decisions = _Graph(network), {}
     if all(layer.name in skip for layer in network.layers if layer.weights):
-        raise InputError("Nothing is left to quantize: skip names every layer with weights.")
+        raise InputError("skip names every layer with weights, so there is nothing to quantize. Remove some of them.")
 
     def annotate(layer):
-        decisions[layer.name] = "left alone as asked (skip)" if layer.name in skip else _unquantizable(layer, plain)
+        decisions[layer.name] = SKIPPED if layer.name in skip else _unquantizable(layer, plain)
         if decisions[layer.name]:
             return layer
         if graph.feeds_relu(layer):
@@ -207,39 +239,39 @@ def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[t
 
     objects = {"OutputOnly": OutputOnly, "NoOpActivation": NoOpActivation}
     with quantization.quantize_scope(objects), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "No clustering performed": the table of stages says where
+        warnings.simplefilter("ignore", UserWarning)  # "No clustering performed": the table by layer says where
         annotated = tf_keras.models.clone_model(network, clone_function=annotate)
         return quantization.quantize_apply(annotated, scheme), decisions
 
 
 class _Graph:
-    """Who feeds whom in a functional tf_keras model."""
+    """The layers before and after every layer of a functional tf_keras model."""
 
     def __init__(self, network):
         self.before = {}
         self.after = {layer.name: [] for layer in network.layers}
         for layer in network.layers:
-            feeding = [f for node in layer.inbound_nodes for f in tf.nest.flatten(node.inbound_layers)]
-            self.before[layer.name] = feeding
-            for each in feeding:
-                self.after[each.name].append(layer)
+            inputs = [source for node in layer.inbound_nodes for source in tf.nest.flatten(node.inbound_layers)]
+            self.before[layer.name] = inputs
+            for source in inputs:
+                self.after[source.name].append(layer)
         for name in network.output_names:
             self.after[name].append(None)  # an output of the model is a consumer too
 
     def feeds_relu(self, layer) -> bool:
-        """A kernel with no activation of its own whose only consumer is a ReLU."""
+        """Whether this is a kernel without an activation whose only consumer is a ReLU."""
         consumers = self.after[layer.name]
         plain = _is_kernel(layer) and _activation(layer) == "linear"
         return plain and len(consumers) == 1 and _is_relu(consumers[0])
 
     def is_relu_behind_kernel(self, layer) -> bool:
-        """The ReLU of `feeds_relu`."""
+        """Whether this is the ReLU of `feeds_relu`."""
         return _is_relu(layer) and any(
-            _is_kernel(each) and len(self.after[each.name]) == 1 for each in self.before[layer.name]
+            _is_kernel(source) and len(self.after[source.name]) == 1 for source in self.before[layer.name]
         )
 
     def folds(self, layer) -> bool:
-        """A BatchNormalization that the converter folds into the kernel before it."""
+        """Whether the converter folds this BatchNormalization into the kernel before it."""
         before = self.before[layer.name]
         return (
             len(before) == 1
@@ -268,10 +300,10 @@ def _rectifier(layer) -> Rectifier:
 
 
 def _unquantizable(layer, plain) -> str:
-    """Why a layer stays float, or "" where it does not."""
+    """Why a layer stays float, or ""."""
     kind = type(layer).__name__
-    known = plain.supports(layer) and not isinstance(layer, layers.RNN)
-    if layer.weights and not known and type(layer) is not layers.BatchNormalization:
+    supported = plain.supports(layer) and not isinstance(layer, layers.RNN)
+    if layer.weights and not supported and type(layer) is not layers.BatchNormalization:
         return f"tfmot has no 8-bit scheme for {kind} layers"
     outputs = tf.nest.flatten([node.output_tensors for node in layer.inbound_nodes])
     if len(outputs) > len(layer.inbound_nodes):
@@ -282,7 +314,7 @@ def _unquantizable(layer, plain) -> str:
 
 
 def _config(layer, graph: _Graph, plain, preserving: bool):
-    """None where tfmot's own choice for the layer is right."""
+    """The quantization of a layer; None is tfmot's own choice."""
     if type(layer) is layers.BatchNormalization:
         return None if graph.folds(layer) else OutputOnly()
     if type(layer) is layers.Activation:

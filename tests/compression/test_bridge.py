@@ -18,6 +18,8 @@ from kdistill.errors import InputError
 from kdistill.networks import architectures
 from kdistill.recipe import Network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_equal_there_cloned_and_back(case):
@@ -253,7 +255,7 @@ def test_the_way_back_out_of_quantizers():
 
 def test_tf_keras_and_the_environment_stay_as_they_were():
     code = """
-import os, kdistill.bridge as bridge, keras, tensorflow as tf
+import os, kdistill.compression.bridge as bridge, keras, tensorflow as tf
 bridge.load_tfmot()
 print(tf.keras.Model is keras.Model, tf.keras.layers.Dense is keras.layers.Dense, 'TF_USE_LEGACY_KERAS' in os.environ)
 os.environ['TF_USE_LEGACY_KERAS'] = '0'

@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 
 import kdistill
+from kdistill.data.splits import load_splits
 from kdistill.networks import saving
+from kdistill.recipe import Data
 from kdistill.runs.sweep import sweep
 from kdistill.tflite import metadata
+
+pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "digests.json"
 SETTINGS = ["exports=reference,phone_gpu,phone_cpu,npu,microcontroller,mediapipe"]
@@ -71,8 +75,9 @@ def of_compressed(run: Path) -> dict[str, dict]:
     teacher, student = (
         keras.saving.load_model(run / f"{name}.keras", compile=False) for name in ("teacher", "student")
     )
-    splits = kdistill.load_data("mnist", train_limit=640)
-    result = kdistill.compress(student, "pqat", teacher, splits, epochs=1, learning_rate=1e-3, say=lambda text: None)
+    splits = load_splits(Data("mnist", train_limit=640))
+    stage = kdistill.Stage("pqat", epochs=1, learning_rate=1e-3)
+    result = kdistill.compress(student, stage, teacher, splits, say=lambda text: None)
     return {"compress": of_weights(result.model.get_weights()), "compress/tflite": of_file(result.tflite())}
 
 
