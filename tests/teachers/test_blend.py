@@ -12,7 +12,7 @@ from kdistill.distillation.distiller import Distiller
 from kdistill.errors import InputError
 from kdistill.networks.architectures import build
 from kdistill.recipe import Distill, Network, Schedule, Term
-from kdistill.recipe.checks import checked
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
 from kdistill.teachers.adapted import Adapted
@@ -103,13 +103,13 @@ def test_variants_of_the_recipe():
     assert [n.name for n in (blend.teacher, *blend.more_teachers)] == ["lenet", "lstm_rows"]
     assert assistant.assistants[0].options == {"widths": (16, 32, 48)}
     assert again.student == again.teacher == again.assistants[0]
-    checked(dataclasses.replace(blend, distill=Distill(teacher_weights=(1.0, 3.0))))
+    check_recipe(dataclasses.replace(blend, distill=Distill(teacher_weights=(1.0, 3.0))))
     with pytest.raises(InputError, match="2 numbers above 0, one for each teacher"):
-        checked(dataclasses.replace(blend, distill=Distill(teacher_weights=(1.0,))))
+        check_recipe(dataclasses.replace(blend, distill=Distill(teacher_weights=(1.0,))))
     hint = Distill(terms={"hint": Term("hint", student_tap="flat", teacher_tap="fc1", projector="dense")})
     for many in (blend, assistant):
-        with pytest.raises(InputError, match="expects none, as the terms hint look into the one teacher"):
-            checked(dataclasses.replace(many, distill=hint))
+        with pytest.raises(InputError, match="expects none, because the terms hint use layers of the one teacher"):
+            check_recipe(dataclasses.replace(many, distill=hint))
 
 
 def test_a_run_of_two_teachers_and_an_assistant(tmp_path):

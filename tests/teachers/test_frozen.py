@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import as_logits, class_count
 from kdistill.teachers.frozen import frozen
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
@@ -50,28 +49,10 @@ def test_half_precision_teachers_give_float32():
     assert frozen(teacher)(X).dtype == tf.float32
 
 
-@pytest.mark.parametrize(
-    "outputs,message",
-    [
-        ({"a": 1, "b": 2}, "gives 2 outputs"),
-        (tf.zeros((2, 1)), "give the model two outputs"),
-        (tf.zeros((2, 3, 4)), "expected logits"),
-    ],
-)
-def test_outputs_that_cannot_be_distilled_are_named(outputs, message):
-    with pytest.raises(InputError, match=message):
-        as_logits(outputs)
-
-
-def test_what_is_no_teacher_is_named():
+def test_what_is_no_teacher_is_refused():
     with pytest.raises(InputError, match="received 'resnet'"):
         frozen("resnet")
     with pytest.raises(InputError, match="empty list"):
         frozen([])
     with pytest.raises(InputError, match="2 positive numbers"):
         frozen([net(keras.layers.Dense(4))] * 2, [1, 0])
-
-
-def test_classes():
-    assert class_count(net(keras.layers.Dense(4))) == 4
-    assert class_count(keras.Sequential([keras.layers.Dense(4)])) is None

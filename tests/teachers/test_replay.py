@@ -93,7 +93,7 @@ def test_the_weights_are_those_of_the_online_run(tmp_path, data, repeat):
     for a, b, c, before in zip(*(fitted[name][0] for name in ("cached", "rounded", "online")), start, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
         np.testing.assert_allclose(a, c, atol=2e-3)
-        assert before.size < 8 or np.abs(a - before).max() > 1e-2, "nothing was learnt"
+        assert before.size < 8 or np.abs(a - before).max() > 1e-2, "the student learned nothing"
     for name in ("loss", "agreement", "val_kd", "val_agreement"):
         assert fitted["cached"][1][name] == pytest.approx(fitted["online"][1][name], rel=1e-3, abs=1e-5)
 
