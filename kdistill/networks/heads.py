@@ -2,16 +2,19 @@
 
 This is the one place that answers: are these numbers logits, how many classes are there, and which of several outputs
 classifies. The teacher, the losses, the evaluation and the export ask here.
+
+The functions of arrays need NumPy only, so that a `.tflite` is evaluated without TensorFlow.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks.keras_internals import logits_before_softmax
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 MAIN_OUTPUTS = ("logits", "probabilities")  # of several outputs, the one of these names classifies
 SMALLEST_PROBABILITY = 1e-7  # int8 files round small probabilities to exactly 0
@@ -27,11 +30,13 @@ class Head(NamedTuple):
 # -- tensors, inside of a training step -------------------------------------------------------------------------------
 
 
-def as_logits(outputs) -> tf.Tensor:
+def as_logits(outputs) -> "tf.Tensor":
     """The logits `[batch, classes]` of a model's outputs: the tensor before a final softmax, or the outputs themselves.
 
     Raises `InputError` for several outputs, for other shapes, and for a single class.
     """
+    from kdistill.networks.keras_internals import logits_before_softmax
+
     if isinstance(outputs, (dict, list, tuple)):
         raise InputError(
             f"The model gives {len(outputs)} outputs; kdistill distills one tensor of logits [batch, classes]. "
@@ -81,7 +86,7 @@ def main_output(outputs, model: str = "the model"):
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def image_shape(model: keras.Model) -> tuple[int, int, int]:
+def image_shape(model: "keras.Model") -> tuple[int, int, int]:
     """(height, width, channels) of the images that a model takes."""
     if not model.built:
         raise InputError(f"The model '{model.name}' is not built. Call it once on a batch of images before export.")
@@ -113,7 +118,7 @@ def class_count(model) -> int | None:
     return shape[-1] if isinstance(shape, tuple) and shape and isinstance(shape[-1], int) else None
 
 
-def head_of(model: keras.Model) -> Head:
+def head_of(model: "keras.Model") -> Head:
     """What a model gives, from its outputs on four images of noise.
 
     In a dict of outputs, the name `logits` or `probabilities` decides the kind, not the numbers.
@@ -131,13 +136,15 @@ def head_of(model: keras.Model) -> Head:
     return Head(output_kind(main), main.shape[1])
 
 
-def noise_images(model: keras.Model) -> np.ndarray:
+def noise_images(model: "keras.Model") -> np.ndarray:
     """Four images of random pixels, 0 to 255, float32, in the shape that a model takes; always the same."""
     return np.random.default_rng(0).integers(0, 256, (4, *image_shape(model))).astype(np.float32)
 
 
-def numpy_outputs(model: keras.Model, images: np.ndarray):
+def numpy_outputs(model: "keras.Model", images: np.ndarray):
     """The outputs of a model on images, as float32 arrays. Raises `InputError` where the model does not run."""
+    import tensorflow as tf
+
     try:
         outputs = model(images, training=False)
     except Exception as error:  # a user's own layers may raise anything

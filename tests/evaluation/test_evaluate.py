@@ -112,9 +112,10 @@ def test_a_model_that_gives_nan_fails(model):
 def test_a_tflite_is_evaluated_without_tensorflow(files, tmp_path):
     np.savez(tmp_path / "examples.npz", images=EXAMPLES.images, labels=EXAMPLES.labels)
     code = (
-        "import sys, numpy as np, kdistill\nfrom kdistill.data import Examples\n"
-        f"held = np.load({str(tmp_path / 'examples.npz')!r})\n"
-        f"result = kdistill.evaluate({str(files / 'model.tflite')!r}, Examples(held['images'], held['labels']))\n"
+        "import sys, numpy as np, kdistill\n"
+        f"stored = np.load({str(tmp_path / 'examples.npz')!r})\n"
+        "examples = kdistill.Examples(stored['images'], stored['labels'])\n"
+        f"result = kdistill.evaluate({str(files / 'model.tflite')!r}, examples)\n"
         "print(result['accuracy'], sorted({name.partition('.')[0] for name in sys.modules} & {'tensorflow', 'keras'}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(kdistill.__file__).parent.parent)}
