@@ -255,8 +255,8 @@ def _differences(report: dict, pictures: Mapping[str, bytes]) -> Markup:
         return NOTHING
     count, student, teacher = (differences[key] for key in ("count", "student_right", "teacher_right"))
     text = (
-        f"They predict different classes for {count:,} of {differences['images']:,} test images: the teacher is right "
-        f"on {teacher:,}, the student on {student:,}, neither on {count - student - teacher:,}."
+        f"Student and teacher predict different classes for {count:,} of {differences['images']:,} test images: the "
+        f"teacher is right on {teacher:,}, the student on {student:,}, neither on {count - student - teacher:,}."
     )
     shown = [picture for picture in differences["pictures"] if picture["file"] in pictures]
     if not shown:

@@ -33,7 +33,7 @@ def draw(result: dict, curves: dict, first_steps: int) -> list[Chart]:
     steps = _curve_chart(
         "first_steps",
         "Validation accuracy over the first steps",
-        f"The first {first_steps:,} steps, for each value of the first key of the grid.",
+        f"The first {first_steps:,} steps, by {_short(next(iter(result['grid'])))}.",
         [(label, _points(curve, "validation", first_steps)) for label, curve in chosen],
         "accuracy %",
     )

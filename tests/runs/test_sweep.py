@@ -20,6 +20,8 @@ from kdistill.report import sweep as report_sweep
 from kdistill.runs.sweep import sweep
 from kdistill.training import side_by_side
 
+pytestmark = pytest.mark.slow
+
 TINY = dataclasses.replace(
     load_recipe("mnist", "smoke", ["train_limit=160"]),
     teacher=Network("lenet", {"filters": (4, 4), "units": 16}),
@@ -183,7 +185,7 @@ def test_the_command_refuses_a_bad_grid_at_once():
     for words, message in (
         (["--grid", "temperature=1,2,...,4.5"], "whole number of steps"),
         (["--grid", "training.epochs=1,2"], "side by side"),
-        ([], "no grid of its own"),
+        ([], "this recipe has no grid"),
         (["--grid", "temperature=1", "--resume"], "--resume expects --out"),
     ):
         outcome = CliRunner().invoke(app, ["sweep", "mnist", *words])
