@@ -90,11 +90,11 @@ def main() -> None:
     for name in options.only:
         for scheme in options.scheme:
             rows.append(row(name, scheme, options))
-            cells_of_row = {**rows[-1], "float": ", ".join(rows[-1]["float"]) or ("–" if scheme in ("qat", "int8") else "")}
+            cells = {**rows[-1], "float": ", ".join(rows[-1]["float"]) or ("–" if scheme in ("qat", "int8") else "")}
             line = (
                 "| {network} | {parameters:,} | {scheme} | {layers} | {float} | {bytes:,} | {deflated:,} | {seconds} |"
             )
-            print(line.format(**cells_of_row), flush=True)
+            print(line.format(**cells), flush=True)
     print(json.dumps(rows))
 
 

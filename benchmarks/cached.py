@@ -60,19 +60,19 @@ def one_pair(name: str, repeats: int, root: str) -> dict:
     }
     print(f"{name}: teacher {teacher.count_params():,}, student {student().count_params():,} parameters")
     counts = {side: len(images) + (len(few) if side == "filling the cache" else 0) for side in sides}
-    found = measured(sides, counts, repeats)
+    timings = measured(sides, counts, repeats)
     return {
-        "sides": found,
+        "sides": timings,
         "steps_per_execution": STEPS_PER_EXECUTION,
         "bytes": stored.bytes(1),
-        "cached / student alone": ratio(found, "cached", "student alone"),
-        "cached, as in runs / student alone": ratio(found, "cached, as in runs", "student alone"),
-        "cached, as in runs / student alone, stock": ratio(found, "cached, as in runs", "student alone, stock"),
-        "cached, bfloat16 / student alone, stock": ratio(found, "cached, bfloat16", "student alone, stock"),
-        "cached / keras.distillation": ratio(found, "cached", "keras.distillation"),
-        "cached, as in runs / keras.distillation": ratio(found, "cached, as in runs", "keras.distillation"),
-        "cached, bfloat16 / keras.distillation": ratio(found, "cached, bfloat16", "keras.distillation"),
-        "filling the cache / teacher.predict": ratio(found, "filling the cache", "teacher.predict"),
+        "cached / student alone": ratio(timings, "cached", "student alone"),
+        "cached, as in runs / student alone": ratio(timings, "cached, as in runs", "student alone"),
+        "cached, as in runs / student alone, stock": ratio(timings, "cached, as in runs", "student alone, stock"),
+        "cached, bfloat16 / student alone, stock": ratio(timings, "cached, bfloat16", "student alone, stock"),
+        "cached / keras.distillation": ratio(timings, "cached", "keras.distillation"),
+        "cached, as in runs / keras.distillation": ratio(timings, "cached, as in runs", "keras.distillation"),
+        "cached, bfloat16 / keras.distillation": ratio(timings, "cached, bfloat16", "keras.distillation"),
+        "filling the cache / teacher.predict": ratio(timings, "filling the cache", "teacher.predict"),
     }
 
 
@@ -80,9 +80,9 @@ def main() -> None:
     """Measures, prints, writes `cached.json` and `cached.svg`."""
     parser = arguments(__doc__)
     parser.add_argument("--pair", nargs="*", default=list(PAIRS), choices=list(PAIRS))
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        result = {name: one_pair(name, given.repeats, root) for name in given.pair}
+        result = {name: one_pair(name, options.repeats, root) for name in options.pair}
     bars = {
         f"{name}: {key}": value["ratio"]
         for name, pair in result.items()
@@ -92,7 +92,7 @@ def main() -> None:
     save(
         "cached",
         result,
-        given.out,
+        options.out,
         bars,
         "Distilling from the cache: images per second, the first over the second",
         "times",

@@ -1,9 +1,9 @@
-"""What the benchmarks share: pairs of networks, interleaved timing, and a result as JSON and as a picture.
+"""Shared by the benchmarks: pairs of networks, interleaved timing, and results as JSON and as a picture.
 
-All sides of a benchmark run in one process, several times, in an order that is drawn anew for each round: what else the
-machine does hits all alike, and none always comes after the same other, whose heat and garbage it would inherit. Stated
-are medians over the rounds, of wall clock and CPU time of the process, with quartiles; ratios are taken within a round,
-and then the median of these.
+All sides of a benchmark run in one process, several times, in a new random order for every round: other work of the
+machine affects all sides alike, and no side always follows the same other, whose heat and garbage it would inherit.
+Results are medians over the rounds of wall time and CPU time of the process, with quartiles. Ratios are computed
+within a round; the result is their median.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill import provenance
-from kdistill.data import batches as data_batches
+from kdistill.data.batches import without_autotuning
 from kdistill.networks import architectures
 from kdistill.recipe import Network
 
@@ -30,10 +30,10 @@ INK, PAPER, BARS = "#222222", "#ffffff", "#3b6ea5"
 
 
 def arguments(description: str, repeats: int | None = 7) -> argparse.ArgumentParser:
-    """The options that every benchmark has; `repeats`, the default, is None where there is no such option."""
+    """The options of every benchmark. `repeats` is the default of --repeats; None: no such option."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if repeats is not None:
-        parser.add_argument("--repeats", type=int, default=repeats, help="rounds, besides a first one")
+        parser.add_argument("--repeats", type=int, default=repeats, help="rounds, after one that does not count")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="folder for JSON and picture"
     )
@@ -49,7 +49,7 @@ def resnet(depth: int) -> keras.Model:
 
 
 def modest(teacher: keras.Model) -> keras.Model:
-    """The teacher with small logits: those of random weights are beyond float16, in which a cache holds them."""
+    """The teacher with small logits: with random weights they exceed the float16 of a cache."""
     last = teacher.layers[-1]
     last.kernel.assign(last.kernel / 1000)
     return teacher
@@ -69,9 +69,9 @@ def resnet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
 
 
 def resnet50_pair(side: int = 224) -> tuple[keras.Model, Callable[[], keras.Model]]:
-    """ResNet-50 and MobileNetV3-Small of keras.applications, random weights: time alone is measured.
+    """ResNet-50 and MobileNetV3-Small of keras.applications, random weights: only time is measured.
 
-    Images have 224 pixels; with a smaller `side` the student shrinks them before it looks, as one for phones may.
+    Images have 224 pixels; with a smaller `side` the student resizes them, as one for phones may.
     """
     options = {"weights": None, "classes": 1000, "classifier_activation": None}
     teacher = modest(keras.applications.ResNet50(**options, input_shape=(224, 224, 3)))
@@ -102,23 +102,22 @@ def images_for(model: keras.Model, count: int, seed: int = 0) -> tuple[np.ndarra
 
 
 def batches(images: np.ndarray, *others: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """float32 images and what goes with them, in order, batched: one input for all sides."""
-    given = tf.data.Dataset.from_tensor_slices((images, *others)).batch(batch_size, drop_remainder=True)
-    given = given.map(lambda x, *rest: (tf.cast(x, tf.float32), *rest), num_parallel_calls=2).prefetch(4)
-    return data_batches.without_autotuning(
-        given
-    )  # with autotuning on, the wait at an epoch's end would be a third of what is measured
+    """Batches of float32 images and the other arrays, in order: the same input for all sides."""
+    data = tf.data.Dataset.from_tensor_slices((images, *others)).batch(batch_size, drop_remainder=True)
+    data = data.map(lambda x, *rest: (tf.cast(x, tf.float32), *rest), num_parallel_calls=2).prefetch(4)
+    # With autotuning, the wait at the end of an epoch would be a third of the measured time.
+    return without_autotuning(data)
 
 
 def plain(student: keras.Model, steps_per_execution: int = STEPS_PER_EXECUTION) -> keras.Model:
-    """The student compiled for labels alone, as anyone would."""
+    """The student compiled for labels alone, the usual way."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     student.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"], steps_per_execution=steps_per_execution)
     return student
 
 
 def forward(teacher: keras.Model) -> Callable[[tf.data.Dataset], None]:
-    """The teacher alone over a data set, by a compiled function and nothing else."""
+    """The teacher's forward pass over a data set, as a compiled function."""
     call = tf.function(lambda images: teacher(images, training=False))
 
     def run(data):
@@ -142,16 +141,16 @@ def measured(sides: dict[str, Callable[[], None]], images: int | dict, repeats: 
         start = time.perf_counter()
         side()
         print(f"  first call of {name}: {time.perf_counter() - start:.1f} s", flush=True)
-    found = {name: {"images": counts[name], "wall": [], "cpu": []} for name in sides}
+    timings = {name: {"images": counts[name], "wall": [], "cpu": []} for name in sides}
     random = np.random.default_rng(0)
     for _ in range(repeats):
         for name in random.permutation(list(sides)):
-            gc.collect()  # what the side before has left is not this one's
+            gc.collect()  # the garbage of the side before does not count here
             wall, cpu = time.perf_counter(), time.process_time()
             sides[name]()
-            found[name]["wall"].append(time.perf_counter() - wall)
-            found[name]["cpu"].append(time.process_time() - cpu)
-    return {name: {**each, **_summary(each)} for name, each in found.items()}
+            timings[name]["wall"].append(time.perf_counter() - wall)
+            timings[name]["cpu"].append(time.process_time() - cpu)
+    return {name: {**each, **_summary(each)} for name, each in timings.items()}
 
 
 def _summary(each: dict) -> dict:
@@ -161,14 +160,14 @@ def _summary(each: dict) -> dict:
     return {"images_per_second": median, "quartiles": [low, high], "images_per_cpu_second": cpu}
 
 
-def ratio(found: dict, over: str, under: str | list[str]) -> dict:
+def ratio(timings: dict, over: str, under: str | list[str]) -> dict:
     """How many times faster `over` is than `under` (several: their times added), within rounds: median, quartiles."""
     under = [under] if isinstance(under, str) else under
     values = {}
     for clock in ("wall", "cpu"):
         # Seconds per image, so that sides of different sizes compare.
-        mine = np.array(found[over][clock]) / found[over]["images"]
-        other = sum(np.array(found[name][clock]) / found[name]["images"] for name in under)
+        mine = np.array(timings[over][clock]) / timings[over]["images"]
+        other = sum(np.array(timings[name][clock]) / timings[name]["images"] for name in under)
         values[clock] = other / mine
     low, median, high = np.percentile(values["wall"], [25, 50, 75])
     return {"ratio": median, "quartiles": [low, high], "cpu_ratio": float(np.median(values["cpu"]))}

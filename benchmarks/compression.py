@@ -145,7 +145,7 @@ def picture(rows: list[dict], before: list[dict], path: Path) -> None:
 def main() -> None:
     """Trains what is missing, measures, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder; made, or gone on with")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder; a new one, or one to continue")
     parser.add_argument("--variant", default="default", help="of the recipe mnist")
     parser.add_argument("--set", action="append", default=[], help="key=value, as for `kdistill run`")
     parser.add_argument("--seeds", type=int, default=3)
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     options = parser.parse_args()
-    recipe = load_recipe("mnist", options.variant, [*options.set, f"seeds={given.seeds}"])
+    recipe = load_recipe("mnist", options.variant, [*options.set, f"seeds={options.seeds}"])
     splits = data_splits.load_splits(recipe.data, options.data_dir)
     folder = RunFolder(options.out, resume=(options.out / "recipe.json").exists())
     folder.settle(recipe, splits.fingerprint, options.force, print)

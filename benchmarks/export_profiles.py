@@ -61,8 +61,8 @@ def trained(arrays: dict[str, np.ndarray], size: int, epochs: int):
     model, start = network(size), time.perf_counter()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-    found = model.fit(arrays["x_train"], arrays["y_train"], batch_size=32, epochs=epochs, verbose=0)
-    accuracy = found.history["accuracy"][-1]
+    history = model.fit(arrays["x_train"], arrays["y_train"], batch_size=32, epochs=epochs, verbose=0)
+    accuracy = history.history["accuracy"][-1]
     print(f"Trained for {time.perf_counter() - start:.0f} s, {accuracy:.1%} of the training images right", flush=True)
     return model
 
@@ -104,11 +104,11 @@ def main() -> None:
         place = Path(folder)
         arrays = images(options.size, options.images)
         np.savez(place / "digits.npz", **{name: array[:200] for name, array in arrays.items()})
-        made = trained(arrays, options.size, options.epochs) if options.epochs else untrained(arrays, options.size)
-        made.save(place / "mobilenet.keras")
+        model = trained(arrays, options.size, options.epochs) if options.epochs else untrained(arrays, options.size)
+        model.save(place / "mobilenet.keras")
         print("| profile | bytes | agreement with Keras % | seconds | the same bytes twice |\n|---|---:|---:|---:|---|")
         for profile in chosen:
-            made = []
+            exports = []
             for part in ("one", "two"):
                 start = time.perf_counter()
                 command = [sys.executable, "-m", "kdistill.cli", "export", str(place / "mobilenet.keras"), "--json"]
@@ -119,9 +119,9 @@ def main() -> None:
                     wrong = True
                     print(f"| {profile} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1]} |", flush=True)
                     break
-                made.append((json.loads(done.stdout)[0], time.perf_counter() - start))
-            if len(made) == 2:
-                (first, seconds), (second, _) = made
+                exports.append((json.loads(done.stdout)[0], time.perf_counter() - start))
+            if len(exports) == 2:
+                (first, seconds), (second, _) = exports
                 same = Path(first["path"]).read_bytes() == Path(second["path"]).read_bytes()
                 wrong |= not same
                 agreement = f"{first['check']['agreement']:.2%}".removesuffix("%")

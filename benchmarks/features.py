@@ -32,7 +32,7 @@ def of_keras(student, teacher, taps) -> keras.Model:
     losses += [
         distillation.FeatureDistillation(loss="mse", teacher_layer_name=t, student_layer_name=s) for s, t in taps
     ]
-    made = distillation.Distiller(
+    distiller = distillation.Distiller(
         teacher=teacher,
         student=student,
         distillation_losses=losses,
@@ -41,13 +41,13 @@ def of_keras(student, teacher, taps) -> keras.Model:
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(1e-3)
-    made.compile(optimizer=adam, loss=loss, metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION)
-    return made
+    distiller.compile(optimizer=adam, loss=loss, metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION)
+    return distiller
 
 
 def main() -> None:
     """Measures, prints, writes `features.json` and `features.svg`."""
-    given = arguments(__doc__).parse_args()
+    options = arguments(__doc__).parse_args()
     make, batch_size, steps = PAIRS["resnet"]
     keras.utils.set_random_seed(0)
     teacher, student = make()
@@ -70,18 +70,18 @@ def main() -> None:
         "kdistill, logits alone": ours(student(), teacher),
     }
     sides = {name: (lambda model=model: model.fit(data, **once)) for name, model in models.items()}
-    found = measured(sides, len(images), given.repeats)
+    timings = measured(sides, len(images), options.repeats)
     result = {
-        "sides": found,
-        "kdistill / keras.distillation": ratio(found, "kdistill, two terms", "keras.distillation, two terms"),
+        "sides": timings,
+        "kdistill / keras.distillation": ratio(timings, "kdistill, two terms", "keras.distillation, two terms"),
         "kdistill, as in runs / keras.distillation": ratio(
-            found, "kdistill, two terms, as in runs", "keras.distillation, two terms"
+            timings, "kdistill, two terms, as in runs", "keras.distillation, two terms"
         ),
-        "two terms / none": ratio(found, "kdistill, two terms", "kdistill, logits alone"),
+        "two terms / none": ratio(timings, "kdistill, two terms", "kdistill, logits alone"),
     }
-    bars = {name: each["images_per_second"] for name, each in found.items()}
+    bars = {name: each["images_per_second"] for name, each in timings.items()}
     title = "Distilling with two terms of features, ResNet-56 to ResNet-8"
-    save("features", {"resnet": result}, given.out, bars, title, "images per second")
+    save("features", {"resnet": result}, options.out, bars, title, "images per second")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --count 200 --kind keras --seed 1
 
 Each file is a good one with random bytes overwritten, cut off, repeated or inserted; those of a `.keras` archive also
-inside the archive, with its checksums made right again, and the recipes as a `.py` file or as a run's `recipe.json`.
+inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`.
 The commands run in a process of their own, one after the other, so that a crash is seen as one. The exit status is 0
 if all went well, else 1.
 """
@@ -29,32 +29,32 @@ SECONDS = 900  # for one file, until it counts as a hang
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
     """The content, changed in one of five ways."""
-    place, made = int(random.integers(len(content))), bytearray(content)
+    place, changed = int(random.integers(len(content))), bytearray(content)
     length = int(random.integers(1, 17))
     how = int(random.integers(5))
     if how == 0:
-        return bytes(made[:place])
+        return bytes(changed[:place])
     if how == 1:
         for each in random.integers(len(content), size=length):
-            made[each] = random.integers(256)
+            changed[each] = random.integers(256)
     elif how == 2:
-        made[place : place + length] = random.bytes(length)
+        changed[place : place + length] = random.bytes(length)
     elif how == 3:
-        made[place:place] = made[place : place + length]
+        changed[place:place] = changed[place : place + length]
     else:
-        made[place : place + length] = bytes(length) if random.integers(2) else b"\xff" * length
-    return bytes(made)
+        changed[place : place + length] = bytes(length) if random.integers(2) else b"\xff" * length
+    return bytes(changed)
 
 
 def damaged_archive(content: bytes, random: np.random.Generator) -> bytes:
     """A zip archive, one of whose members is damaged, its checksum right."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(changed, "w") as new:
         names = old.namelist()
         chosen = names[int(random.integers(len(names)))]
         for name in names:
             new.writestr(name, damaged(old.read(name), random) if name == chosen else old.read(name))
-    return made.getvalue()
+    return changed.getvalue()
 
 
 def good_files(folder: Path) -> None:

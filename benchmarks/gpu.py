@@ -37,32 +37,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="of a timed epoch")
     parser.add_argument("--peak-tflops", type=float, help="of this GPU, in float16 with tensor cores: its data sheet")
     parser.add_argument("--here", action="store_true", help="without a GPU too, in mixed_bfloat16 and 2 steps")
-    given = parser.parse_args()
+    options = parser.parse_args()
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus and not given.here:
+    if not gpus and not options.here:
         raise SystemExit(
             "TensorFlow detects no GPU. A CPU gives no meaningful result; use --here to try the benchmark anyway."
         )
-    steps = given.steps if gpus else 2
+    steps = options.steps if gpus else 2
     keras.config.set_dtype_policy("mixed_float16" if gpus else "mixed_bfloat16")
     make, _, _ = PAIRS["resnet50"]
     teacher, student = make()
-    batch_size = given.batch_size
+    batch_size = options.batch_size
     images, labels = images_for(teacher, batch_size)
     at_hand = tf.cast(images, tf.float32), tf.constant(labels)
     logits = tf.zeros((batch_size, 1000), tf.float16)
-    given_labels = tf.data.Dataset.from_tensors(at_hand).repeat(steps)
-    given_logits = given_labels.map(lambda x, y: (x, {"labels": y, "teacher_logits": logits}))
+    with_labels = tf.data.Dataset.from_tensors(at_hand).repeat(steps)
+    with_logits = with_labels.map(lambda x, y: (x, {"labels": y, "teacher_logits": logits}))
     once, each = {"epochs": 1, "verbose": 0}, min(16, steps)
     online, cached, alone = ours(student(), teacher, each), ours(student(), None, each), plain(student(), each)
     call = forward(teacher)
     sides = {
-        "online": lambda: online.fit(given_labels, **once),
-        "cached": lambda: cached.fit(given_logits, **once),
-        "student alone": lambda: alone.fit(given_labels, **once),
-        "teacher alone": lambda: call(given_labels),
+        "online": lambda: online.fit(with_labels, **once),
+        "cached": lambda: cached.fit(with_logits, **once),
+        "student alone": lambda: alone.fit(with_labels, **once),
+        "teacher alone": lambda: call(with_labels),
     }
-    found = measured(sides, batch_size * steps, given.repeats)
+    timings = measured(sides, batch_size * steps, options.repeats)
     of_teacher, of_student = operations(teacher), operations(student())
     needed = {
         "online": of_teacher + 3 * of_student,
@@ -70,18 +70,18 @@ def main() -> None:
         "student alone": 3 * of_student,
         "teacher alone": of_teacher,
     }
-    tflops = {name: float(found[name]["images_per_second"]) * needed[name] / 1e12 for name in sides}
+    tflops = {name: float(timings[name]["images_per_second"]) * needed[name] / 1e12 for name in sides}
     result = {
-        "sides": found,
+        "sides": timings,
         "devices": [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus],
         "operations_per_image": needed,
         "tflops": tflops,
-        "share_of_peak": {n: v / given.peak_tflops for n, v in tflops.items()} if given.peak_tflops else None,
-        "online / limit": ratio(found, "online", ["teacher alone", "student alone"]),
-        "cached / student alone": ratio(found, "cached", "student alone"),
+        "share_of_peak": {n: v / options.peak_tflops for n, v in tflops.items()} if options.peak_tflops else None,
+        "online / limit": ratio(timings, "online", ["teacher alone", "student alone"]),
+        "cached / student alone": ratio(timings, "cached", "student alone"),
     }
-    bars = {name: found[name]["images_per_second"] for name in sides}
-    save("gpu", result, given.out, bars, "ResNet-50 to MobileNetV3-Small", "images per second")
+    bars = {name: timings[name]["images_per_second"] for name in sides}
+    save("gpu", result, options.out, bars, "ResNet-50 to MobileNetV3-Small", "images per second")
     print("TFLOP/s:", {name: round(value, 3) for name, value in tflops.items()}, "share:", result["share_of_peak"])
 
 

@@ -55,10 +55,10 @@ def plain(paths: list[str], autotuned: bool):
     return without_autotuning(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(PREFETCH))
 
 
-def measured(made) -> tuple[float, float]:
-    """Images per second of wall time, and of the processor's time, of the batches that `made` gives."""
+def measured(build) -> tuple[float, float]:
+    """Images per second of wall time, and of the processor's time, of the batches that `build` returns."""
     images, wall, work = 0, time.perf_counter(), time.process_time()
-    for batch in made():
+    for batch in build():
         images += int((batch[2] > 0).numpy().sum()) if isinstance(batch, tuple) and len(batch) == 3 else BATCH
     return images / (time.perf_counter() - wall), images / (time.process_time() - work)
 
@@ -79,7 +79,7 @@ def main() -> int:
         test = splits.load_splits(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
-        found = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}
+        rates = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}
         for turn in range(options.repeats + 1):
             kinds = {
                 "plain": lambda: plain(paths, autotuned=False),
@@ -91,11 +91,11 @@ def main() -> int:
             for name in list(kinds) if turn % 2 else reversed(kinds):
                 value = measured(kinds[name])
                 if turn:  # the first turn warms up
-                    found[name].append(value)
+                    rates[name].append(value)
     wall_ratios = {}
-    for name, values in found.items():
+    for name, values in rates.items():
         wall, work = np.array(values).T
-        walls, works = (np.divide(values, found["plain"])).T
+        walls, works = (np.divide(values, rates["plain"])).T
         wall_ratios[name] = np.median(walls)
         print(
             f"{name:<10} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to plain "
@@ -103,7 +103,7 @@ def main() -> int:
             f"{np.median(work):.0f}, to plain {np.median(works):.2f} ({works.min():.2f} to {works.max():.2f})"
         )
     title = "Input pipeline, JPEGs at 224 pixels: images per second, ours over plain tf.data"
-    save("input_pipeline", {"images_per_second": found}, options.out, wall_ratios, title, "times")
+    save("input_pipeline", {"images_per_second": rates}, options.out, wall_ratios, title, "times")
     return int(min(wall_ratios["evaluation"], wall_ratios["training"]) < LEAST)
 
 

@@ -3,9 +3,9 @@
     python -m venv mp && mp/bin/pip install mediapipe
     mp/bin/python benchmarks/mediapipe_check.py files/mediapipe/student.tflite [images.npy]
 
-`images.npy`: uint8 [n, height, width, 3]; noise where none are given. Prints JSON: for each image its three best
-classes by name, with scores. The exit status is 1 if a name is not one of the file's labels. Where MediaPipe is not
-installed, that is said, and nothing is checked (exit status 0).
+`images.npy`: uint8 [n, height, width, 3]; noise without it. Prints JSON: for each image its three best
+classes by name, with scores. The exit status is 1 if a name is not one of the file's labels. Without MediaPipe it
+prints so and checks nothing (exit status 0).
 """
 
 import json
@@ -30,9 +30,9 @@ def main(path: str, images: str | None = None) -> int:
     rows = []
     with vision.ImageClassifier.create_from_options(options) as classifier:
         for image in pixels:
-            given = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
-            found = classifier.classify(given).classifications[0].categories
-            rows.append([[each.category_name, round(each.score, 6)] for each in found])
+            picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+            categories = classifier.classify(picture).classifications[0].categories
+            rows.append([[each.category_name, round(each.score, 6)] for each in categories])
     print(json.dumps(rows))
     return int(any(name not in labels for row in rows for name, _ in row))
 

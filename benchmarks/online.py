@@ -53,35 +53,35 @@ class ByHand(keras.Model):
 
 def of_keras(student, teacher, steps_per_execution=STEPS_PER_EXECUTION) -> keras.Model:
     """keras.distillation, set up so that it computes the same loss."""
-    made = distillation.Distiller(
+    model = distillation.Distiller(
         teacher=teacher,
         student=student,
         distillation_losses=distillation.LogitsDistillation(temperature=TEMPERATURE, loss=keras.losses.KLDivergence()),
         student_loss_weight=1 - WEIGHT,
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    made.compile(
+    model.compile(
         optimizer=keras.optimizers.Adam(1e-3),
         loss=loss,
         metrics=["accuracy"],
         steps_per_execution=steps_per_execution,
     )
-    return made
+    return model
 
 
 def ours(student, teacher=None, steps_per_execution=STEPS_PER_EXECUTION, own=False, **more) -> kdistill.Distiller:
     """kdistill's, with Keras' Adam; `own`: with what a run of kdistill takes, its fused Adam."""
-    made = kdistill.Distiller(student, teacher, distillation_weight=WEIGHT, temperature=TEMPERATURE, **more)
+    model = kdistill.Distiller(student, teacher, distillation_weight=WEIGHT, temperature=TEMPERATURE, **more)
     adam = optimizers.Adam if own else keras.optimizers.Adam
-    made.compile(adam(1e-3), steps_per_execution=steps_per_execution)
-    return made
+    model.compile(adam(1e-3), steps_per_execution=steps_per_execution)
+    return model
 
 
 def by_hand(student, teacher) -> keras.Model:
     """The tutorials'."""
-    made = ByHand(student, teacher)
-    made.compile(optimizer=keras.optimizers.Adam(1e-3), metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION)
-    return made
+    model = ByHand(student, teacher)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), metrics=["accuracy"], steps_per_execution=STEPS_PER_EXECUTION)
+    return model
 
 
 def one_pair(name: str, repeats: int) -> dict:
@@ -105,16 +105,16 @@ def one_pair(name: str, repeats: int) -> dict:
     alone = forward(teacher)
     sides["teacher alone"] = lambda: alone(data)
     print(f"{name}: teacher {teacher.count_params():,}, student {student().count_params():,} parameters")
-    found = measured(sides, len(images), repeats)
+    timings = measured(sides, len(images), repeats)
     limit = ["teacher alone", "student alone"]
     return {
-        "sides": found,
-        "kdistill / limit": ratio(found, "kdistill", limit),
-        "kdistill, as in runs / limit": ratio(found, "kdistill, as in runs", limit),
-        "kdistill, as in runs / keras.distillation": ratio(found, "kdistill, as in runs", "keras.distillation"),
-        "kdistill / keras.distillation": ratio(found, "kdistill", "keras.distillation"),
-        "kdistill / by hand": ratio(found, "kdistill", "by hand, as on keras.io"),
-        "kdistill / keras.distillation, stock": ratio(found, "kdistill", "keras.distillation, stock"),
+        "sides": timings,
+        "kdistill / limit": ratio(timings, "kdistill", limit),
+        "kdistill, as in runs / limit": ratio(timings, "kdistill, as in runs", limit),
+        "kdistill, as in runs / keras.distillation": ratio(timings, "kdistill, as in runs", "keras.distillation"),
+        "kdistill / keras.distillation": ratio(timings, "kdistill", "keras.distillation"),
+        "kdistill / by hand": ratio(timings, "kdistill", "by hand, as on keras.io"),
+        "kdistill / keras.distillation, stock": ratio(timings, "kdistill", "keras.distillation, stock"),
     }
 
 
@@ -122,15 +122,15 @@ def main() -> None:
     """Measures, prints, writes `online.json` and `online.svg`."""
     parser = arguments(__doc__)
     parser.add_argument("--pair", nargs="*", default=["lenet", "resnet"], choices=list(PAIRS))
-    given = parser.parse_args()
-    result = {name: one_pair(name, given.repeats) for name in given.pair}
+    options = parser.parse_args()
+    result = {name: one_pair(name, options.repeats) for name in options.pair}
     bars = {
         f"{name}: {key}": value["ratio"]
         for name, pair in result.items()
         for key, value in pair.items()
         if key != "sides"
     }
-    save("online", result, given.out, bars, "Distilling online: images per second, kdistill over others", "times")
+    save("online", result, options.out, bars, "Distilling online: images per second, kdistill over others", "times")
 
 
 if __name__ == "__main__":

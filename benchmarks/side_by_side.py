@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--students", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
     parser.add_argument("--steps", type=int, default=40)
-    given = parser.parse_args()
+    options = parser.parse_args()
     splits = data_splits.load_splits(RECIPE.data)
     keras.utils.set_random_seed(1)
     teacher = architectures.build(RECIPE.teacher, (28, 28, 1), 10)
-    steps, batch = given.steps, RECIPE.training.batch_size
+    steps, batch = options.steps, RECIPE.training.batch_size
 
     def batches():
         return iter(data_batches.training_batches(splits.train, RECIPE.data, batch, 0, 0).take(steps))
@@ -87,7 +87,7 @@ def main() -> None:
             total += tf.reduce_sum(teacher(next(iterator)[0], training=False))
         return total
 
-    counts = sorted({*given.students, *([len(SETTINGS)] if given.grid else [])})
+    counts = sorted({*options.students, *([len(SETTINGS)] if options.grid else [])})
     alone, single = group([Supervised(network())]), distillers(1, teacher)
     sides: dict[str, Callable[[], None]] = {
         "teacher": lambda: teach(batches()).numpy(),
@@ -96,8 +96,8 @@ def main() -> None:
     }
     first, bytes_before = {}, {}
     for count in counts:
-        made = distillers(count, teacher)
-        sides[f"together {count}"] = lambda made=made: made.advance(batches(), steps)
+        members = distillers(count, teacher)
+        sides[f"together {count}"] = lambda members=members: members.advance(batches(), steps)
     for name, call in sides.items():  # traces; not measured with the others
         bytes_before[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
@@ -105,7 +105,7 @@ def main() -> None:
         first[name] = time.perf_counter() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - bytes_before[name]) * 1024
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(given.repeats):
+    for _ in range(options.repeats):
         for name, call in sides.items():
             measured[name].append(timed(call, steps))
     rows = []
@@ -127,10 +127,10 @@ def main() -> None:
         for place, clock in enumerate(("wall", "cpu"))
     }
     about = {"machine": provenance.machine(), "versions": provenance.versions(), "steps": steps, "batch": batch}
-    result = {**about, "repeats": given.repeats, **base, "peak_growth_of_the_last": grown, "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "side_by_side.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, given.out / "side_by_side.png")
+    result = {**about, "repeats": options.repeats, **base, "peak_growth_of_the_last": grown, "rows": rows}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "side_by_side.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(rows, options.out / "side_by_side.png")
     print(", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in base.items()))
     titles = ("wall ms", 10), ("k runs / k together", 22), ("together / limit", 18), ("cpu: runs", 11), ("limit", 8)
     print(f"{'k':>4}" + "".join(f"{title:>{width}}" for title, width in (*titles, ("first s", 9))))

@@ -1,8 +1,8 @@
-"""What doubling costs: the data, the batch, the teacher and the student, of distilling online and from the cache.
+"""The cost of doubling data, batch, teacher and student, for distilling online and from the cache.
 
     python benchmarks/size.py [--repeats 5]
 
-Seconds of an epoch over a ladder of sizes of one thing, the others held at the middle. A straight line through the
+Seconds of an epoch over a ladder of sizes of one thing, the others fixed at the middle. A straight line through the
 origin is the ideal for data, teacher and student; for the batch, seconds for each image should fall or stay.
 """
 
@@ -46,17 +46,17 @@ def sides(root: str, count: int, batch_size: int, depth: int, width: int) -> dic
     splits = Splits(train, train, train, tuple("0123456789"), "random", f"{count:016}")
     replay = Replay(teacher, splits, Data("random"), batch_size, 0, root)
     replay.build(1, lambda text: None)
-    given = replay.training_batches(0)
+    options = replay.training_batches(0)
     online, cached = ours(student(width), teacher, 4), ours(student(width), None, 4)
     # The same batches; online leaves the stored logits out.
-    bare = given.map(lambda x, targets: (x, targets["labels"]))
+    bare = options.map(lambda x, targets: (x, targets["labels"]))
     once = {"epochs": 1, "verbose": 0}
-    return {"online": lambda: online.fit(bare, **once), "cached": lambda: cached.fit(given, **once)}
+    return {"online": lambda: online.fit(bare, **once), "cached": lambda: cached.fit(options, **once)}
 
 
 def main() -> None:
     """Measures, prints, writes `size.json` and `size.svg`."""
-    given = arguments(__doc__, repeats=5).parse_args()
+    options = arguments(__doc__, repeats=5).parse_args()
     ladders = {"images": IMAGES, "batch": BATCHES, "teacher depth": TEACHERS, "student width": STUDENTS}
     points = {BASE}
     for place, ladder in enumerate(ladders.values()):
@@ -69,19 +69,19 @@ def main() -> None:
             for side, call in sides(root, *point).items()
         }
         counts = {name: count for name, (_, count) in calls.items()}
-        found = measured({name: call for name, (call, _) in calls.items()}, counts, given.repeats)
+        timings = measured({name: call for name, (call, _) in calls.items()}, counts, options.repeats)
     result, bars = {}, {}
     for place, (what, ladder) in enumerate(ladders.items()):
         for side in ("online", "cached"):
             rows = []
             for size in ladder:
-                each = found[f"{side}, {(*BASE[:place], size, *BASE[place + 1 :])}"]
+                each = timings[f"{side}, {(*BASE[:place], size, *BASE[place + 1 :])}"]
                 rows.append({"size": size, **{clock: float(np.median(each[clock])) for clock in ("wall", "cpu")}})
             result[f"{what}, {side}"] = rows
             for before, after in pairwise(rows):
                 bars[f"{what} {before['size']} to {after['size']}, {side}"] = after["cpu"] / before["cpu"]
     title = "CPU time of an epoch, after doubling (the depth: 8, 14, 26 layers have 3, 6, 12 blocks) over before"
-    save("size", {"sides": found, "ladders": result}, given.out, bars, title, "times")
+    save("size", {"sides": timings, "ladders": result}, options.out, bars, title, "times")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Where the time of `kdistill run mnist` goes, by stage, of this version and of another one.
+"""The time of the stages of `kdistill run mnist`, of this version and of another one.
 
     python benchmarks/stages.py --data-dir FOLDER [--before OTHER_PYTHON] [--repeats 3] [--set cache.views=4]
 
-Every run is a process of its own; with `--before`, the Python of an environment that holds another version, the two
-take turns. A stage lasts from the line that announces it to the next. Stated are medians, of the wall clock and of the
-CPU time of the process and its children, and the test accuracy of all three models, which must not have changed.
+Every run is a new process. With `--before`, the Python of an environment with another version, the two versions take
+turns. A stage lasts from the line that announces it to the next. Results are medians of wall time and of the CPU time
+of the process and its children, and the test accuracy of all three models, which must not change.
 """
 
 import json
@@ -54,12 +54,12 @@ def one_run(python: str, options: list[str]) -> dict:
             raise SystemExit("".join(lines))
         marks.append(("end", time.perf_counter(), marks[-1][2]))
         report = json.loads(Path(out, "report.json").read_text())
-    found = {"wall": dict.fromkeys(STAGES, 0.0), "cpu": dict.fromkeys(STAGES, 0.0)}
+    run = {"wall": dict.fromkeys(STAGES, 0.0), "cpu": dict.fromkeys(STAGES, 0.0)}
     for (name, wall, cpu), (_, later, more) in pairwise(marks):
-        found["wall"][name] += later - wall
-        found["cpu"][name] += more - cpu
-    found["accuracy"] = {row["name"]: row["accuracy"] for row in report["models"]}
-    return found
+        run["wall"][name] += later - wall
+        run["cpu"][name] += more - cpu
+    run["accuracy"] = {row["name"]: row["accuracy"] for row in report["models"]}
+    return run
 
 
 def main() -> None:
@@ -68,13 +68,13 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--before", help="the python of an environment that holds another version of kdistill")
     parser.add_argument("--set", nargs="*", default=[], help="key=value for this version alone, such as cache.views=4")
-    given = parser.parse_args()
-    common = ["--data-dir", given.data_dir] if given.data_dir else []
-    mine = [*common, *(word for setting in given.set for word in ("--set", setting))]
-    sides = {"before": (given.before, common)} if given.before else {}
+    args = parser.parse_args()
+    common = ["--data-dir", args.data_dir] if args.data_dir else []
+    mine = [*common, *(word for setting in args.set for word in ("--set", setting))]
+    sides = {"before": (args.before, common)} if args.before else {}
     sides["now"] = (sys.executable, mine)
     runs = {name: [] for name in sides}
-    for _ in range(given.repeats):
+    for _ in range(args.repeats):
         for name, (python, options) in sides.items():
             runs[name].append(one_run(python, options))
             wall, cpu = (sum(runs[name][-1][clock].values()) for clock in ("wall", "cpu"))
@@ -88,7 +88,7 @@ def main() -> None:
     }
     bars = {f"{stage}, {name}": medians[name]["wall"][stage] for stage in STAGES for name in sides}
     title = "kdistill run mnist by stage, median seconds"
-    save("stages", {"runs": runs, "medians": medians, "set": given.set}, given.out, bars, title, "s")
+    save("stages", {"runs": runs, "medians": medians, "set": args.set}, args.out, bars, title, "s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What one waits for before anything happens: `import kdistill` and `kdistill --help`, against their neighbors.
+"""The time until something happens: `import kdistill` and `kdistill --help`, against Python and Keras.
 
     python benchmarks/startup.py [--repeats 7]
 
-Each is a process of its own, in turn; wall clock and CPU time of the process, in seconds.
+Every measurement is a new process, by turns; wall time and CPU time of the process, in seconds.
 """
 
 import os
@@ -25,19 +25,19 @@ SIDES = {
 
 def main() -> None:
     """Measures, prints, writes `startup.json` and `startup.svg`."""
-    given = arguments(__doc__).parse_args()
-    found = {name: {"wall": [], "cpu": []} for name in SIDES}
-    for turn in range(given.repeats + 1):
+    options = arguments(__doc__).parse_args()
+    timings = {name: {"wall": [], "cpu": []} for name in SIDES}
+    for turn in range(options.repeats + 1):
         for name, command in SIDES.items():
             before, start = os.times(), time.perf_counter()
             subprocess.run(command, check=True, capture_output=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
             wall, after = time.perf_counter() - start, os.times()
             if turn:  # the first round fills the disk cache
-                found[name]["wall"].append(wall)
+                timings[name]["wall"].append(wall)
                 cpu = after.children_user + after.children_system - before.children_user - before.children_system
-                found[name]["cpu"].append(cpu)
-    medians = {name: float(np.median(each["wall"])) for name, each in found.items()}
-    save("startup", {"seconds": found}, given.out, medians, "Time to start, median of processes", "s")
+                timings[name]["cpu"].append(cpu)
+    medians = {name: float(np.median(each["wall"])) for name, each in timings.items()}
+    save("startup", {"seconds": timings}, options.out, medians, "Time to start, median of processes", "s")
 
 
 if __name__ == "__main__":

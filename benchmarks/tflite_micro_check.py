@@ -3,9 +3,9 @@
     python -m venv tflm && tflm/bin/pip install tflite-micro
     tflm/bin/python benchmarks/tflite_micro_check.py files/microcontroller/student.tflite [numbers.npy]
 
-`numbers.npy`: int8 [n, height, width, channels], quantized already; zeros where none are given. Prints the outputs as
-JSON, then what the recording allocator says of the arena, to compare with `kArenaSize` in `student.h`. Where
-tflite-micro is not installed, that is said, and nothing is checked (exit status 0).
+`numbers.npy`: int8 [n, height, width, channels], quantized already; zeros without it. Prints the outputs as
+JSON, then the recording allocator's report on the arena, to compare with `kArenaSize` in `student.h`. Without
+tflite-micro it prints so and checks nothing (exit status 0).
 """
 
 import json
@@ -23,9 +23,9 @@ def main(path: str, numbers: str | None = None) -> int:
     recording = runtime.InterpreterConfig.kAllocationRecording
     interpreter = runtime.Interpreter.from_file(path, intrepreter_config=recording)
     end = interpreter.get_input_details(0)
-    given = np.load(numbers) if numbers else np.zeros(end["shape"], end["dtype"])
+    inputs = np.load(numbers) if numbers else np.zeros(end["shape"], end["dtype"])
     rows = []
-    for image in given:
+    for image in inputs:
         interpreter.set_input(image[None], 0)
         interpreter.invoke()
         rows.append(interpreter.get_output(0)[0].tolist())

@@ -4,8 +4,8 @@
 
 `cached.py` measures speed on random images; this one asks whether the faster way is as accurate. The pairs of
 `common.py` learn MNIST (for the ResNets in three channels, with an edge of 2 pixels). The teacher is trained first,
-its learning rate falling along a cosine: after so few epochs it would else be poorer than the student alone. The
-cache is filled once for all seeds; that time is told apart. Then, for each seed, the same student from the same start:
+with a cosine schedule: after so few epochs it would otherwise be less accurate than the student alone. The cache is
+filled once for all seeds; its time is stated separately. Then, for each seed, the same student from the same weights:
 
     stock            `student.fit(x, y, batch_size=128)` in float32, one step per execution, Keras' Adam
     cached           distilled from the stored logits, 16 steps per execution, the fused Adam
@@ -62,7 +62,7 @@ def one(side: str, seed: int, make, train: Examples, stored: Replay, epochs: int
         distiller = ours(student, own=True)
         for epoch in range(epochs):
             distiller.fit(stored.training_batches(epoch), initial_epoch=epoch, epochs=epoch + 1, verbose=0)
-    return float32.ready(student), time.perf_counter() - start
+    return float32.prepare(student).model, time.perf_counter() - start
 
 
 def taught(name: str, train: Examples, test: Examples) -> tuple[keras.Model, Callable[[], keras.Model]]:
@@ -78,40 +78,40 @@ def taught(name: str, train: Examples, test: Examples) -> tuple[keras.Model, Cal
     return teacher, make
 
 
-def compared(found: dict[str, dict], images: int) -> dict[str, dict]:
-    """Times and verdicts of each side against stock, put beside what was found."""
-    stock = found["stock"]
-    for side in [name for name in found if name != "stock"]:
-        times = np.divide(stock["seconds"], found[side]["seconds"])
-        found[side]["times as fast as stock"] = float(np.median(times))
-        found[side]["range"] = [times.min(), times.max()]
+def compared(results: dict[str, dict], images: int) -> dict[str, dict]:
+    """Times and verdicts of each side against stock, added to the results."""
+    stock = results["stock"]
+    for side in [name for name in results if name != "stock"]:
+        times = np.divide(stock["seconds"], results[side]["seconds"])
+        results[side]["times as fast as stock"] = float(np.median(times))
+        results[side]["range"] = [times.min(), times.max()]
         if len(times) > 1:
-            found[side]["verdict"] = verdict.judge(found[side]["accuracy"], stock["accuracy"], images)
-            print(f"  {side} (the student) against stock (the control): {found[side]['verdict']['sentence']}")
-    return found
+            results[side]["verdict"] = verdict.judge(results[side]["accuracy"], stock["accuracy"], images)
+            print(f"  {side} (the student) against stock (the control): {results[side]['verdict']['sentence']}")
+    return results
 
 
-def one_pair(name: str, splits: Splits, given) -> dict:
+def one_pair(name: str, splits: Splits, options) -> dict:
     """Seconds and accuracies of all sides by seed."""
-    train, test = examples(splits.train, name, given.images), examples(splits.test, name, None)
+    train, test = examples(splits.train, name, options.images), examples(splits.test, name, None)
     teacher, make = taught(name, train, test)
     few = examples(splits.validation, name, BATCH)
     kept = Splits(train, few, test, splits.class_names, splits.source, f"{name:0>16}")
-    found = {side: {"seconds": [], "accuracy": []} for side in SIDES[name]}
+    results = {side: {"seconds": [], "accuracy": []} for side in SIDES[name]}
     with tempfile.TemporaryDirectory() as root:
         stored = Replay(teacher, kept, Data("mnist"), BATCH, 0, root)
         start = time.perf_counter()
         stored.build(1, lambda text: None)
         filling = time.perf_counter() - start
-        for seed in range(given.seeds):
-            sides = SIDES[name][seed % len(found) :] + SIDES[name][: seed % len(found)]
+        for seed in range(options.seeds):
+            sides = SIDES[name][seed % len(results) :] + SIDES[name][: seed % len(results)]
             for side in sides:
                 student, seconds = one(side, seed, make, train, stored, EPOCHS[name])
-                found[side]["seconds"].append(seconds)
-                found[side]["accuracy"].append(accuracy(student, test))
-                print(f"  seed {seed}, {side}: {seconds:.1f} s, {found[side]['accuracy'][-1]:.2%}", flush=True)
-    found = compared(found, len(test))
-    return {"epochs": EPOCHS[name], "images": len(train), "filling the cache, seconds": filling, "sides": found}
+                results[side]["seconds"].append(seconds)
+                results[side]["accuracy"].append(accuracy(student, test))
+                print(f"  seed {seed}, {side}: {seconds:.1f} s, {results[side]['accuracy'][-1]:.2%}", flush=True)
+    results = compared(results, len(test))
+    return {"epochs": EPOCHS[name], "images": len(train), "filling the cache, seconds": filling, "sides": results}
 
 
 def main() -> None:
@@ -121,9 +121,9 @@ def main() -> None:
     parser.add_argument("--data-dir", help="all of MNIST; without it the sample that ships with kdistill")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, help="train on so many only")
-    given = parser.parse_args()
-    splits = data_splits.load_splits(Data("mnist"), given.data_dir)
-    result = {name: one_pair(name, splits, given) for name in given.pair}
+    options = parser.parse_args()
+    splits = data_splits.load_splits(Data("mnist"), options.data_dir)
+    result = {name: one_pair(name, splits, options) for name in options.pair}
     bars = {
         f"{name}: {side} / stock": each["times as fast as stock"]
         for name, pair in result.items()
@@ -131,7 +131,7 @@ def main() -> None:
         if side != "stock"
     }
     title = "Training a student: seconds of stock fit over those of the cached way"
-    save("to_accuracy", result, given.out, bars, title, "times")
+    save("to_accuracy", result, options.out, bars, title, "times")
 
 
 if __name__ == "__main__":
