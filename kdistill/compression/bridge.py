@@ -1,7 +1,7 @@
 """A Keras 3 model -> the equal tf_keras (Keras 2) model that tfmot needs, and its new weights back again. Verified.
 
-tensorflow-model-optimization accepts tf_keras models only. The graph of the Keras 3 model is walked with tf_keras
-tensors, each layer becomes its twin of the same name, weights are copied, and the outputs of both are compared.
+tensorflow-model-optimization accepts tf_keras models only. The bridge runs the graph of the Keras 3 model on tf_keras
+tensors, replaces every layer by its twin of the same name, copies the weights, and compares the outputs of both models.
 """
 
 import os
@@ -20,13 +20,13 @@ from kdistill.errors import InputError
 from kdistill.networks.keras_internals import graph_of, operation_behind, run_graph, takes_training
 
 Handlers = dict[type, Callable]
-# tfmot's wrappers, which carry the layer inside under its own name.
+# tfmot's wrappers; the layer inside keeps its own name.
 WRAPPERS = ("PruneLowMagnitude", "ClusterWeights", "ClusterWeightsRNN", "ClusterWeightsMHA")
 QUANTIZERS = ("QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate")
 
 
 def load_tfmot():
-    """tensorflow_model_optimization, imported so that `tf.keras` stays Keras 3 and the environment as it was."""
+    """Imports tensorflow_model_optimization without a change of `tf.keras` (Keras 3) and of the environment."""
     assert tf.keras.Model is keras.Model  # resolves the lazy `tf.keras`, which tfmot would turn into tf_keras
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
@@ -44,60 +44,63 @@ def load_tfmot():
 def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_keras.Model:
     """The equal tf_keras model: nested models inlined, weights copied, outputs compared on random input.
 
-    `handlers`: `{LayerClass: function(layer) -> tf_keras layer}` for layers of your own that have weights; give the
-    tf_keras layer weights of the same names, and register its class with `tf_keras.saving`.
-    Raises `InputError` for a model without a graph, a layer that has no twin, or outputs that differ.
+    Args:
+        model: a Functional or Sequential model.
+        handlers: `{LayerClass: function(layer) -> tf_keras layer}` for your own layers with weights. The tf_keras layer
+            needs weights of the same names, and its class must be registered with `tf_keras.saving`.
+
+    Raises:
+        InputError: the model has no graph, a layer has no twin, or the outputs differ.
     """
     graph = _graph_of(model)
     names = _names(graph)
-    made = {}
+    all_twins = {}
 
     def apply(operation, call, args, kwargs):
-        """One node of the Keras 3 graph on tf_keras tensors."""
+        """Calls one operation of the Keras 3 graph on tf_keras tensors."""
         name = names[id(operation)]
         if not isinstance(operation, keras.layers.Layer):
             return _operation(operation, _numbered(name, call), args, kwargs)
-        if id(operation) not in made:
-            made[id(operation)] = bridge_layers.twins(operation, name, handlers or {})
-        twin, *behind = made[id(operation)]
+        if id(operation) not in all_twins:
+            all_twins[id(operation)] = bridge_layers.twins(operation, name, handlers or {})
+        twin, *following = all_twins[id(operation)]
         if isinstance(twin, bridge_layers.KerasOperation):
             return _operation(operation, _numbered(name, call), args, kwargs)
         outputs = twin(*args, **_accepted(twin, kwargs))
-        for each in behind:
-            outputs = each(outputs)
+        for layer in following:
+            outputs = layer(outputs)
         return outputs
 
     inputs = keras.tree.map_structure(_input, graph.input)
     bridged = tf_keras.Model(inputs, _walk(graph, inputs, apply), name=_legal(model.name))
     for layer in _weighted(graph):
-        found = [(bridge_layers.last_name(v.name), v) for twin in made[id(layer)] for v in twin.weights]
-        for variable, target in bridge_layers.matched(layer, found):
+        targets = [(bridge_layers.last_name(v.name), v) for twin in all_twins[id(layer)] for v in twin.weights]
+        for variable, target in bridge_layers.matched(layer, targets):
             target.assign(bridge_layers.numbers(variable))
     _compare(graph, bridged, names)
     return bridged
 
 
 def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -> keras.Model:
-    """Puts the weights of a tf_keras model, bare or in tfmot's wrappers, into the Keras 3 model it was made from.
+    """Copies the weights of a tf_keras model, with or without tfmot's wrappers, into its Keras 3 model.
 
-    Layers are found by name, variables by the last part of theirs; clustered and masked weights arrive as such.
-    Then (with `check`) the outputs are compared again, except where quantizers stand in between: there the float
-    weights arrive, and the outputs differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight
-    is missing.
+    It matches layers by name and variables by the last part of theirs, and copies clustered and masked weights as such.
+    With `check` it compares the outputs again, unless there are quantizers: it copies the float weights, so the outputs
+    differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight is missing.
     """
     graph = _graph_of(model)
     names = _names(graph)
-    there = {}
+    by_name = {}
     for layer in bridged.layers:
         wrapped = type(layer).__name__ in WRAPPERS + QUANTIZERS
-        there[layer.layer.name if wrapped else layer.name] = layer
+        by_name[layer.layer.name if wrapped else layer.name] = layer
     pairs = []
     for layer in _weighted(graph):
         name = names[id(layer)]
-        if name not in there:
-            raise InputError(f"The tf_keras model has no layer '{name}' to take the weights of '{layer.name}' from.")
-        parts = [there[part] for part in (name, name + bridge_layers.POINTWISE) if part in there]
-        pairs += bridge_layers.matched(layer, [found for part in parts for found in _effective(part)])
+        if name not in by_name:
+            raise InputError(f"The tf_keras model has no layer '{name}' with the weights of '{layer.name}'.")
+        parts = [by_name[part] for part in (name, name + bridge_layers.POINTWISE) if part in by_name]
+        pairs += bridge_layers.matched(layer, [weight for part in parts for weight in _effective(part)])
     for variable, value in pairs:
         variable.assign(value)
     if check and not any(type(layer).__name__ in (*QUANTIZERS, "QuantizeLayer") for layer in bridged.layers):
@@ -106,7 +109,7 @@ def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -
 
 
 def _graph_of(model) -> keras.Function:
-    """The graph of a Functional or Sequential model; InputError for any other."""
+    """The graph of a Functional or Sequential model. Raises `InputError` for any other."""
     if isinstance(model, keras.Sequential):
         graph = graph_of(model)
         if graph is None:
@@ -120,7 +123,7 @@ def _graph_of(model) -> keras.Function:
     if graph_of(model) is None or not _calls_its_graph(model):
         raise InputError(
             f"'{model.name}' is a subclassed model ({type(model).__name__}): its layers cannot be read from a graph. "
-            "Give a Functional or Sequential model (for a Distiller: distiller.student), or rewrite it as one: "
+            "Pass a Functional or Sequential model (for a Distiller: distiller.student), or rewrite it as one: "
             "keras.Model(inputs, outputs)."
         )
     return model
@@ -136,13 +139,13 @@ def _is_nested(operation) -> bool:
 
 
 def _legal(name: str) -> str:
-    """A name that TensorFlow accepts as a scope."""
+    """The name, changed to one that TensorFlow accepts as a scope."""
     name = re.sub(r"[^A-Za-z0-9_.\-]", "_", name)
     return name if re.match(r"[A-Za-z0-9.]", name) else f"layer{name}"
 
 
 def _names(graph: keras.Function) -> dict[int, str]:
-    """id of each operation, those in nested models too -> its tf_keras name: `layer`, `nested.layer`; all differ."""
+    """id of an operation, those in nested models too -> its unique tf_keras name: `layer`, `nested.layer`."""
     names, used = {}, set()
 
     def visit(graph, prefix):
@@ -165,14 +168,14 @@ def _names(graph: keras.Function) -> dict[int, str]:
 
 
 def _weighted(graph: keras.Function) -> list:
-    """The layers with weights, those of nested models included, each once."""
-    found = {}
+    """The layers with weights, those of nested models included, without repetition."""
+    layers = {}
     for operation in graph.operations:
         if _is_nested(operation):
-            found |= {id(layer): layer for layer in _weighted(_graph_of(operation))}
+            layers |= {id(layer): layer for layer in _weighted(_graph_of(operation))}
         elif getattr(operation, "weights", None):
-            found[id(operation)] = operation
-    return list(found.values())
+            layers[id(operation)] = operation
+    return list(layers.values())
 
 
 def _numbered(name: str, call: int) -> str:
@@ -235,14 +238,14 @@ def _operation(operation, name: str, args, kwargs):
 
 
 def _accepted(twin, kwargs: dict) -> dict:
-    """Without the mask, where the tf_keras layer takes none: Keras 3 records it for every layer behind."""
+    """The arguments without a mask that the tf_keras layer has no parameter for: Keras 3 records it for every layer."""
     if "mask" in kwargs and "mask" not in twin._call_spec.arg_names:
         return {key: value for key, value in kwargs.items() if key != "mask"}
     return kwargs
 
 
 def _effective(layer) -> list[tuple[str, np.ndarray]]:
-    """(last part of the name, value) of a layer's weights as the forward pass uses them."""
+    """(last part of the name, value) of the weights of a layer as its forward pass uses them."""
     kind = type(layer).__name__
     if kind.startswith("ClusterWeights"):
         layer.update_clustered_weights_associations()
@@ -260,7 +263,7 @@ def _effective(layer) -> list[tuple[str, np.ndarray]]:
 
 
 def _random_inputs(graph: keras.Function):
-    """Two examples like standardized data and two like pixels, or small integers, for each input."""
+    """For every input, two examples like standardized data and two like pixels, or small integers."""
     generator = np.random.default_rng(0)
 
     def make(tensor):
@@ -278,7 +281,7 @@ def _random_inputs(graph: keras.Function):
 
 
 def _compare(graph: keras.Function, bridged: tf_keras.Model, names: dict[int, str]) -> None:
-    """Raises InputError, naming the first layer that differs, unless both models give the same outputs."""
+    """Raises `InputError`, which names the first layer that differs, unless both models have equal outputs."""
     inputs = _random_inputs(graph)
     steps = {}
 
@@ -296,25 +299,25 @@ def _compare(graph: keras.Function, bridged: tf_keras.Model, names: dict[int, st
 
 
 def _first_difference(bridged, inputs, steps: dict, names: dict[int, str]) -> str:
-    """What differs first, in the order of the Keras 3 graph."""
+    """The message about the first difference, in the order of the Keras 3 graph."""
     for name, (operation, value) in steps.items():
         own = names[id(operation)]
-        split = isinstance(operation, keras.layers.Layer)  # a layer may have become several: `own`, `own.activation`
-        parts = [each for each in bridged.layers if each.name == name or (split and each.name.startswith(f"{own}."))]
+        split = isinstance(operation, keras.layers.Layer)  # a layer may have several twins: `own`, `own.activation`
+        parts = [twin for twin in bridged.layers if twin.name == name or (split and twin.name.startswith(f"{own}."))]
         twin = parts[-1] if parts else None
         values = keras.tree.flatten(value)
         if twin is None or len(twin._inbound_nodes) != 1 or len(values) != len(tf.nest.flatten(twin.output)):
-            continue  # shared layers are seen at the layer behind them
+            continue  # a difference in a shared layer shows at the layer behind it
         received = tf.nest.flatten(tf_keras.Model(bridged.inputs, twin.output)(tf.nest.flatten(inputs), training=False))
         if not all(_equal(a, b) for a, b in zip(values, received, strict=True)):
             distance = max(_distance(a, b) for a, b in zip(values, received, strict=True))
             return (
-                f"Layer '{operation.name}' ({type(operation).__name__}) gives other outputs in tf_keras (greatest "
+                f"Layer '{operation.name}' ({type(operation).__name__}) has other outputs in tf_keras (largest "
                 f"difference {distance:.2g}). Pass a handler for it, or replace the layer."
             )
     return (
-        f"The tf_keras model gives other outputs than '{bridged.name}' in Keras 3, though no single layer does: "
-        "a layer keeps state of its own, or draws random numbers when it predicts."
+        f"The tf_keras model has other outputs than '{bridged.name}' in Keras 3, though no single layer differs: "
+        "a layer keeps state, or draws random numbers in prediction."
     )
 
 
@@ -327,7 +330,7 @@ def _distance(a, b) -> float:
 
 
 def _equal(a, b) -> bool:
-    """Equal but for the rounding, which is that of the narrower type where a model computes in 16 bits."""
+    """Whether two outputs are equal but for rounding, which is coarser if a model computes in 16 bits."""
     if a.dtype in (tf.string,):
         return bool(tf.reduce_all(a == b))
     a_values = np.asarray(tf.cast(a, tf.float64))

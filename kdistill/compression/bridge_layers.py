@@ -1,7 +1,7 @@
 """One Keras 3 layer or operation -> its tf_keras twin of the same name, options and weights.
 
-Values never cross by chance: an option that tf_keras does not know is dropped only where it holds its default, and an
-activation of which the two Keras disagree (or that tf_keras lacks) calls the Keras 3 function.
+No option is lost silently: one that tf_keras lacks is dropped only if it has its default. An activation that the two
+Keras define differently, or that tf_keras lacks, calls the Keras 3 function.
 """
 
 import inspect
@@ -16,22 +16,22 @@ import tf_keras
 from kdistill.errors import InputError
 from kdistill.networks.keras_internals import takes_training
 
-# The same function in both Keras, and one that tfmot quantizes when it is fused into a layer.
+# Equal functions in both Keras that tfmot quantizes as the activation of a layer.
 FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu")
-# The same function in both Keras, as a layer of its own.
+# Equal functions in both Keras, as layers of their own.
 SAME = (*FUSED, "silu", "elu", "exponential", "mish", "selu", "softplus", "softsign")
-# Layers without weights whose state or randomness tf_keras keeps in another way: the Keras 3 layer itself is called.
+# Layers without weights whose state or randomness differs in tf_keras: the twin calls the Keras 3 layer itself.
 CALLED = re.compile(r"Random|Lambda|Hash|Discretization|CategoryEncoding|.*Lookup|TextVectorization")
 OPTION_NAMES = {"LeakyReLU": {"negative_slope": "alpha"}}
 MERGES = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
-POINTWISE = ".pointwise"  # what SeparableConv2D's second half is called
+POINTWISE = ".pointwise"  # ends the name of the second half of a SeparableConv2D
 OTHER_NAMES = {"kernel": "depthwise_kernel", "pointwise_kernel": "kernel"}
 _BASE = {"name", "trainable", "dtype"}
 _calls = weakref.WeakValueDictionary()
 
 
 class Call:
-    """A Keras 3 operation with its constant arguments; `tensors` fill the places that `slots` mark."""
+    """A Keras 3 operation with its constant arguments; `tensors` replace those that `slots` mark."""
 
     def __init__(self, operation, arguments=None, slots=None):
         self.operation = operation
@@ -54,20 +54,19 @@ class Call:
 class KerasOperation(tf_keras.layers.Layer):
     """Calls a Keras 3 operation, or a Keras 3 layer without weights, on the tensors of a tf_keras graph.
 
-    Its config names the call by a key, so that tfmot can clone it within this process; it cannot be saved.
+    Its config contains the key of the call, so that tfmot can clone it within this process; it cannot be saved.
     """
 
     def __init__(self, key: str, **kwargs):
         super().__init__(**kwargs)
         self.key = key
-        self.supports_masking = True  # Keras 3 has the masks in its graph already, as tensors
-        self._held = lambda: None  # a closure: tf_keras would track a Keras 3 layer that is an attribute
-        held = _calls[key]
-        self._held = lambda: held
+        self.supports_masking = True  # the graph of Keras 3 already contains the masks, as tensors
+        operation = _calls[key]
+        self._operation = lambda: operation  # a closure: tf_keras would track a Keras 3 layer that is an attribute
 
     def call(self, inputs, training=None):
         training = bool(training) if not tf.is_tensor(training) else training
-        return self._held()(tf.nest.flatten(inputs), training)
+        return self._operation()(tf.nest.flatten(inputs), training)
 
     def compute_mask(self, inputs, mask=None):
         return None
@@ -77,19 +76,19 @@ class KerasOperation(tf_keras.layers.Layer):
 
 
 def operation_layer(call: Call, name: str) -> KerasOperation:
-    """The tf_keras layer of this name that makes the call."""
+    """The tf_keras layer of this name that performs the call."""
     key = f"{name}-{id(call)}"
     _calls[key] = call
     return KerasOperation(key, name=name, dtype="float32", autocast=False)
 
 
-def _known_activations() -> dict:
+def _keras_activations() -> dict:
     names = [name for name in dir(keras.activations) if not name.startswith("_")]
     functions = {name: getattr(keras.activations, name) for name in names}
     return {f: f.__name__ for name, f in functions.items() if name not in ("get", "serialize", "deserialize")}
 
 
-ACTIVATIONS = _known_activations()  # the Keras 3 function -> its name
+ACTIVATIONS = _keras_activations()  # the Keras 3 function -> its name
 
 
 def _registered(function, name: str):
@@ -106,7 +105,7 @@ FOREIGN = {name: _registered(f, name) for f, name in ACTIVATIONS.items() if name
 
 
 def _native(function) -> str | None:
-    """The tf_keras name of a Keras 3 activation that is the same function there, else None."""
+    """The tf_keras name of a Keras 3 activation that is equal there, else None."""
     name = ACTIVATIONS.get(function)
     return {"silu": "swish"}.get(name, name) if name in SAME else None
 
@@ -120,22 +119,22 @@ def activation_layers(function, name: str, policy: str) -> list:
                 "Put it behind the layer as a layer of its own."
             )
         return twins(function, name, {})
-    known = ACTIVATIONS.get(function)
-    if known is None:
+    activation = ACTIVATIONS.get(function)
+    if activation is None:
         return [operation_layer(Call(function), name)]
     relu6 = tf_keras.layers.ReLU(max_value=6.0, name=name, dtype=policy)
-    if known == "relu6":
+    if activation == "relu6":
         return [relu6]
-    if known == "hard_sigmoid":  # relu6(x + 3) / 6: tfmot learns a range for each of the steps
+    if activation == "hard_sigmoid":  # relu6(x + 3) / 6: tfmot learns a range for each of the steps
         before = tf_keras.layers.Rescaling(1.0, 3.0, name=f"{name}.plus3", dtype=policy)
         return [before, relu6, tf_keras.layers.Rescaling(1 / 6, name=f"{name}.sixth", dtype=policy)]
-    return [tf_keras.layers.Activation(_native(function) or FOREIGN[known], name=name, dtype=policy)]
+    return [tf_keras.layers.Activation(_native(function) or FOREIGN[activation], name=name, dtype=policy)]
 
 
 def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
-    """The tf_keras layers that, one behind the other, are the Keras 3 layer; a single one where it stands `inside`.
+    """The tf_keras layers that, one behind the other, equal the Keras 3 layer; one layer if it is `inside` a wrapper.
 
-    Raises InputError for a layer with weights that tf_keras lacks, or with an option that tf_keras lacks.
+    Raises `InputError` for a layer with weights that tf_keras lacks, or with an option that tf_keras lacks.
     """
     for kind in type(layer).__mro__:
         if kind in handlers:
@@ -153,22 +152,26 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
     policy = layer.dtype_policy.name
     if policy.startswith(("int8", "int4", "float8")):
         raise InputError(
-            f"Layer '{layer.name}' is already quantized ({policy}). Give the model as it was before model.quantize()."
+            f"Layer '{layer.name}' is already quantized ({policy}). Pass the model from before model.quantize()."
         )
     if kind == "Activation":
         return activation_layers(layer.activation, name, policy)
-    options, unknown = _options(layer, getattr(tf_keras.layers, kind), handlers)
-    if unknown and not layer.weights:
-        return [operation_layer(Call(layer), name)]  # the layer itself is called, with every option
-    if unknown:
+    options, missing = _options(layer, getattr(tf_keras.layers, kind), handlers)
+    if missing and not layer.weights:
+        return [operation_layer(Call(layer), name)]  # calls the layer itself, with all its options
+    if missing:
         raise InputError(
             f"Layer '{layer.name}' ({kind}) has options that tf_keras lacks: "
-            + ", ".join(f"{key}={value!r}" for key, value in unknown.items())
+            + ", ".join(f"{key}={value!r}" for key, value in missing.items())
             + ". Build the layer with their defaults, or pass a handler for it."
         )
     common = {"trainable": layer.trainable, "dtype": policy}
-    behind = [] if inside or "recurrent_activation" in options or kind.startswith("SimpleRNN") else _behind(layer, name)
-    if behind:
+    following = (
+        []
+        if inside or "recurrent_activation" in options or kind.startswith("SimpleRNN")
+        else _activation_behind(layer, name)
+    )
+    if following:
         options["activation"] = "linear"
     for key in ("activation", "recurrent_activation"):
         if callable(options.get(key)) and options[key] not in FOREIGN.values():
@@ -180,21 +183,21 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
         scale = tf_keras.layers.Rescaling(layer.scale, name=name, **common)
         return [scale, tf_keras.layers.Rescaling(1.0, layer.offset, name=f"{name}.offset", **common)]
     if kind == "SeparableConv2D" and not inside:  # tfmot quantizes it as two layers, and would lose the names
-        return [*_separated(options, name, common), *behind]
-    return [getattr(tf_keras.layers, kind)(**options, name=name, **common), *behind]
+        return [*_separated(options, name, common), *following]
+    return [getattr(tf_keras.layers, kind)(**options, name=name, **common), *following]
 
 
-def _handled(made, layer, name):
-    if not isinstance(made, tf_keras.layers.Layer):
+def _handled(twin, layer, name):
+    if not isinstance(twin, tf_keras.layers.Layer):
         raise InputError(
-            f"The handler for layer '{layer.name}' must return a tf_keras layer, returned {type(made).__name__}."
+            f"The handler for layer '{layer.name}' must return a tf_keras layer, returned {type(twin).__name__}."
         )
-    made._name = name
-    made.trainable = layer.trainable
-    return made
+    twin._name = name
+    twin.trainable = layer.trainable
+    return twin
 
 
-def _behind(layer, name: str) -> list:
+def _activation_behind(layer, name: str) -> list:
     """The activation of a layer as a layer behind it, where it cannot be fused."""
     function = getattr(layer, "activation", None)
     if not callable(function) or ACTIVATIONS.get(function) in FUSED:
@@ -203,7 +206,7 @@ def _behind(layer, name: str) -> list:
 
 
 def _separated(options: dict, name: str, common: dict) -> list:
-    """SeparableConv2D as the depthwise and the pointwise convolution that it is made of."""
+    """SeparableConv2D as its depthwise and its pointwise convolution."""
     shared = {"data_format": options["data_format"]}
     depthwise = {
         key: options[key] for key in ("kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
@@ -219,67 +222,68 @@ def _separated(options: dict, name: str, common: dict) -> list:
 
 
 def _parameters(kind, stop) -> dict:
-    """Every named parameter of the constructors of a class, with its default."""
-    found = {}
-    for each in kind.__mro__[: kind.__mro__.index(stop)]:
-        if "__init__" in vars(each):
-            for parameter in inspect.signature(each.__init__).parameters.values():
+    """The named parameters of the constructors of a class and its bases below `stop`, with their defaults."""
+    defaults = {}
+    for base in kind.__mro__[: kind.__mro__.index(stop)]:
+        if "__init__" in vars(base):
+            for parameter in inspect.signature(base.__init__).parameters.values():
                 if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                    found.setdefault(parameter.name, parameter.default)
-    return found
+                    defaults.setdefault(parameter.name, parameter.default)
+    return defaults
 
 
 def _options(layer, kind, handlers) -> tuple[dict, dict]:
-    """(options for the tf_keras class, options that it lacks and that do not hold their default)."""
+    """(options for the tf_keras class, options that it lacks and that differ from their default)."""
     config = {key: value for key, value in layer.get_config().items() if key not in _BASE}
     defaults = _parameters(type(layer), keras.layers.Layer)
-    known = {*_parameters(kind, tf_keras.layers.Layer), "activity_regularizer"}
+    accepted = {*_parameters(kind, tf_keras.layers.Layer), "activity_regularizer"}
     names = OPTION_NAMES.get(type(layer).__name__, {})
     if type(layer) is keras.layers.Normalization and layer.weights:
-        # As constants: tf_keras loses weights that it has adapted when a model is cloned.
+        # As constants: tf_keras loses adapted weights when it clones a model.
         config |= {"mean": layer.adapt_mean.numpy(), "variance": layer.adapt_variance.numpy()}
-    options, unknown = {}, {}
+    options, missing = {}, {}
     for key, value in config.items():
-        if names.get(key, key) not in known:
+        if names.get(key, key) not in accepted:
             resolved = keras.config.image_data_format() if key == "data_format" else None
             default = defaults.get(key, False)  # an option outside the signature (`rms_scaling`) is a switch
             if value not in (default, resolved, None):
-                unknown[key] = value
+                missing[key] = value
         elif not key.endswith("_initializer"):  # the weights are copied
             options[names.get(key, key)] = _value(layer, key, value, handlers)
-    return options, unknown
+    return options, missing
 
 
 def _value(layer, key, value, handlers):
-    """One config value in the terms of tf_keras."""
-    held = getattr(layer, key, None)
+    """One config value as tf_keras needs it."""
+    attribute = getattr(layer, key, None)
     if type(layer) is keras.layers.Bidirectional and key in ("layer", "backward_layer"):
-        held = layer.forward_layer if key == "layer" else layer.backward_layer
-    if isinstance(held, (list, tuple)) and held and all(isinstance(each, keras.layers.Layer) for each in held):
-        return [_inner(each, handlers) for each in held]
-    if isinstance(held, keras.layers.Layer):
-        return held if "activation" in key else _inner(held, handlers)
-    if key.endswith("activation") and callable(held):
-        return _native(held) or FOREIGN.get(ACTIVATIONS.get(held), held)
+        attribute = layer.forward_layer if key == "layer" else layer.backward_layer
+    several = isinstance(attribute, (list, tuple)) and len(attribute) > 0
+    if several and all(isinstance(item, keras.layers.Layer) for item in attribute):
+        return [_inner(item, handlers) for item in attribute]
+    if isinstance(attribute, keras.layers.Layer):
+        return attribute if "activation" in key else _inner(attribute, handlers)
+    if key.endswith("activation") and callable(attribute):
+        return _native(attribute) or FOREIGN.get(ACTIVATIONS.get(attribute), attribute)
     if isinstance(value, dict) and key.endswith(("_regularizer", "_constraint")):
-        return _counterpart(layer, key, held)
+        return _counterpart(layer, key, attribute)
     return value
 
 
-def _counterpart(layer, key, held):
+def _counterpart(layer, key, penalty):
     """A regularizer or constraint of Keras 3 as that of tf_keras."""
     module = tf_keras.regularizers if key.endswith("_regularizer") else tf_keras.constraints
-    kind = getattr(module, type(held).__name__, None)
-    if kind is None or not type(held).__module__.startswith("keras."):
+    kind = getattr(module, type(penalty).__name__, None)
+    if kind is None or not type(penalty).__module__.startswith("keras."):
         raise InputError(
-            f"Layer '{layer.name}' has a {key} without a counterpart in tf_keras: {type(held).__name__}. "
-            "Remove it (it plays no part in the outputs), or pass a handler for the layer."
+            f"Layer '{layer.name}' has a {key} without a counterpart in tf_keras: {type(penalty).__name__}. "
+            "Remove it (it does not change the outputs), or pass a handler for the layer."
         )
-    return kind.from_config(held.get_config())
+    return kind.from_config(penalty.get_config())
 
 
 def _inner(layer, handlers):
-    """The layer inside a wrapper or a recurrent layer; nothing can stand behind it."""
+    """The twin of a layer inside a wrapper or a recurrent layer, where no second layer can stand behind it."""
     if isinstance(layer, keras.Model):
         raise InputError(
             f"The model '{layer.name}' stands inside a wrapper layer (TimeDistributed or the like), where it cannot be "
@@ -309,31 +313,31 @@ def last_name(name: str) -> str:
     return name.split("/")[-1].split(":")[0]
 
 
-def matched(layer, found: list[tuple[str, object]]) -> list[tuple[object, object]]:
-    """Pairs (variable of the Keras 3 layer, what belongs to it among `found`: last parts of names with values).
+def matched(layer, candidates: list[tuple[str, object]]) -> list[tuple[object, object]]:
+    """Pairs (variable of the Keras 3 layer, its counterpart among the candidates `(last part of the name, value)`).
 
-    Raises InputError unless every variable finds one of its shape.
+    Raises `InputError` if a variable has no counterpart of its shape.
     """
     if isinstance(layer, keras.layers.Normalization):
         return []  # its numbers are options of the twin
-    names = {name for name, _ in found}
-    left = list(found)
+    names = {name for name, _ in candidates}
+    remaining = list(candidates)
     pairs = []
     for variable in layer.weights:
         wanted = last_name(variable.path)
         if wanted not in names:
             wanted = OTHER_NAMES.get(wanted, wanted)
         place = next(
-            (i for i, (name, value) in enumerate(left) if name == wanted and value.shape == variable.shape), None
+            (i for i, (name, value) in enumerate(remaining) if name == wanted and value.shape == variable.shape), None
         )
         if place is None:
             raise InputError(
                 f"Layer '{layer.name}' ({type(layer).__name__}): its weight '{wanted}' of shape "
-                f"{tuple(variable.shape)} has no counterpart; found "
-                f"{[(name, tuple(value.shape)) for name, value in left]}. A handler must return a layer with weights "
-                "of the same names and shapes."
+                f"{tuple(variable.shape)} has no counterpart among "
+                f"{[(name, tuple(value.shape)) for name, value in remaining]}. A handler must return a layer with "
+                "weights of the same names and shapes."
             )
-        pairs.append((variable, left.pop(place)[1]))
+        pairs.append((variable, remaining.pop(place)[1]))
     return pairs
 
 

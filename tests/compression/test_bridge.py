@@ -183,7 +183,7 @@ def wrong(layer):
         (lambda: chain((4,), L.RMSNormalization(name="r")), None, r"'r' \(RMSNormalization\) has weights and no twin"),
         (lambda: chain((4,), Scaled()), {Scaled: lambda layer: 3}, "must return a tf_keras layer, returned int"),
         (lambda: chain((4,), Scaled()), {Scaled: wrong}, "its weight 'scale' of shape .4,. has no counterpart"),
-        (lambda: chain((4,), Doubled(name="two"), L.Dense(2)), {Doubled: wrong}, "Layer 'two' .* gives other outputs"),
+        (lambda: chain((4,), Doubled(name="two"), L.Dense(2)), {Doubled: wrong}, "Layer 'two' .* has other outputs"),
         (kernel_used_directly, None, "'matmul.*' uses a variable of a layer directly"),
         (lambda: changed("enable_lora", 2), None, "options that tf_keras lacks: lora_rank=2"),
         (lambda: changed("quantize", "int8"), None, "is already quantized .int8"),
@@ -204,7 +204,7 @@ def test_refusals(build, handlers, message):
 def test_the_way_back_misses_nothing():
     model = randomised(chain((4,), L.Dense(3, name="a"), L.Dense(2, name="b")))
     bridged = to_tf_keras(model)
-    with pytest.raises(InputError, match="no layer 'b' to take the weights"):
+    with pytest.raises(InputError, match="no layer 'b' with the weights"):
         copy_back(tf_keras.Sequential(bridged.layers[:2]), model)
     other = to_tf_keras(chain((4,), L.Dense(5, name="a"), L.Dense(2, name="b")))
     with pytest.raises(InputError, match=r"'a' .Dense.: its weight 'kernel' of shape \(4, 3\) has no counterpart"):
