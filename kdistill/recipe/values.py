@@ -35,7 +35,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of `kdistill.models` by name with its options, or a trained one from a `.keras` file.
+    """A network of `kdistill.networks` by name with its options, or a trained one from a `.keras` file.
 
     `weights` are files whose weights it starts with; `mapping` says which layer of a file fills which layer, without it
     names have to be equal (see `kdistill.weights`). A teacher with `weights` is not trained.
