@@ -1,4 +1,4 @@
-"""The graph that is shipped: what is done to the pixels before the model, and the softmax behind it."""
+"""The graph that ships: the layers for pixels before the model, the softmax after it, and the names of its layers."""
 
 import keras
 import numpy as np
@@ -9,11 +9,11 @@ from kdistill.networks.heads import image_shape
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import Profile
 
-GRAY = (0.299, 0.587, 0.114)  # red, green and blue in gray, of ITU-R Rec. 601
+GRAY = (0.299, 0.587, 0.114)  # the weights of red, green and blue, of ITU-R Rec. 601
 
 
-def normalized(model: keras.Model, profile: Profile) -> keras.Model:
-    """The model with the profile's `(pixel - mean) / std` before it: raw pixels go in."""
+def with_normalization(model: keras.Model, profile: Profile) -> keras.Model:
+    """The model with the profile's `(pixel - mean) / std` before it, so that it takes raw pixels."""
     if not profile.mean and not profile.std:
         return model
     shape = image_shape(model)
@@ -32,52 +32,53 @@ def normalized(model: keras.Model, profile: Profile) -> keras.Model:
     return keras.Model(image, model(scaled), name=model.name)
 
 
-def deployed(model: keras.Model, profile: Profile, gives: str) -> keras.Model:
-    """The model with the profile's number of channels and its softmax. `gives`: what the model gives now.
+def with_channels_and_softmax(model: keras.Model, profile: Profile, kind: str) -> keras.Model:
+    """The model with the profile's number of input channels, and with a softmax if the profile wants probabilities.
 
-    Raises `InputError` for channels or an output that cannot be had from it.
+    `kind`: of the model's output, logits or probabilities. Raises `InputError` where the model cannot give what the
+    profile wants.
     """
-    wants, (height, width, channels) = profile.output or gives, image_shape(model)
-    takes = profile.channels or channels
-    if wants == "logits" and gives == "probabilities":
+    expected_kind, (height, width, channels) = profile.output or kind, image_shape(model)
+    expected_channels = profile.channels or channels
+    if expected_kind == "logits" and kind == "probabilities":
         raise InputError(
             f"The profile '{profile.name}' wants logits, but the model '{model.name}' ends in a softmax. "
-            "Leave its last activation out, or ask for probabilities."
+            "Remove its last activation, or use a profile with output 'probabilities'."
         )
-    if (takes, channels) not in ((channels, channels), (3, 1)):
+    if (expected_channels, channels) not in ((channels, channels), (3, 1)):
         raise InputError(
-            f"The profile '{profile.name}' wants images of {takes} channels; the model '{model.name}' takes {channels}"
-            ". Only a model of gray images (1 channel) can be given color."
+            f"The profile '{profile.name}' wants images of {expected_channels} channels; the model '{model.name}' "
+            f"takes {channels}. Only models of gray images (1 channel) can take color images instead."
         )
-    if takes == channels and wants == gives:
+    if expected_channels == channels and expected_kind == kind:
         return model
-    image = keras.Input((height, width, takes), name="image")
+    image = keras.Input((height, width, expected_channels), name="image")
     x = image
-    if takes != channels:
-        gray = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey")
+    if expected_channels != channels:
+        gray = layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey")  # the name is in exported files
         x = gray(x)
         gray.set_weights([np.asarray(GRAY, np.float32).reshape(1, 1, 3, 1)])
     outputs = model(x)
-    if wants != gives:
+    if expected_kind != kind:
         softmax = layers.Softmax(name="softmax")
         if isinstance(outputs, dict):
-            others = {name: each for name, each in outputs.items() if name != gives}
-            outputs = {wants: softmax(outputs[gives]), **others}
+            others = {name: output for name, output in outputs.items() if name != kind}
+            outputs = {expected_kind: softmax(outputs[kind]), **others}
         else:
             outputs = softmax(outputs)
     return keras.Model(image, outputs, name=model.name)
 
 
 def layer_names(model: keras.Model) -> set[str]:
-    """The names of the layers that hold no other layers."""
+    """The names of the layers that contain no other layers."""
     return {layer.name for layer in leaf_layers(model)}
 
 
 def layer_of(tensor: str, names: set[str]) -> str | None:
-    """The layer that a tensor's name speaks of, such as `conv1` for `net_1/conv1_1/convolution`."""
+    """The layer in a tensor's name: `conv1` for `net_1/conv1_1/convolution`. `names`: of the layers of the model."""
     for part in tensor.replace(";", "/").split("/"):
         head, _, tail = part.rpartition("_")
-        if tail.isdigit() and head in names:  # the number that tracing the layer once more has given it
+        if tail.isdigit() and head in names:  # TensorFlow adds a number where a layer is traced again
             return head
         if part in names:
             return part

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from kdistill import provenance
-from kdistill.conversion import float32, graph, verify
+from kdistill.conversion import verify
+from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
 from kdistill.data.splits import Splits
 from kdistill.evaluation import diagnostics, disagreement, verdict
@@ -57,7 +58,7 @@ def describe_data(splits: Splits) -> dict:
         "source": splits.source,
         "fingerprint": splits.fingerprint,
         **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-        **few_labels.counts(splits),
+        **few_labels.label_counts(splits),
     }
 
 
@@ -75,14 +76,22 @@ def _verdict(recipe: Recipe, splits: Splits, logits: dict[str, np.ndarray]) -> d
 
 
 def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[str, dict]:
-    student, splits, folder = arms.models["student"], arms.splits, arms.folder.path
-    about, found = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}, {}
+    """Profile -> its checked file. `logits` are the student's on the test images."""
+    student, splits, folder = prepare(arms.models["student"]), arms.splits, arms.folder.path
+    about, files = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}, {}
     for profile in profiles:
         arms.say(f"Exporting {profile.name}")
-        place, names, images = folder / profile.name, splits.class_names, splits.train.images
-        # What is compared with the file is the student itself, but for mixed precision and a normalization before it.
-        known = logits if graph.normalized(float32.ready(student), profile) is student else None
-        options = {"class_names": names, "about": about}
-        file = verify.export_checked(student, place, profile, images, splits.test, known, **options)
-        found[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}
-    return found
+        # A student in mixed precision, or with a normalization before it, computes other logits than its file.
+        same = student.model is arms.models["student"] and not (profile.mean or profile.std)
+        file = verify.export_checked(
+            student,
+            folder / profile.name,
+            profile,
+            splits.train.images,
+            splits.test,
+            model_logits=logits if same else None,
+            class_names=splits.class_names,
+            about=about,
+        )
+        files[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}
+    return files

@@ -21,7 +21,9 @@ from kdistill.recipe import Profile
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.values import as_dict
 from kdistill.tflite import metadata
-from kdistill.tflite.interpreter import File
+from kdistill.tflite.interpreter import File, open_interpreter
+
+pytestmark = pytest.mark.slow
 
 IMAGES = corners(200, seed=3).images
 
@@ -98,7 +100,7 @@ def test_int8_has_no_float_operator_left(tmp_path):
     assert found["float_layers"] == []
     assert (found["input"]["type"], found["output"]["type"]) == ("int8", "int8")
     assert found["input"]["scale"] == pytest.approx(1) and found["input"]["zero_point"] == -128
-    tensors = File(found["path"])._open(1, plain=True).get_tensor_details()
+    tensors = open_interpreter(found["path"], delegates=False).get_tensor_details()
     kinds = {np.dtype(each["dtype"]).name for each in tensors}
     assert kinds == {"int8", "int32"}  # int32: biases and the axes of the average
 
@@ -124,6 +126,13 @@ def test_dense_layers_are_quantized_per_tensor_for_older_runtimes(tmp_path):
     assert tuple(map(int, found["min_runtime"].split("."))) <= (2, 4, 0)
     assert [each["layer"] for each in found["float_layers"]] == ["thin"]
     assert len(metadata.bare(Path(found["path"]).read_bytes())) < 8000  # 4,736 weights of one byte
+
+
+def test_the_converter_has_its_private_setting(tmp_path):
+    """A TensorFlow that renames it would ignore it, and write files that older runtimes refuse."""
+    network().export(tmp_path / "model", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "model"))
+    assert converter._experimental_disable_per_channel_quantization_for_dense_layers is False
 
 
 def test_calibration_takes_500_images_at_most_evenly_spaced(model, tmp_path, monkeypatch):
@@ -167,7 +176,7 @@ def test_a_rebuilt_model_that_computes_otherwise_fails(monkeypatch):
     first = mixed.get_weights()
     monkeypatch.setattr(type(mixed), "get_weights", lambda self: [w * 3 for w in first])
     with pytest.raises(CheckFailed, match="rebuilt in float32, differs"):
-        float32.ready(mixed)
+        float32.prepare(mixed)
 
 
 class Hand(keras.Model):
@@ -283,8 +292,8 @@ def test_calibration_that_cannot_be_used_is_refused(model, tmp_path):
         "NaN": np.where(bad == 7, np.nan, bad),
         "from -1 to 254": bad - 1,
         "from 0 to 510": bad * 2,
-        r"3 time\(s\) one and the same": np.repeat(IMAGES[:1], 3, axis=0),
-        r"1 time\(s\)": IMAGES[:1],
+        r"the same image 3 time\(s\)": np.repeat(IMAGES[:1], 3, axis=0),
+        r"the same image 1 time\(s\)": IMAGES[:1],
         "scaled already": bad / 255,
     }
     for message, images in cases.items():
@@ -304,7 +313,7 @@ def test_profiles_that_make_no_sense_are_refused(model, tmp_path):
         ({"operators": "flex"}, "operators expects"),
         ({"c_array": True}, "c_array expects operators 'micro' and batch 1"),
         ({"mean": (float("nan"),)}, "mean expects numbers"),
-        ({"deviation": (0.0,)}, "deviation expects numbers above 0"),
+        ({"std": (0.0,)}, "std expects numbers above 0"),
         ({"max_drop": 2.0}, "max_drop expects a share"),
         ({"min_agreement": -1.0}, "min_agreement expects a share"),
     ):

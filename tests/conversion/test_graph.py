@@ -8,10 +8,12 @@ from support.small_models import CLASSES, corners, network
 
 from kdistill.conversion import graph
 from kdistill.conversion.export import export
+from kdistill.conversion.float32 import prepare
 from kdistill.conversion.verify import export_checked
 from kdistill.errors import InputError
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.recipe import Profile
+from kdistill.recipe.loading import load_profile
 from kdistill.tflite import metadata
 from kdistill.tflite.interpreter import File
 
@@ -41,7 +43,9 @@ def test_raw_pixels_in_and_probabilities_out(model, quantization, tmp_path):
 
 
 def test_gray_models_get_color_and_metadata_for_mediapipe(model, tmp_path):
-    found = export_checked(model, tmp_path / "out", "mediapipe", None, EXAMPLES, class_names=CLASSES)
+    found = export_checked(
+        prepare(model), tmp_path / "out", load_profile("mediapipe"), None, EXAMPLES, class_names=CLASSES
+    )
     assert found["input"]["shape"] == [1, 12, 12, 3] and found["check"]["agreement"] == 1.0
     color = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3)).astype(np.uint8)
     gray = color.astype(np.float32) @ np.float32([[0.299], [0.587], [0.114]])
@@ -66,10 +70,10 @@ def test_normalization_goes_into_the_graph(tmp_path):
     found = export(model, tmp_path, profile)
     expected = predict(model, (pixels - np.float32(mean)) / np.float32(std))
     np.testing.assert_allclose(File(found["path"]).predict(pixels), expected, atol=1e-4)
-    np.testing.assert_allclose(predict(graph.normalized(model, profile), pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(predict(graph.with_normalization(model, profile), pixels), expected, atol=1e-4)
     one = Profile("one", "none", mean=(127.5,), std=(127.5,))
     np.testing.assert_allclose(
-        predict(graph.normalized(model, one), pixels), predict(model, pixels / 127.5 - 1), atol=1e-4
+        predict(graph.with_normalization(model, one), pixels), predict(model, pixels / 127.5 - 1), atol=1e-4
     )
     with pytest.raises(InputError, match="mean expects 1 or 3 numbers.*received 2"):
         export(model, tmp_path, Profile("two", mean=(1.0, 2.0)))

@@ -6,17 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keras import layers
 from support.small_models import CLASSES, corners, network
 
 from kdistill.conversion import verify
 from kdistill.conversion.export import export
+from kdistill.conversion.float32 import prepare
 from kdistill.conversion.verify import check, export_checked
 from kdistill.data.splits import Examples
 from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluation.evaluate import predict
+from kdistill.networks.precision import dtype_policy
+from kdistill.recipe.loading import load_profile
 from kdistill.tflite import interpreter
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES, TRAINING = corners(200, seed=7), corners(60, seed=1).images
+NPU = load_profile("npu")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def file(model, tmp_path_factory):
 @pytest.fixture
 def answers(monkeypatch):
     """Puts other outputs in the place of the file's."""
-    return lambda outputs: monkeypatch.setattr(verify, "predict_apart", lambda *_: np.array(outputs, np.float32))
+    return lambda outputs: monkeypatch.setattr(verify, "predict_isolated", lambda *_: np.array(outputs, np.float32))
 
 
 def eight(right: int) -> np.ndarray:
@@ -72,7 +79,7 @@ def test_the_file_itself_is_run(model, file):
 
 def test_numbers_that_are_not_finite_fail(file, answers):
     answers([[0, 1, np.nan, 0]] * 8)
-    with pytest.raises(CheckFailed, match="not finite"):
+    with pytest.raises(CheckFailed, match="NaN or infinite"):
         check(file, eight(8), ZEROS, "npu")
 
 
@@ -80,7 +87,7 @@ def test_other_shapes_fail(file, answers):
     answers(np.zeros((8, 3)))
     with pytest.raises(CheckFailed, match=r"gives \(8, 3\), its model \(8, 4\)"):
         check(file, eight(8), ZEROS, "npu")
-    with pytest.raises(InputError, match="model_logits for 8 test images"):
+    with pytest.raises(InputError, match="model_logits expects a row for each of 8 test images .* received 5 rows"):
         check(file, eight(8)[:5], ZEROS, "npu")
     with pytest.raises(InputError, match="1 or more"):
         check(file, eight(8)[:0], dataclasses.replace(ZEROS, images=ZEROS.images[:0], labels=ZEROS.labels[:0]), "npu")
@@ -97,10 +104,11 @@ def test_other_shapes_fail(file, answers):
 def test_a_file_that_crashes_hangs_or_raises_fails(code, message, file, tmp_path, monkeypatch):
     package = tmp_path / "kdistill"
     (package / "tflite").mkdir(parents=True)
-    (package / "__init__.py").touch()
+    for folder in (package, package / "tflite"):
+        (folder / "__init__.py").touch()
     (package / "tflite" / "interpreter.py").write_text(code)
     monkeypatch.setattr(interpreter, "__file__", str(package / "tflite" / "interpreter.py"))
-    with pytest.raises(CheckFailed, match=f"'npu' is not good.*{message}"):
+    with pytest.raises(CheckFailed, match=f"'npu' cannot be used.*{message}"):
         check(file, eight(8), ZEROS, "npu", seconds=1)
 
 
@@ -109,7 +117,7 @@ def test_a_file_that_passes_is_put_in_place_and_nothing_else_is_touched(model, t
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     (folder / "labels.txt").write_text("old")
-    found = export_checked(model, folder, "npu", TRAINING, EXAMPLES, class_names=CLASSES)
+    found = export_checked(prepare(model), folder, NPU, TRAINING, EXAMPLES, class_names=CLASSES)
     assert found["path"] == str(folder / "student.tflite")
     assert found["check"]["agreement"] >= 0.98
     names = ["labels.txt", "model.json", "notes.txt", "student.tflite"]
@@ -125,17 +133,50 @@ def test_a_file_that_fails_leaves_everything_as_it_was(model, tmp_path):
     (tmp_path / "npu" / "student.tflite").write_text("the one that is good")
     other = -predict(model, EXAMPLES.images)
     with pytest.raises(CheckFailed, match="it agrees"):
-        export_checked(model, tmp_path / "npu", "npu", TRAINING, EXAMPLES, other, CLASSES)
+        export_checked(prepare(model), tmp_path / "npu", NPU, TRAINING, EXAMPLES, other, CLASSES)
     with pytest.raises(InputError, match="calibration"):
-        export_checked(model, tmp_path / "npu", "npu", None, EXAMPLES)
+        export_checked(prepare(model), tmp_path / "npu", NPU, None, EXAMPLES)
     assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["the one that is good"]
 
 
 def test_a_softmax_is_compared_with_the_probabilities_of_its_model(tmp_path):
-    found = export_checked(network(softmax=True), tmp_path / "npu", "npu", TRAINING, EXAMPLES)
+    found = export_checked(prepare(network(softmax=True)), tmp_path / "npu", NPU, TRAINING, EXAMPLES)
     assert found["output"]["name"] == "probabilities" and found["check"]["max_difference"] < 0.05
 
 
 def test_a_model_of_mixed_precision_is_compared_with_itself_in_float32(tmp_path):
-    found = export_checked(network(dtype="mixed_bfloat16"), tmp_path / "r", "reference", TRAINING, EXAMPLES)
+    student = prepare(network(dtype="mixed_bfloat16"))
+    found = export_checked(student, tmp_path / "r", load_profile("reference"), TRAINING, EXAMPLES)
     assert found["check"]["max_difference"] < 1e-4
+
+
+class Counted(layers.Layer):
+    """Counts how often it is created, in `created`."""
+
+    created = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        Counted.created += 1
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_a_student_is_rebuilt_once_for_all_profiles(tmp_path):
+    with dtype_policy("mixed_bfloat16"):
+        model = network(middle=[Counted(name="counted")])
+    created = Counted.created
+    student = prepare(model)
+    for name in ("reference", "phone_cpu", "npu"):
+        report = export_checked(student, tmp_path / name, load_profile(name), TRAINING, EXAMPLES)
+        assert (report["precision"], report["weights_sha256"]) == ("bfloat16", student.weights_sha256)
+    assert Counted.created == created + 1 and student.model is not model
+    assert student.head == ("logits", 4) and student.image_shape == (12, 12, 1)
+    assert prepare(student.model).model is student.model  # float32 already: nothing is rebuilt
+
+
+def test_limits_take_the_place_of_the_profiles():
+    limited = verify.with_limits(NPU, max_drop=0.5)
+    assert (limited.max_drop, limited.min_agreement) == (0.5, NPU.min_agreement)
+    assert verify.with_limits(NPU) == NPU and verify.with_limits(NPU, min_agreement=0.0).min_agreement == 0.0

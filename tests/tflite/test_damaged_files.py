@@ -13,6 +13,7 @@ from support.small_models import CLASSES, corners, network
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
+from kdistill.conversion.float32 import prepare
 from kdistill.conversion.verify import export_checked
 from kdistill.errors import InputError
 from kdistill.recipe.loading import load_profile, load_recipe
@@ -21,6 +22,7 @@ FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 EXAMPLES, IMAGES = corners(60, seed=7), corners(60).images
 
 
+@pytest.mark.slow
 def test_damaged_files_at_the_command_line():
     """Three of each kind; `benchmarks/fuzz.py` tries as many as it is told."""
     spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
@@ -44,12 +46,13 @@ def test_a_full_disk_leaves_nothing_half(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, call, full)
     with pytest.raises(OSError, match="No space left on device"):
-        export_checked(network(), folder, "npu", IMAGES, EXAMPLES, class_names=CLASSES)
+        export_checked(prepare(network()), folder, load_profile("npu"), IMAGES, EXAMPLES, class_names=CLASSES)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.rglob("*")] == ["npu", "student.tflite"]
     assert (folder / "student.tflite").read_bytes() == b"the old one"
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_on_files_is_one_message(tmp_path):
     """A file may not grow beyond 4 kB here, as on a disk that fills up while the command runs."""
     network().save(tmp_path / "model.keras")
