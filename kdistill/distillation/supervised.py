@@ -55,10 +55,10 @@ class Supervised(OwnBuild, keras.Model):
         kwargs.setdefault("dtype", student.dtype_policy)  # compile() adds loss scaling by this model's own policy
         super().__init__(**kwargs)
         self.student = student
-        self._parts = tuple(parts)
+        self.part_names = tuple(parts)
         self.global_step = self.add_weight(name="global_step", shape=(), dtype="int64", trainable=False)
         # The first step at which the loss and each part was not finite, else -1. See callbacks.StopWhenNotFinite.
-        shape = (len(self._parts) + 1,)
+        shape = (len(self.part_names) + 1,)
         self.broken_step = self.add_weight(
             name="broken_step",
             shape=shape,
@@ -66,7 +66,7 @@ class Supervised(OwnBuild, keras.Model):
             initializer=lambda shape, dtype: -tf.ones(shape, dtype),
             trainable=False,
         )
-        self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *self._parts, *self._rates)]
+        self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *self.part_names, *self._rates)]
         self.hard_loss = None
         if student.built:
             self.built = True
@@ -185,7 +185,7 @@ class Supervised(OwnBuild, keras.Model):
         return [None if g is None else g * tf.cast(factor, g.dtype) for g in gradients]
 
     def _record_not_finite(self, total, parts):
-        sums = tf.stack([tf.reduce_sum(total), *(tf.reduce_sum(parts[name]) for name in self._parts)])
+        sums = tf.stack([tf.reduce_sum(total), *(tf.reduce_sum(parts[name]) for name in self.part_names)])
         finite = tf.math.is_finite(_sum_over_replicas(sums))
         before = tf.convert_to_tensor(self.broken_step)
         self.broken_step.assign(tf.where(~finite & (before < 0), tf.convert_to_tensor(self.global_step), before))

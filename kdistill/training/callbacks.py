@@ -20,7 +20,7 @@ class StopWhenNotFinite(keras.callbacks.Callback):
         steps = model.broken_step.numpy()
         if (steps < 0).all() or isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
             return  # a scaled step that overflows is skipped by design
-        names = ("loss", *model._parts)
+        names = ("loss", *model.part_names)
         first = min(step for step in steps if step >= 0)
         terms = [name for name, step in zip(names, steps, strict=True) if step == first and name != "loss"]
         raise CheckFailed(
