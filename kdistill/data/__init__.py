@@ -1,4 +1,4 @@
-"""Data sets and the order in which they are read: splits, batches, augmentation, and a module for each source.
+"""Data sets and the order in which they are read: splits, batches, augmentation, and one module per source.
 
 A batch is a pure function of (seed, epoch, step). What a model makes of it is in `teachers` and `distillation`.
 """

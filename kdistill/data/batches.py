@@ -120,7 +120,7 @@ def training_batches(
     signature = (
         tf.TensorSpec([len(used)], tf.int64),
         tf.TensorSpec([2], tf.int32),
-        tf.TensorSpec([None, 4], tf.float32),
+        tf.TensorSpec([len(used) if crop_windows else 0, 4], tf.float32),
         tf.TensorSpec([], tf.float32),
         tf.TensorSpec([4], tf.int32),
     )

@@ -135,7 +135,7 @@ def _check_settings(data: Data, data_dir: str | Path | None, download: bool) -> 
 
 
 def _as_examples(images: np.ndarray, labels: np.ndarray, classes: int, where: str) -> Examples:
-    """The arrays as `Examples`. Raises `InputError` unless they are images, each with the label of a class."""
+    """The arrays as `Examples`. Raises `InputError` unless they are images, with one label per image, of a class."""
     if isinstance(images, EncodedImages):  # sorted by class; shuffled, so that the first n images are of all classes
         shuffled = np.random.Generator(np.random.Philox(key=[3, 0])).permutation(len(labels))
         return Examples(images.select(shuffled), labels[shuffled].astype(np.int32), classes)

@@ -1,7 +1,7 @@
 """Data sets that TensorFlow Datasets (TFDS) has prepared: as arrays, or as encoded images inside its record files.
 
 TFRecord files have no index and no table of labels. So every record is read once, and the offset, label and size of
-every image are kept in a file beside the records (`kdistill-SPLIT.npz`); then images can be read in any order.
+every image are stored in a file beside the records (`kdistill-SPLIT.npz`); then images can be read in any order.
 TFDS is imported only if there is a copy to read.
 """
 

@@ -29,8 +29,8 @@ def batches(data=None, seed=1, first_step=0):
 
 def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
     orders = [epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
-    for each in orders:
-        assert sorted(each) == list(range(1000))
+    for order in orders:
+        assert sorted(order) == list(range(1000))
     for i, first in enumerate(orders):
         for second in orders[i + 1 :]:
             assert np.mean(first == second) < 0.01
@@ -38,11 +38,11 @@ def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
 
 
 def test_the_batches_follow_the_order():
-    found = [labels.numpy() for _, labels in batches()]
-    assert len(found) == 2 * 4
+    labels_of_steps = [labels.numpy() for _, labels in batches()]
+    assert len(labels_of_steps) == 2 * 4
     for epoch in (0, 1):
         np.testing.assert_array_equal(
-            np.concatenate(found[4 * epoch : 4 * epoch + 4]), epoch_order(1, epoch, COUNT)[:20]
+            np.concatenate(labels_of_steps[4 * epoch : 4 * epoch + 4]), epoch_order(1, epoch, COUNT)[:20]
         )
 
 
@@ -87,9 +87,9 @@ def test_without_augmentation_pixels_are_untouched():
 
 
 def test_evaluation_keeps_the_order_and_pads_the_last_batch_without_weight():
-    found = list(evaluation_batches(EXAMPLES, 10))
-    assert [x.shape[0] for x, _, _ in found] == [10, 10, 10]
-    labels, weights = (np.concatenate([batch[i] for batch in found]) for i in (1, 2))
+    padded = list(evaluation_batches(EXAMPLES, 10))
+    assert [x.shape[0] for x, _, _ in padded] == [10, 10, 10]
+    labels, weights = (np.concatenate([batch[i] for batch in padded]) for i in (1, 2))
     np.testing.assert_array_equal(labels[:COUNT], EXAMPLES.labels)
     assert (labels[COUNT:] == -1).all() and weights.sum() == COUNT and (weights[COUNT:] == 0).all()
 
@@ -116,8 +116,8 @@ def both(splits):
 
 
 def epoch_of(examples, data, epoch=0, first=0, seed=4, batch=5):
-    found = training_batches(examples, data, batch, seed, epoch, first)
-    return [(x.numpy(), y.numpy()) for x, y in found]
+    epoch = training_batches(examples, data, batch, seed, epoch, first)
+    return [(x.numpy(), y.numpy()) for x, y in epoch]
 
 
 def same(first, second):
@@ -170,8 +170,8 @@ def test_a_worker_reads_its_own_part_only(splits, monkeypatch):
     monkeypatch.setattr(type(encoded.images.store), "elements", counted)
     for data, expected in ((ENCODED, 2), (dataclasses.replace(ENCODED, mixup=0.4), 3)):
         read.clear()
-        found = training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
-        assert len(list(found)) == 3 and [count for count in read if count] == [expected] * 3
+        half = training_batches(encoded, data, 5, 4, 0, 0, (0, 2))
+        assert len(list(half)) == 3 and [count for count in read if count] == [expected] * 3
 
 
 def test_encoded_images_give_what_arrays_give(splits):
@@ -239,20 +239,20 @@ def test_a_random_part_of_a_ramp_is_the_part_that_was_drawn():
 def test_mixup_by_hand():
     images = tf.constant([[[[10.0]]], [[[110.0]]], [[[60.0]]]])
     labels = tf.constant([0, 1, 1])
-    found, answers = augmentation.mix_neighbors(images, labels, tf.constant(0.3), tf.constant([0, 0, 1, 1]), 2)
-    np.testing.assert_allclose(found[:, 0, 0, 0], [0.7 * 10 + 0.3 * 60, 0.7 * 110 + 0.3 * 10, 0.7 * 60 + 0.3 * 110])
+    mixed, answers = augmentation.mix_neighbors(images, labels, tf.constant(0.3), tf.constant([0, 0, 1, 1]), 2)
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], [0.7 * 10 + 0.3 * 60, 0.7 * 110 + 0.3 * 10, 0.7 * 60 + 0.3 * 110])
     np.testing.assert_allclose(answers, [[0.7, 0.3], [0.3, 0.7], [0, 1]], atol=1e-6)
 
 
 def test_cutmix_by_hand():
     images = tf.stack([tf.zeros((4, 5, 1)), tf.ones((4, 5, 1))])
-    found, answers = augmentation.mix_neighbors(
+    mixed, answers = augmentation.mix_neighbors(
         images, tf.constant([0, 2]), tf.constant(1.0), tf.constant([1, 2, 2, 3]), 3
     )
     expected = np.zeros((4, 5))
     expected[1:3, 2:5] = 1
-    np.testing.assert_array_equal(found[0, ..., 0], expected)
-    np.testing.assert_array_equal(found[1, ..., 0], 1 - expected)
+    np.testing.assert_array_equal(mixed[0, ..., 0], expected)
+    np.testing.assert_array_equal(mixed[1, ..., 0], 1 - expected)
     np.testing.assert_allclose(answers, [[0.7, 0, 0.3], [0.3, 0, 0.7]], atol=1e-6)  # 6 of 20 pixels
 
 
@@ -277,9 +277,14 @@ def test_mixed_labels_need_the_number_of_classes():
 
 
 def test_no_epoch_waits_for_the_thread_that_tunes():
-    for made in (
+    for dataset in (
         training_batches(EXAMPLES, Data(), 4, 0, 0),
         evaluation_batches(EXAMPLES, 4),
     ):
-        for each in (made, made.map(lambda *batch: batch).prefetch(1)):
-            assert each.options().autotune.enabled is False
+        for stage in (dataset, dataset.map(lambda *batch: batch).prefetch(1)):
+            assert stage.options().autotune.enabled is False
+
+
+@pytest.mark.parametrize("data", [Data(), Data(crop_area=0.5), Data(mixup=0.2), Data(shift=1, cutmix=1.0)])
+def test_the_rest_of_an_epoch_after_its_last_step_is_empty(data):
+    assert list(training_batches(dataclasses.replace(EXAMPLES, classes=COUNT), data, 5, 0, 0, first_step=4)) == []

@@ -31,16 +31,19 @@ def test_the_sample_has_200_labeled_and_9800_unlabeled_images(splits):
 
 def test_all_of_mnist_has_1000_labeled_and_59000_unlabeled_images():
     labels = np.arange(60000) % 10
-    held, known = few_labels.choose_labeled(labels, load_recipe("mnist", "few_labels").data)
-    assert (held.sum(), known.sum(), (~held & ~known).sum()) == (100, 900, 59000) and not (held & known).any()
-    assert (np.bincount(labels[known]) == 90).all()
+    validation, labeled = few_labels.choose_labeled(labels, load_recipe("mnist", "few_labels").data)
+    assert (validation.sum(), labeled.sum(), (~validation & ~labeled).sum()) == (100, 900, 59000)
+    assert not (validation & labeled).any()
+    assert (np.bincount(labels[labeled]) == 90).all()
 
 
 def test_numbers_that_do_not_divide():
-    held, known = few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=20, validation=0.25))
-    assert np.bincount((np.arange(90) % 3)[held | known]).tolist() == [7, 7, 6] and held.sum() == 6
-    held, known = few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=90, labeled_share=0.1, validation=0.01))
-    assert (held.sum(), known.sum()) == (3, 6)
+    validation, labeled = few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=20, validation=0.25))
+    assert np.bincount((np.arange(90) % 3)[validation | labeled]).tolist() == [7, 7, 6] and validation.sum() == 6
+    validation, labeled = few_labels.choose_labeled(
+        np.arange(90) % 3, Data(labeled=90, labeled_share=0.1, validation=0.01)
+    )
+    assert (validation.sum(), labeled.sum()) == (3, 6)
     with pytest.raises(InputError, match="4 labeled images of 3 classes are 1 of class 1"):
         few_labels.choose_labeled(np.arange(90) % 3, Data(labeled=4))
 
@@ -76,7 +79,7 @@ def test_an_unlabeled_example_has_no_hard_loss():
 
 
 def test_settings_that_do_nothing_are_refused():
-    made = load_recipe("mnist")
+    recipe = load_recipe("mnist")
     for bad, match in (
         ({"labeled_share": 0.5}, "1 without data.labeled"),
         ({"teacher_labels": "same"}, "all without data.labeled"),
@@ -84,9 +87,9 @@ def test_settings_that_do_nothing_are_refused():
         ({"labeled": 0}, "1 or more"),
     ):
         with pytest.raises(InputError, match=match):
-            check_recipe(dataclasses.replace(made, data=dataclasses.replace(made.data, **bad)))
+            check_recipe(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **bad)))
     with pytest.raises(InputError, match="seeds"):
-        check_recipe(dataclasses.replace(made, seeds=0))
+        check_recipe(dataclasses.replace(recipe, seeds=0))
 
 
 @pytest.mark.slow
@@ -100,17 +103,17 @@ def test_a_run_over_two_seeds_on_few_labels(tmp_path):
     assert result["data"]["labeled"] == 30 and result["data"]["unlabeled"] == 360
     assert len({fit["steps"] for name, fit in result["training"].items() if name != "teacher"}) == 1
     accuracy = {row["name"]: row["accuracy"] for row in result["models"]}
-    found = result["verdict"]
-    assert found["student"] == [accuracy["student"], accuracy["student-1"]] and found["seeds"] == 2
-    assert found["control"] == [accuracy["control"], accuracy["control-1"]]
+    verdict = result["verdict"]
+    assert verdict["student"] == [accuracy["student"], accuracy["student-1"]] and verdict["seeds"] == 2
+    assert verdict["control"] == [accuracy["control"], accuracy["control-1"]]
     assert result["training"]["control"]["hard"] != result["training"]["control-1"]["hard"]
     text = (tmp_path / "run" / "report.md").read_text()
-    assert found["sentence"] in text and "| 4 |" in text and "360 unlabeled" in text and "3 to 4 (teacher: 3)" in text
+    assert verdict["sentence"] in text and "| 4 |" in text and "360 unlabeled" in text and "3 to 4 (teacher: 3)" in text
     more = dataclasses.replace(recipe, seeds=3)
     with pytest.raises(InputError, match="seeds: 2 -> 3"):
         run(more, tmp_path / "run", resume=True, say=lambda text: None)
-    said = []
-    again = run(more, tmp_path / "run", resume=True, force=True, say=said.append)
-    assert again["verdict"]["student"][:2] == found["student"] and again["verdict"]["seeds"] == 3
-    assert "student-1: finished before" in said
+    messages = []
+    again = run(more, tmp_path / "run", resume=True, force=True, say=messages.append)
+    assert again["verdict"]["student"][:2] == verdict["student"] and again["verdict"]["seeds"] == 3
+    assert "student-1: already finished" in messages
     assert json.loads((tmp_path / "run" / "report.json").read_text())["verdict"] == again["verdict"]

@@ -19,8 +19,8 @@ from kdistill.recipe import Data
 SMALL = Data("image_folder", image_size=16, validation=0.34)
 
 
-def load(folder, data_=SMALL, said=None):
-    return load_splits(data_, folder, say=(said if said is not None else []).append)
+def load(folder, data_=SMALL, messages=None):
+    return load_splits(data_, folder, say=(messages if messages is not None else []).append)
 
 
 def encoded_of(tmp_path, files, side=16):
@@ -91,7 +91,7 @@ def test_an_image_is_cut_to_its_middle_square_and_resized(tmp_path):
 
 def test_every_kind_of_image_file(tmp_path):
     picture = image(COLORS["red"], 40, 60, noise=0)
-    found = encoded_of(
+    images = encoded_of(
         tmp_path,
         {
             "a.jpg": content(picture.convert("CMYK")),
@@ -107,11 +107,11 @@ def test_every_kind_of_image_file(tmp_path):
         },
     )
     gray = round(0.299 * 210 + 0.587 * 40 + 0.114 * 30)
-    for name, pixels in zip(found.store.names, found[:], strict=True):
+    for name, pixels in zip(images.store.names, images[:], strict=True):
         expected = [gray] * 3 if name in (b"b.jpg", b"e.png") else COLORS["red"]
         assert np.abs(pixels.astype(int) - expected).max() <= 5, name
-    assert found[3].shape == (16, 16, 3) and found[np.array([1, 4])].shape == (2, 16, 16, 3)
-    assert center_crop_boxes(found.store.headers[8:9], 16)[0].tolist() == [44, 144, 612, 612, 3]
+    assert images[3].shape == (16, 16, 3) and images[np.array([1, 4])].shape == (2, 16, 16, 3)
+    assert center_crop_boxes(images.store.headers[8:9], 16)[0].tolist() == [44, 144, 612, 612, 3]
 
 
 def test_damaged_files_are_left_out_and_named(tmp_path):
@@ -128,10 +128,10 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
         ("val/green/04.JPEG", bytes(header)),
     ):
         (tmp_path / name).write_bytes(broken)
-    said = []
-    splits = load(tmp_path, Data("image_folder", image_size=16, validation=0.34, max_undecodable=0.2), said)
+    messages = []
+    splits = load(tmp_path, Data("image_folder", image_size=16, validation=0.34, max_undecodable=0.2), messages)
     assert len(splits.train) + len(splits.validation) == 21 and len(splits.test) == 22
-    (text,) = said
+    (text,) = messages
     for part in ("5 of 48", "train/red/01.JPEG (an empty file)", "train/blue/02.JPEG (neither a JPEG nor a PNG)"):
         assert part in text
     assert "val/green/04.JPEG (100 megapixels, the limit is 50)" in text and "train/red/00.JPEG (" in text
@@ -150,15 +150,15 @@ def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatc
     whole = (tmp_path / "a/train/red/00.JPEG").read_bytes()
     (tmp_path / "a/train/red/00.JPEG").write_bytes(whole[:-40])
     settings = Data("image_folder", image_size=16, validation=0.34, max_undecodable=0.1)
-    said = []
-    first = load(tmp_path / "a", settings, said)
-    assert "Decoding 24 images once" in said[0]
+    messages = []
+    first = load(tmp_path / "a", settings, messages)
+    assert "Decoding 24 images once" in messages[0]
     kept = sorted(cache_root().glob("decoded-*.json"))
     assert len(kept) == 2 and sorted(len(json.loads(path.read_text())) for path in kept) == [0, 1]
     monkeypatch.setattr(EncodedImages, "_try_decoding", lambda *a: pytest.fail("decoded again"))
-    again = load(tmp_path / "a", settings, said)
+    again = load(tmp_path / "a", settings, messages)
     assert again.fingerprint == first.fingerprint and len(first.train) + len(first.validation) == 23
-    assert "1 of 48 images cannot be decoded: train/red/00.JPEG" in said[-1]
+    assert "1 of 48 images cannot be decoded: train/red/00.JPEG" in messages[-1]
 
 
 def test_an_image_that_is_gone_later_is_named(tmp_path):
@@ -200,10 +200,10 @@ def test_folders_that_cannot_be_used(tmp_path):
 def test_other_files_are_said(tmp_path):
     folders(tmp_path, ("train", "val", "test"))
     (tmp_path / "train" / "red" / "note.txt").write_text("hello")
-    said = []
-    load(tmp_path, SMALL, said)
-    assert "1 files that are no .jpg, .jpeg, .png are skipped, such as red/note.txt" in "\n".join(said)
-    assert f"'{tmp_path / 'val'}' is not used" in "\n".join(said)
+    messages = []
+    load(tmp_path, SMALL, messages)
+    assert "1 files that are no .jpg, .jpeg, .png are skipped, such as red/note.txt" in "\n".join(messages)
+    assert f"'{tmp_path / 'val'}' is not used" in "\n".join(messages)
 
 
 def test_settings_that_do_not_fit():
@@ -251,17 +251,17 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
         split_datasets={"train": rows, "validation": rows},
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    said, settings = [], Data("imagenet", image_size=16, validation=0.2)
-    splits = load_splits(settings, say=said.append)
+    messages, settings = [], Data("imagenet", image_size=16, validation=0.2)
+    splits = load_splits(settings, say=messages.append)
     assert "TensorFlow Datasets, imagenet2012 5.1.0" in splits.source and splits.class_names == tuple(COLORS)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 20]
     for mean, label in zip(splits.test.images[:].mean((1, 2)), splits.test.labels, strict=True):
         assert np.abs(mean - list(COLORS.values())[label]).max() < 12
-    assert len(said) == 2 and "once" in said[0]
-    again = load_splits(settings, say=said.append)
-    assert len(said) == 2 and again.fingerprint == splits.fingerprint
+    assert len(messages) == 2 and "once" in messages[0]
+    again = load_splits(settings, say=messages.append)
+    assert len(messages) == 2 and again.fingerprint == splits.fingerprint
     np.testing.assert_array_equal(again.train.images[:], splits.train.images[:])
     shard = next((tmp_path / "imagenet2012/5.1.0").glob("*-train.*-of-*"))
     shard.write_bytes(shard.read_bytes()[:-300])
     with pytest.raises(InputError, match="cannot read its copy of 'imagenet2012'.*Remove that folder"):
-        load_splits(settings, say=said.append)
+        load_splits(settings, say=messages.append)

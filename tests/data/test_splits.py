@@ -300,10 +300,10 @@ def test_a_download_says_so_and_its_failure_is_one_message(tmp_path, monkeypatch
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
-    said = []
+    messages = []
     with pytest.raises(InputError, match="cannot download 'mnist': no network. Run without --download"):
-        load_splits(Data(), download=True, say=said.append)
-    assert len(said) == 1 and str(tmp_path) in said[0]
+        load_splits(Data(), download=True, say=messages.append)
+    assert len(messages) == 1 and str(tmp_path) in messages[0]
     captured = capsys.readouterr()
     assert captured.out == "" and "preparing" in captured.err
 
