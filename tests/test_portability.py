@@ -32,8 +32,8 @@ def test_public_names_without_the_modules_of_unix():
 
 
 def test_data_is_loaded_without_the_modules_of_unix():
-    code = "from kdistill.data.splits import load_splits\nfrom kdistill.recipe import Data\n"
-    code += "from kdistill import provenance\nprint(len(load_splits(Data()).test), bool(provenance.machine()))"
+    code = "from kdistill.data.splits import load\nfrom kdistill.recipe import Data\n"
+    code += "from kdistill import provenance\nprint(len(load(Data()).test), bool(provenance.machine()))"
     assert run(code) == "2000 True\n"
 
 

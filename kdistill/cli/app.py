@@ -95,4 +95,4 @@ def data_of(name: str, data_dir: Path | None, download: bool, say: Callable[[str
     from kdistill.data import splits
     from kdistill.recipe import Data
 
-    return splits.load_splits(Data(name), data_dir, download, say=say)
+    return splits.load(Data(name), data_dir, download, say=say)

@@ -18,7 +18,10 @@ from kdistill.cli.app import (
     show,
     show_table,
 )
-from kdistill.errors import InputError, unknown
+from kdistill.errors import InputError
+from kdistill.recipe import SCHEMES, Data, Stage
+from kdistill.recipe.checks import check_stage
+from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
 
 
 @command
@@ -49,42 +52,42 @@ def evaluate(
 def benchmark(
     file: Annotated[Path, typer.Argument(help="A .tflite file.")],
     threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads; may be repeated. Default: 1 2")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Another .tflite, measured by turns with this one.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Another .tflite, measured in turn with this one.")] = None,
     as_json: Json = False,
 ):
-    """Time, memory and size of a .tflite on this machine's CPU, operator by operator; or two files side by side.
+    """Time, memory and size of a .tflite on this machine's CPU, operator by operator, or of two files.
 
     Example: kdistill benchmark npu/student.tflite --baseline reference/student.tflite
     """
     from kdistill.tflite.benchmark import benchmark as measured
     from kdistill.tflite.benchmark import lines
 
-    found = measured(file, tuple(threads or (1, 2)), baseline)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    result = measured(file, tuple(threads or (1, 2)), baseline)
+    print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
 
 
 @command
 def inspect(
     file: Annotated[Path, typer.Argument(help="A .tflite file.")],
     against: Annotated[
-        Path | None, typer.Option(help="The float32 file of the same model: which layers cost most.")
+        Path | None, typer.Option(help="The float32 file of the same model: shows which layers lose most.")
     ] = None,
     data: DataName = "mnist",
     data_dir: DataDir = None,
     download: Download = False,
     as_json: Json = False,
 ):
-    """What is in a .tflite: operators, precision by layer, what stayed float and why, metadata, oldest runtime.
+    """The content of a .tflite: operators, precision by layer, what stayed float and why, metadata, oldest runtime.
 
-    The data set is for --against only: the images on which both files are run.
+    The data set is used with --against only: both files run on its test images.
     Example: kdistill inspect runs/mnist-default-1/npu/student.tflite
     """
     from kdistill.tflite.inspection import inspect as inspected
     from kdistill.tflite.inspection import lines
 
     images = None if against is None else data_of(data, data_dir, download, say_to(as_json)).test.images
-    found = inspected(file, against, images)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    result = inspected(file, against, images)
+    print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
 
 
 @command
@@ -95,13 +98,13 @@ def export(
     data: DataName = "mnist",
     data_dir: DataDir = None,
     download: Download = False,
-    max_drop: Annotated[float | None, typer.Option(min=0, help="Accuracy it may lose, in points.")] = None,
-    min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Agreement it must have, in %.")] = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, help="Largest accuracy loss, in points.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Lowest agreement with the model, in %.")] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="The classes' names, one a line. Default: the data set's.")
+        Path | None, typer.Option(help="A file with the class names, one per line. Default: the data set's.")
     ] = None,
-    license: Annotated[str | None, typer.Option(help="Told in the file, such as Apache-2.0.")] = None,
-    version: Annotated[str | None, typer.Option(help="Of the model, told in the file. Default: 1")] = None,
+    license: Annotated[str | None, typer.Option(help="For the file's metadata, such as Apache-2.0.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the model, for the file's metadata. Default: 1")] = None,
     as_json: Json = False,
 ):
     """Convert a Keras model to .tflite files, each checked against the model on the test images.
@@ -115,21 +118,28 @@ def export(
     from kdistill.networks import saving
 
     splits = data_of(data, data_dir, download, say_to(as_json))
-    from kdistill.conversion.verify import export_checked
+    from kdistill.conversion.float32 import prepare
+    from kdistill.conversion.verify import export_checked, with_limits
     from kdistill.evaluation.evaluate import evaluate as measured
 
-    student = saving.load_checked(str(model), splits.train.images.shape[1:], len(splits.class_names))
+    student = prepare(saving.load_checked(str(model), splits.train.images.shape[1:], len(splits.class_names)))
     names = splits.class_names if labels is None else _labels(labels)
-    limits = {
-        "max_drop": None if max_drop is None else max_drop / 100,
-        "min_agreement": None if min_agreement is None else min_agreement / 100,
-    }
+    limits = [None if limit is None else limit / 100 for limit in (max_drop, min_agreement)]
     about = {"license": license, "version": version, "data": splits.fingerprint}
     rows, files = [], []
-    for each in profiles:
-        images, options = splits.train.images, {"class_names": names, "about": about, **limits}
-        files.append(export_checked(student, out / each.name, each, images, splits.test, **options))
-        rows.append({"name": each.name, **measured(files[-1]["path"], splits.test)})
+    for target in profiles:
+        files.append(
+            export_checked(
+                student,
+                out / target.name,
+                with_limits(target, *limits),
+                splits.train.images,
+                splits.test,
+                class_names=names,
+                about=about,
+            )
+        )
+        rows.append({"name": target.name, **measured(files[-1]["path"], splits.test)})
     show(rows, as_json, files)
 
 
@@ -146,75 +156,84 @@ def compress(
     scheme: Annotated[
         str, typer.Option(help="prune, prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat, int8.")
     ],
-    teacher: Annotated[Path | None, typer.Option(help="A .keras file that goes on teaching.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("compressed"),
+    teacher: Annotated[Path | None, typer.Option(help="A .keras file that teaches during fine-tuning.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the model, the .tflite and the table.")] = Path("compressed"),
     data: DataName = "mnist",
     data_dir: DataDir = None,
     download: Download = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning, in each step of the scheme.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam, from which a cosine leads to zero.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
+    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning, in each step of the scheme.")] = Stage.epochs,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of Adam, from which a cosine leads to zero.")
+    ] = Stage.learning_rate,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = Stage.batch_size,
     shift: Annotated[int, typer.Option(min=0, help="Shift training images by up to so many pixels.")] = 0,
-    weight: Annotated[float | None, typer.Option(help="The teacher's share of the loss. Default: 0.9")] = None,
-    temperature: Annotated[float | None, typer.Option(help="The teacher's temperature. Default: 4")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help=f"The teacher's share of the loss. Default: {DISTILLATION_WEIGHT}")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help=f"The teacher's temperature. Default: {TEMPERATURE:g}")
+    ] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of zeros after pruning. Default: 0.8")] = None,
     clusters: Annotated[int | None, typer.Option(help="Values of each clustered kernel. Default: 16")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="A layer to leave alone; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A layer to skip; may be repeated.")] = None,
     layer_sparsity: Annotated[list[str] | None, typer.Option(help="LAYER=SHARE; may be repeated.")] = None,
     layer_clusters: Annotated[list[str] | None, typer.Option(help="LAYER=NUMBER; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of order, augmentation and clusters.")] = 0,
     as_json: Json = False,
 ):
-    """Prune, cluster or quantize a Keras model while its teacher goes on teaching; writes model, .tflite and table.
+    """Prune, cluster or quantize a Keras model while its teacher still teaches; writes model, .tflite and table.
 
-    A compression that was interrupted goes on behind its last finished step when the same command is given again.
+    After an interruption, the same command resumes behind the last finished step.
 
     Example: kdistill compress student.keras --scheme pcqat --teacher teacher.keras --out small
     """
-    from kdistill.recipe import SCHEMES, Data
-
-    if scheme not in SCHEMES:
-        raise unknown("scheme", scheme, SCHEMES)
-    told = {"--weight": weight, "--temperature": temperature}
-    idle = [name for name, value in told.items() if value is not None and teacher is None]
-    idle += ["--teacher"] if teacher and not SCHEMES[scheme] else []
-    if idle:
-        raise InputError(
-            f"{idle[0]} does nothing without a teacher who teaches while something is trained. Leave it out."
-        )
-    options = {"final_sparsity": sparsity, "clusters": clusters, "skip": tuple(skip or ()), "seed": seed}
-    options |= {"layer_sparsity": _by_layer(layer_sparsity, "--layer-sparsity", float)}
-    options |= {"layer_clusters": _by_layer(layer_clusters, "--layer-clusters", int)}
-    options |= {"distillation_weight": 0.9 if weight is None else weight}
-    options |= {"temperature": 4.0 if temperature is None else temperature}
+    stage = Stage(
+        scheme,
+        epochs,
+        batch_size,
+        learning_rate,
+        final_sparsity=sparsity,
+        clusters=clusters,
+        layer_sparsity=_by_layer(layer_sparsity, "--layer-sparsity", float),
+        layer_clusters=_by_layer(layer_clusters, "--layer-clusters", int),
+        skip=tuple(skip or ()),
+    )
+    check_stage(stage, "stage")
+    objective = {"distillation_weight": weight, "temperature": temperature}
+    objective = {name: value for name, value in objective.items() if value is not None}
+    if objective and teacher is None:
+        option = "--weight" if "distillation_weight" in objective else "--temperature"
+        raise InputError(f"{option} does nothing without a teacher. Add --teacher, or remove {option}.")
+    if teacher and not SCHEMES[scheme]:
+        raise InputError(f"--teacher does nothing with the scheme '{scheme}', which trains nothing. Remove it.")
     import_tensorflow()
     from kdistill.networks import saving
-    from kdistill.report.markdown import layers
+    from kdistill.report.markdown import layer_table
     from kdistill.runs import compressions
 
     say = say_to(as_json)
     splits = data_of(data, data_dir, download, say)
     shape, classes = splits.train.images.shape[1:], len(splits.class_names)
     student = saving.load_checked(str(model), shape, classes)
-    teaches = None if teacher is None else saving.load_checked(str(teacher), shape, classes)
-    options |= {"learning_rate": learning_rate, "batch_size": batch_size, "augment": Data(shift=shift)}
-    found = compressions.to_folder(student, scheme, teaches, splits, out, epochs=epochs, say=say, **options)
+    teacher_model = None if teacher is None else saving.load_checked(str(teacher), shape, classes)
+    options = {**objective, "augment": Data(shift=shift), "seed": seed, "say": say}
+    report = compressions.to_folder(student, stage, teacher_model, splits, out, **options)
     if not as_json:
-        show_table(*layers(found["stages"]))
-        for note in found["notes"]:
+        show_table(*layer_table(report["layers"]))
+        for note in report["notes"]:
             print(note)
-    show(found["models"], as_json, found)
+    show(report["models"], as_json, report)
 
 
 def _by_layer(settings: list[str] | None, option: str, kind: type) -> dict:
     """`["conv1=0.5"]` -> `{"conv1": 0.5}`."""
-    found = {}
+    numbers = {}
     for setting in settings or []:
         layer, _, number = setting.rpartition("=")
         try:
-            found[layer] = kind(number)
+            numbers[layer] = kind(number)
         except ValueError:
             layer = ""
         if not layer:
             raise InputError(f"{option} expects LAYER={kind.__name__.upper()}, received '{setting}'.")
-    return found
+    return numbers

@@ -26,9 +26,9 @@ def report(
 
     named = compare.load_runs(runs)
     if len(runs) == 1:
-        found, folder = named[0][1], runs[0].parent if runs[0].is_file() else runs[0]
-        path, text = out or folder / "report.html", page.render(found, page.read_pictures(found, folder))
-        result: dict | list = {**found, "folder": str(folder)}
+        content, folder = named[0][1], runs[0].parent if runs[0].is_file() else runs[0]
+        path, text = out or folder / "report.html", page.render(content, page.read_pictures(content, folder))
+        result: dict | list = {**content, "folder": str(folder)}
     else:
         path, text = out or Path("comparison.html"), compare.render(named)
         result = compare.as_dict(named)
@@ -36,8 +36,8 @@ def report(
     if as_json:
         print(json.dumps(result, indent=1))
     elif len(runs) == 1:
-        show(found["models"], False, result)
-        print((found.get("verdict") or {}).get("sentence", ""))
+        show(content["models"], False, result)
+        print((content.get("verdict") or {}).get("sentence", ""))
     else:
         show_table(*compare.run_table(named))
         for sentence in compare.caveats(named):

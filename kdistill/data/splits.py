@@ -21,7 +21,7 @@ from kdistill.errors import InputError, unknown
 from kdistill.recipe import Data
 
 # A data set is a function: (data, data_dir or None, download, say) -> ({"train": (images, labels), "test": ...}, class
-# names, source in words). `load_splits` checks what it returns.
+# names, source in words). `load` checks what it returns.
 SOURCES = {
     "mnist": mnist,
     "npz": npz,
@@ -74,7 +74,7 @@ class Splits:
     labeled_mask: np.ndarray | None = None
 
 
-def load_splits(
+def load(
     data: Data,
     data_dir: str | Path | None = None,
     download: bool = False,

@@ -6,7 +6,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from kdistill import provenance
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.networks import applications
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Profile, Recipe
@@ -40,7 +40,7 @@ def run(
     Args:
         recipe: what to run, see `kdistill.load_recipe`.
         out: a new folder, by default one under `runs/`; with `resume` the folder of the run.
-        data_dir: folder or file with the data set, see `kdistill.data.splits.load_splits`.
+        data_dir: folder or file with the data set, see `kdistill.data.splits.load`.
         download: lets TensorFlow Datasets and Keras download data and weights.
         resume: continues the run in `out` and ends with the same bits as an uninterrupted run.
         force: resumes although recipe, data or strategy have changed.
@@ -70,7 +70,7 @@ def run(
     devices = choose_devices(strategy, worker_timeout, say)
     # With images in a folder and weights of Keras, --download is for the weights.
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
-    splits = load_splits(recipe.data, data_dir, download and not (data_dir and trained), say=say)
+    splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, devices, str(cache), download, say)
         with open_folder(recipe, out, resume, devices) as folder:

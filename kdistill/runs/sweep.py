@@ -10,7 +10,7 @@ import numpy as np
 from kdistill import files, provenance
 from kdistill.data import few_labels
 from kdistill.data.batches import steps_per_epoch
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.distillation.distiller import from_recipe
 from kdistill.distillation.supervised import Supervised
 from kdistill.evaluation import diagnostics, input_checks, verdict
@@ -69,7 +69,7 @@ def sweep(
     axes = grid.axes(recipe, list(recipe.grid))
     check_precision(recipe.precision)
     groups = grid.students(settings := grid.settings(recipe, axes))
-    splits = load_splits(recipe.data, data_dir, download, say=say)
+    splits = load(recipe.data, data_dir, download, say=say)
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, cache=str(cache), download=download, say=say)
         check_students([group[0].recipe for group in groups.values()], splits)

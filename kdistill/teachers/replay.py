@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.data import batches
-from kdistill.data.splits import Examples, Splits, load_splits
+from kdistill.data.splits import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
 from kdistill.networks import folding, saving
@@ -320,7 +320,7 @@ def of_recipe(
     """The replay for the students of a recipe whose teacher is a file, and the number of views that they need."""
     check_precision(recipe.precision)
     with dtype_policy(recipe.precision):
-        splits = load_splits(recipe.data, data_dir, download, say=say)
+        splits = load(recipe.data, data_dir, download, say=say)
         teacher = saving.load_checked(recipe.teacher.file, splits.train.images.shape[1:], len(splits.class_names))
         teacher = folding.checked_inference_copy(teacher, splits.validation.images[:256], recipe.teacher_precision, say)
     cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed

@@ -11,7 +11,7 @@ from support.image_files import image as picture_of
 from kdistill.data import augmentation
 from kdistill.data.batches import epoch_order, evaluation_batches, training_batches
 from kdistill.data.lazy_images import center_crop_boxes
-from kdistill.data.splits import Examples, load_splits
+from kdistill.data.splits import Examples, load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -107,7 +107,7 @@ ENCODED = Data("image_folder", image_size=SIDE, validation=0.34)
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    return load_splits(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
+    return load(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
 
 
 def both(splits):
@@ -197,7 +197,7 @@ def test_every_way_of_decoding_in_one_folder(tmp_path):
                 kind = "PNG" if size == 24 else "JPEG"
                 picture = content(picture_of(COLORS[name], size, size + 5), kind)
                 (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
-    encoded = load_splits(ENCODED, tmp_path, say=lambda text: None).test
+    encoded = load(ENCODED, tmp_path, say=lambda text: None).test
     array = dataclasses.replace(encoded, images=encoded.images[:])
     assert set(center_crop_boxes(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
     assert same(epoch_of(array, ENCODED, batch=4), epoch_of(encoded, ENCODED, batch=4))

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -52,7 +52,7 @@ def test_pixels_and_labels_are_those_of_the_records(tmp_path, kind):
         place = folder_of(tmp_path, FILES)
     else:
         place = folder_of(tmp_path / "cifar-10-batches-bin", FILES).parent
-    splits = load_splits(Data("cifar10", validation=0.25), place)
+    splits = load(Data("cifar10", validation=0.25), place)
     assert str(tmp_path) in splits.source and splits.class_names[:2] == ("airplane", "automobile")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 10, 10)
     np.testing.assert_array_equal(splits.test.labels, TEST[2])
@@ -76,7 +76,7 @@ def test_damaged_files(tmp_path, change, message):
     files = {name: content for name, content in {**FILES, **change}.items() if content is not None}
     for place in (folder_of(tmp_path / "folder", files), tar_of(tmp_path / "one.tar.gz", files)):
         with pytest.raises(InputError, match=message):
-            load_splits(Data("cifar10"), place)
+            load(Data("cifar10"), place)
 
 
 def test_a_truncated_tar(tmp_path):
@@ -84,19 +84,19 @@ def test_a_truncated_tar(tmp_path):
     for size in (0, 5, 100, len(whole) // 2, len(whole) - 4):
         (tmp_path / "cut.tar.gz").write_bytes(whole[:size])
         with pytest.raises(InputError, match="damaged, truncated or no tar.*Download it again"):
-            load_splits(Data("cifar10"), tmp_path / "cut.tar.gz")
+            load(Data("cifar10"), tmp_path / "cut.tar.gz")
 
 
 def test_a_path_in_a_tar_points_nowhere(tmp_path):
     tar_of(tmp_path / "in.tar.gz", FILES, folder="../../outside/")
-    load_splits(Data("cifar10", validation=0.5), tmp_path / "in.tar.gz")
+    load(Data("cifar10", validation=0.5), tmp_path / "in.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["in.tar.gz"] and not (tmp_path.parent / "outside").exists()
     with tarfile.open(tmp_path / "link.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("test_batch.bin")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(info)
     with pytest.raises(InputError, match="lacks test_batch.bin"):
-        load_splits(Data("cifar10"), tmp_path / "link.tar.gz")
+        load(Data("cifar10"), tmp_path / "link.tar.gz")
 
 
 def test_pickle_is_never_loaded(tmp_path):
@@ -105,17 +105,17 @@ def test_pickle_is_never_loaded(tmp_path):
     tar_of(tmp_path / "py.tar.gz", {"data_batch_1": bomb}, "cifar-10-batches-py/")
     for place in (tmp_path / "py", tmp_path / "py.tar.gz"):
         with pytest.raises(InputError, match=r"pickle.*binary version"):
-            load_splits(Data("cifar10"), place)
+            load(Data("cifar10"), place)
     assert not (tmp_path / "ran").exists()
 
 
 def test_nothing_given_and_nothing_there(tmp_path):
     with pytest.raises(InputError, match="does not ship with kdistill. Give --data-dir.*binary version.*--download"):
-        load_splits(Data("cifar10"))
+        load(Data("cifar10"))
     with pytest.raises(InputError, match=r"holds no data_batch_\*.bin"):
-        load_splits(Data("cifar10"), tmp_path)
+        load(Data("cifar10"), tmp_path)
     with pytest.raises(InputError, match="no folder or file at"):
-        load_splits(Data("cifar10"), tmp_path / "nowhere")
+        load(Data("cifar10"), tmp_path / "nowhere")
 
 
 def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch):
@@ -135,6 +135,6 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch):
         split_datasets={"train": rows, "test": rows},
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    splits = load_splits(Data("cifar10", validation=0.25))
+    splits = load(Data("cifar10", validation=0.25))
     assert "TensorFlow Datasets, cifar10 3.0.2" in splits.source
     assert sorted(map(bytes, splits.test.images)) == sorted(map(bytes, images))

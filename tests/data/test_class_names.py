@@ -8,7 +8,7 @@ from support.image_files import COLORS, content, folders, image
 
 from kdistill.data import splits
 from kdistill.data.class_names import check_class_names
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -42,14 +42,14 @@ def test_a_class_folder_is_refused_before_its_images_are_read(tmp_path, name, sh
     root = folders(tmp_path)
     (root / "train" / "red").rename(root / "train" / name)
     with pytest.raises(InputError, match=rf"train': the folder {shown} cannot be a class name.*Rename the folder"):
-        load_splits(Data("image_folder", image_size=16), root)
+        load(Data("image_folder", image_size=16), root)
 
 
 def test_a_class_folder_whose_name_is_no_utf_8(tmp_path):
     root = folders(tmp_path)
     os.rename(root / "train" / "red", os.fsencode(root / "train") + b"/r\xe9d")
     with pytest.raises(InputError, match=r"the folder 'r\\udce9d' cannot be a class name: .*no UTF-8.*Rename"):
-        load_splits(Data("image_folder", image_size=16), root)
+        load(Data("image_folder", image_size=16), root)
 
 
 def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"imagenet2012.*: the class '\\x1b\[31mred' cannot be a class name"):
-        load_splits(Data("imagenet", image_size=16))
+        load(Data("imagenet", image_size=16))
 
 
 def test_every_other_source(monkeypatch):
@@ -83,4 +83,4 @@ def test_every_other_source(monkeypatch):
     parts = {"train": (images, labels), "test": (images, labels)}
     monkeypatch.setitem(splits.SOURCES, "npz", lambda *options: (parts, ("good", "a\nb"), "the file own.npz"))
     with pytest.raises(InputError, match=r"the file own.npz: the class 'a\\nb' cannot be a class name"):
-        load_splits(Data("npz"))
+        load(Data("npz"))

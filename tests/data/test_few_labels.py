@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from kdistill.data import few_labels
-from kdistill.data.splits import Splits, load_splits
+from kdistill.data.splits import Splits, load
 from kdistill.distillation import losses
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -19,7 +19,7 @@ from kdistill.runs.run import run
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    return load_splits(load_recipe("mnist", "few_labels").data)
+    return load(load_recipe("mnist", "few_labels").data)
 
 
 def test_the_sample_has_200_labeled_and_9800_unlabeled_images(splits):
@@ -65,11 +65,11 @@ def test_student_and_control_see_the_same_labels(splits):
 
 def test_the_choice_is_a_function_of_the_data_and_part_of_its_fingerprint(splits):
     few = load_recipe("mnist", "few_labels").data
-    again = load_splits(few)
+    again = load(few)
     np.testing.assert_array_equal(again.labeled_mask, splits.labeled_mask)
     assert again.fingerprint == splits.fingerprint
-    assert load_splits(dataclasses.replace(few, labeled=190)).fingerprint != splits.fingerprint
-    assert load_splits(Data()).labeled_mask is None
+    assert load(dataclasses.replace(few, labeled=190)).fingerprint != splits.fingerprint
+    assert load(Data()).labeled_mask is None
 
 
 def test_an_unlabeled_example_has_no_hard_loss():

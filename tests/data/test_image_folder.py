@@ -11,7 +11,7 @@ from support.image_files import COLORS, content, folders, image
 
 from kdistill.data import few_labels, lazy_images
 from kdistill.data.lazy_images import Damage, EncodedImages, Files, center_crop_boxes, header_of, random_crop_boxes
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load as load_splits
 from kdistill.errors import InputError
 from kdistill.files import cache_root
 from kdistill.recipe import Data

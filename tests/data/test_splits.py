@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdistill.data import mnist
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def test_the_sample_is_real_balanced_and_split_without_loss():
-    splits = load_splits(Data(validation=0.1))
+    splits = load(Data(validation=0.1))
     assert "sample of MNIST" in splits.source and splits.class_names == tuple("0123456789")
     assert len(splits.train) + len(splits.validation) == 10_000 and len(splits.test) == 2_000
     assert splits.train.images.shape[1:] == (28, 28, 1) and splits.train.images.dtype == np.uint8
@@ -40,7 +40,7 @@ def test_the_sample_is_real_balanced_and_split_without_loss():
     counts = np.bincount(np.concatenate([splits.train.labels, splits.validation.labels]))
     assert counts.tolist() == [987, 1124, 993, 1022, 974, 904, 986, 1044, 975, 991]
     assert np.abs(np.bincount(splits.validation.labels) - counts / 10).max() <= 0.5
-    assert splits.fingerprint == load_splits(Data()).fingerprint == "88b56b69f60d3fa6"
+    assert splits.fingerprint == load(Data()).fingerprint == "88b56b69f60d3fa6"
 
 
 def test_source_license_and_checksum_of_the_sample_are_stated_beside_it():
@@ -63,7 +63,7 @@ def test_the_sample_maker_keeps_the_shares_of_the_classes():
 
 
 def test_validation_is_the_same_images_every_time_and_none_of_training(folder):
-    first, second = load_splits(Data(validation=0.2), folder), load_splits(Data(validation=0.2), folder)
+    first, second = load(Data(validation=0.2), folder), load(Data(validation=0.2), folder)
     np.testing.assert_array_equal(first.validation.images, second.validation.images)
     together = np.concatenate([first.train.images, first.validation.images])[..., 0]
     given = FILES["train-images-idx3-ubyte"]
@@ -71,9 +71,9 @@ def test_validation_is_the_same_images_every_time_and_none_of_training(folder):
 
 
 def test_the_fingerprint_is_of_every_byte(folder):
-    before = load_splits(Data(), folder).fingerprint
+    before = load(Data(), folder).fingerprint
     damage(folder, "t10k-images-idx3-ubyte", lambda c: c[:-1] + bytes([c[-1] ^ 1]))
-    after = load_splits(Data(), folder).fingerprint
+    after = load(Data(), folder).fingerprint
     assert len(before) == len(after) == 16 and before != after
 
 
@@ -83,10 +83,10 @@ def test_a_damaged_sample_is_named(tmp_path, monkeypatch):
     (tmp_path / "sample.npz").write_bytes(broken)
     monkeypatch.setattr(mnist, "SAMPLE", tmp_path / "sample.npz")
     with pytest.raises(InputError, match="checksum"):
-        load_splits(Data())
+        load(Data())
     (tmp_path / "sample.npz").unlink()
     with pytest.raises(InputError, match="is missing. Install kdistill again"):
-        load_splits(Data())
+        load(Data())
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
@@ -96,7 +96,7 @@ def test_idx_files_with_their_two_names_and_gzipped(folder, gzipped):
         (folder / name).unlink()
         new = name.replace("-idx", ".idx") if gzipped else name
         (folder / (new + (".gz" if gzipped else ""))).write_bytes(gzip.compress(content) if gzipped else content)
-    splits = load_splits(Data(validation=0.2), folder)
+    splits = load(Data(validation=0.2), folder)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (50, 10, 20)  # one of each six by class
     np.testing.assert_array_equal(splits.test.images[..., 0], FILES["t10k-images-idx3-ubyte"])
     np.testing.assert_array_equal(splits.test.labels, FILES["t10k-labels-idx1-ubyte"])
@@ -106,25 +106,25 @@ def test_idx_files_with_their_two_names_and_gzipped(folder, gzipped):
 def test_npz_gives_the_same_as_idx(folder, tmp_path):
     np.savez(tmp_path / "digits.npz", **NPZ)
     first, second = (
-        load_splits(Data(), folder / "digits.npz"),
-        load_splits(Data(name="npz"), folder / "digits.npz"),
+        load(Data(), folder / "digits.npz"),
+        load(Data(name="npz"), folder / "digits.npz"),
     )
     (folder / "digits.npz").unlink()
-    assert load_splits(Data(), folder).fingerprint == first.fingerprint == second.fingerprint
+    assert load(Data(), folder).fingerprint == first.fingerprint == second.fingerprint
 
 
 def test_images_of_another_size_go_by_the_name_npz(tmp_path):
     images = RNG.integers(0, 256, (30, 12, 10, 3), np.uint8)
     labels = np.arange(30) % 3
     np.savez(tmp_path / "own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    splits = load_splits(Data(name="npz"), tmp_path / "own.npz")
+    splits = load(Data(name="npz"), tmp_path / "own.npz")
     assert splits.train.images.shape[1:] == (12, 10, 3) and splits.class_names == ("0", "1", "2")
     with pytest.raises(InputError, match="MNIST images are 28x28"):
-        load_splits(Data(), tmp_path / "own.npz")
+        load(Data(), tmp_path / "own.npz")
 
 
 def test_limits():
-    splits = load_splits(Data(train_limit=100))
+    splits = load(Data(train_limit=100))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [100, 100, 100]
 
 
@@ -153,36 +153,36 @@ def damage(folder, name, change):
 def test_damaged_idx_files(folder, name, change, message):
     damage(folder, name, change)
     with pytest.raises(InputError, match=message):
-        load_splits(Data(), folder)
+        load(Data(), folder)
 
 
 def test_missing_files_are_named(folder, tmp_path):
     (folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(InputError, match=r"lacks t10k-labels-idx1-ubyte\[\.gz\] "):
-        load_splits(Data(), folder)
+        load(Data(), folder)
     with pytest.raises(InputError, match="no folder or .npz file"):
-        load_splits(Data(), tmp_path / "nowhere")
+        load(Data(), tmp_path / "nowhere")
     with pytest.raises(InputError, match="Unknown data set 'mnits'. Did you mean 'mnist'"):
-        load_splits(Data(name="mnits"))
+        load(Data(name="mnits"))
     with pytest.raises(InputError, match="expects --data-dir"):
-        load_splits(Data(name="npz"))
+        load(Data(name="npz"))
     with pytest.raises(InputError, match="exclude each other"):
-        load_splits(Data(), folder, download=True)
+        load(Data(), folder, download=True)
 
 
 def test_a_folder_with_several_files(folder):
     np.savez(folder / "one.npz", **NPZ)
-    assert load_splits(Data(), folder).source == f"the IDX files in {folder}"
-    assert load_splits(Data("npz"), folder).source == f"the file {folder / 'one.npz'}"
+    assert load(Data(), folder).source == f"the IDX files in {folder}"
+    assert load(Data("npz"), folder).source == f"the file {folder / 'one.npz'}"
     for name in FILES:
         (folder / name).unlink()
-    assert load_splits(Data(), folder).source == f"the file {folder / 'one.npz'}"
+    assert load(Data(), folder).source == f"the file {folder / 'one.npz'}"
     np.savez(folder / "two.npz", **NPZ)
     for name in ("mnist", "npz"):
         with pytest.raises(InputError, match=r"holds 2 .npz files \(one.npz, two.npz\)"):
-            load_splits(Data(name), folder)
+            load(Data(name), folder)
     with pytest.raises(InputError, match="no .npz file at"):
-        load_splits(Data("npz"), folder / "three.npz")
+        load(Data("npz"), folder / "three.npz")
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_wrong_arrays(tmp_path, change, message):
     arrays = {name: array for name, array in {**NPZ, **change}.items() if array is not None}
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        load_splits(Data(), tmp_path / "own.npz")
+        load(Data(), tmp_path / "own.npz")
 
 
 def test_whole_float_pixels_are_fine_and_a_file_that_is_no_npz_is_not(tmp_path):
     np.savez(tmp_path / "own.npz", **{**NPZ, "x_train": NPZ["x_train"].astype("float32")})
-    whole = load_splits(Data(), tmp_path / "own.npz")
+    whole = load(Data(), tmp_path / "own.npz")
     np.savez(tmp_path / "own.npz", **NPZ)
-    assert load_splits(Data(), tmp_path / "own.npz").fingerprint == whole.fingerprint
+    assert load(Data(), tmp_path / "own.npz").fingerprint == whole.fingerprint
 
 
 def test_a_file_that_is_no_npz(tmp_path):
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_npz(tmp_path):
     for broken in (b"", b"hello", content[: len(content) // 2], (tmp_path / "one.npy").read_bytes()):
         (tmp_path / "own.npz").write_bytes(broken)
         with pytest.raises(InputError, match="no readable .npz"):
-            load_splits(Data(), tmp_path / "own.npz")
+            load(Data(), tmp_path / "own.npz")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -236,7 +236,7 @@ def test_random_damage_is_never_a_traceback(tmp_path, save):
         broken[random.integers(len(broken))] ^= 1 << random.integers(8)
         (tmp_path / "own.npz").write_bytes(broken)
         try:
-            load_splits(Data(), tmp_path / "own.npz")  # bytes that nobody reads may be any: dates, say
+            load(Data(), tmp_path / "own.npz")  # bytes that nobody reads may be any: dates, say
         except InputError:
             refused += 1
     assert refused > 100
@@ -247,7 +247,7 @@ def test_a_label_beyond_the_number_of_images_is_refused(tmp_path):
     labels[0] = 10**12
     np.savez(tmp_path / "own.npz", **{**NPZ, "y_train": labels})
     with pytest.raises(InputError, match="has the label 1000000000000, but only 60 labels"):
-        load_splits(Data("npz"), tmp_path / "own.npz")
+        load(Data("npz"), tmp_path / "own.npz")
 
 
 @pytest.fixture
@@ -274,21 +274,21 @@ def tfds_copy(tmp_path, monkeypatch):
 
 def test_a_prepared_copy_of_tfds_is_used_before_the_sample(tfds_copy):
     for download in (False, True):  # what is there is not downloaded again
-        splits = load_splits(Data(), download=download)
+        splits = load(Data(), download=download)
         assert splits.source == f"TensorFlow Datasets, mnist 3.0.1 in {tfds_copy}"
         expected = FILES["t10k-images-idx3-ubyte"]
         assert sorted(map(bytes, splits.test.images)) == sorted(map(bytes, expected))
         assert len(splits.train) + len(splits.validation) == 60
     next(tfds_copy.glob("mnist-train*")).write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot read its copy of 'mnist'.*Remove that folder"):
-        load_splits(Data())
+        load(Data())
 
 
 def test_what_a_failed_download_leaves_is_no_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     (tmp_path / "mnist" / "3.0.1.incompleteABC").mkdir(parents=True)
     (tmp_path / "mnist" / "3.0.1.incompleteABC" / "dataset_info.json").write_text("{}")
-    assert "sample of MNIST" in load_splits(Data()).source
+    assert "sample of MNIST" in load(Data()).source
 
 
 def test_a_download_says_so_and_its_failure_is_one_message(tmp_path, monkeypatch, capsys):
@@ -302,15 +302,15 @@ def test_a_download_says_so_and_its_failure_is_one_message(tmp_path, monkeypatch
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
     messages = []
     with pytest.raises(InputError, match="cannot download 'mnist': no network. Run without --download"):
-        load_splits(Data(), download=True, say=messages.append)
+        load(Data(), download=True, say=messages.append)
     assert len(messages) == 1 and str(tmp_path) in messages[0]
     captured = capsys.readouterr()
     assert captured.out == "" and "preparing" in captured.err
 
 
 def test_the_sample_costs_no_import_of_tensorflow(tmp_path):
-    code = "import sys; from kdistill.data.splits import load_splits; from kdistill.recipe import Data\n"
-    code += "load_splits(Data())\n"
+    code = "import sys; from kdistill.data.splits import load; from kdistill.recipe import Data\n"
+    code += "load(Data())\n"
     code += "print({'tensorflow', 'tensorflow_datasets', 'keras'} & set(sys.modules))"
     env = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": str(Path(mnist.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)

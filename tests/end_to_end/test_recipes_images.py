@@ -64,7 +64,7 @@ def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, mo
     recipe = load_recipe(name, variant)
     assert applications.is_pretrained(recipe.teacher.options, 1000)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    splits = data_splits.load_splits(
+    splits = data_splits.load(
         Data("image_folder", image_size=32, validation=0.34), folders(tmp_path / "images"), say=str
     )
     splits = dataclasses.replace(splits, class_names=tuple(map(str, range(1000))))

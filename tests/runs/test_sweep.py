@@ -115,7 +115,7 @@ def test_measured_are_the_students_in_the_folder(finished, digits):
     folder, result = finished
     from kdistill.data import splits as data_splits
 
-    splits = data_splits.load_splits(TINY.data)
+    splits = data_splits.load(TINY.data)
     model = keras.models.load_model(folder / "students/1/distillation_weight=1,temperature=4.keras")
     accuracy = np.mean(predict(model, splits.test.images).argmax(axis=1) == splits.test.labels)
     assert result["students"][3]["test"][1]["accuracy"] == pytest.approx(accuracy)
