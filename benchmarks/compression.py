@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     options = parser.parse_args()
     recipe = load_recipe("mnist", options.variant, [*options.set, f"seeds={options.seeds}"])
-    splits = data_splits.load_splits(recipe.data, options.data_dir)
+    splits = data_splits.load(recipe.data, options.data_dir)
     folder = RunFolder(options.out, resume=(options.out / "recipe.json").exists())
     folder.settle(recipe, splits.fingerprint, options.force, print)
     arms = Arms(recipe, splits, folder, print)

@@ -33,7 +33,7 @@ def images(size: int, train: int, test: int = 200) -> dict[str, np.ndarray]:
     from kdistill.data import splits as data_splits
     from kdistill.recipe import Data
 
-    splits = data_splits.load_splits(Data("mnist"), say=lambda _: None)
+    splits = data_splits.load(Data("mnist"), say=lambda _: None)
     places = np.arange(size) * 28 // size
     arrays = {}
     for name, examples, count in (("train", splits.train, train), ("test", splits.test, test)):

@@ -76,7 +76,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
         make(Path(folder), options.images // BATCH * BATCH)
         settings = Data("image_folder", image_size=SIDE)
-        test = splits.load_splits(settings, Path(folder), say=lambda text: None).test  # the same images for all
+        test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
         rates = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}

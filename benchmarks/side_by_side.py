@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    splits = data_splits.load_splits(RECIPE.data)
+    splits = data_splits.load(RECIPE.data)
     keras.utils.set_random_seed(1)
     teacher = architectures.build(RECIPE.teacher, (28, 28, 1), 10)
     steps, batch = options.steps, RECIPE.training.batch_size

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, help="train on so many only")
     options = parser.parse_args()
-    splits = data_splits.load_splits(Data("mnist"), options.data_dir)
+    splits = data_splits.load(Data("mnist"), options.data_dir)
     result = {name: one_pair(name, splits, options) for name in options.pair}
     bars = {
         f"{name}: {side} / stock": each["times as fast as stock"]

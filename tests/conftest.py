@@ -13,7 +13,7 @@ os.environ["KDISTILL_CACHE"] = tempfile.mkdtemp(prefix="kdistill-test-cache-")
 import pytest
 import tensorflow as tf
 
-from kdistill.data.splits import Splits, load_splits
+from kdistill.data.splits import Splits, load
 from kdistill.recipe import Data
 
 # TensorFlow creates logical devices only before it starts; a run without a strategy uses the first one.
@@ -24,4 +24,4 @@ tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfigu
 @pytest.fixture(scope="session")
 def digits() -> Splits:
     """256 training, 256 validation and 256 test images of the sample that ships with kdistill."""
-    return load_splits(Data(train_limit=256))
+    return load(Data(train_limit=256))

@@ -99,12 +99,12 @@ def export(
     data_dir: DataDir = None,
     download: Download = False,
     max_drop: Annotated[float | None, typer.Option(min=0, help="Largest accuracy loss, in points.")] = None,
-    min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Lowest agreement with the model, in %.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Lowest agreement, in %.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A file with the class names, one per line. Default: the data set's.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="For the file's metadata, such as Apache-2.0.")] = None,
-    version: Annotated[str | None, typer.Option(help="Version of the model, for the file's metadata. Default: 1")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the model. Default: 1")] = None,
     as_json: Json = False,
 ):
     """Convert a Keras model to .tflite files, each checked against the model on the test images.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kdistill
-from kdistill.data.splits import load_splits
+from kdistill.data.splits import load
 from kdistill.networks import saving
 from kdistill.recipe import Data
 from kdistill.runs.sweep import sweep
@@ -75,7 +75,7 @@ def of_compressed(run: Path) -> dict[str, dict]:
     teacher, student = (
         keras.saving.load_model(run / f"{name}.keras", compile=False) for name in ("teacher", "student")
     )
-    splits = load_splits(Data("mnist", train_limit=640))
+    splits = load(Data("mnist", train_limit=640))
     stage = kdistill.Stage("pqat", epochs=1, learning_rate=1e-3)
     result = kdistill.compress(student, stage, teacher, splits, say=lambda text: None)
     return {"compress": of_weights(result.model.get_weights()), "compress/tflite": of_file(result.tflite())}
