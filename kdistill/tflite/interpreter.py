@@ -1,7 +1,7 @@
 """Runs `.tflite` files with the LiteRT interpreter: no TensorFlow, no Keras.
 
 LiteRT checks the structure of a file, but a damaged file can pass, and then stop the process that runs it (a division
-by zero in C++) or keep it busy for ever. So each file first runs on a trial in a process of its own:
+by zero in C++) or keep it busy for ever. So every file first has a trial run in a process of its own:
 `python -m kdistill.tflite.interpreter FILE`.
 
 LiteRT's private and experimental names stand here alone: in `operator_details`, `signatures` and `open_interpreter`.
@@ -151,7 +151,7 @@ class File:
 def open_interpreter(
     file: Path | bytes, threads: int | None = None, *, delegates: bool = True, keep_tensors: bool = False
 ):
-    """A LiteRT interpreter of a file, given by its path or its bytes. The tensors are allocated.
+    """A LiteRT interpreter of a file, from its path or its bytes. The tensors are allocated.
 
     Without `delegates`, the file's own operators run. With `keep_tensors`, every intermediate tensor can be read after
     a run. Raises `InputError` for a file that LiteRT cannot open.

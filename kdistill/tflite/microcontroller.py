@@ -35,7 +35,7 @@ OPERATORS = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM", "UNPACK": "Unpack",
     "VAR_HANDLE": "VarHandle", "WHILE": "While", "ZEROS_LIKE": "ZerosLike",
 }  # fmt: skip
-ALIGNMENT = 16  # bytes, of the array and of each buffer in the arena
+ALIGNMENT = 16  # bytes, of the array and of the buffers in the arena
 # Bookkeeping of TensorFlow Lite Micro in bytes: its structs on a 64-bit machine (on a 32-bit one about half).
 _BASE, _TENSOR, _NODE, _CHANNEL = 1024, 24, 64 + 112, 8
 _BYTES = {"float32": 4, "int32": 4, "int64": 8, "float16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
