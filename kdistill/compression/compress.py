@@ -96,14 +96,15 @@ def compress(
     keep: str | Path | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    **settings,
 ) -> Compressed:
     """Compresses a trained student; the student itself does not change.
 
     Args:
         student: a Functional or Sequential Keras 3 model, one image in, logits or probabilities out.
-        stage: a `Stage`, or the name of a scheme with the defaults of `Stage`. The schemes are prune, prune_2_4,
-            cluster, prune_cluster, qat, pqat, cqat, pcqat (each step is fine-tuned for `stage.epochs`), and int8
-            (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student that is
+        stage: a `Stage`, or the name of a scheme (then `settings` are fields of `Stage`). The schemes are prune,
+            prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat (each step is fine-tuned for `stage.epochs`),
+            and int8 (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student that is
             already pruned or clustered. `stage.learning_rate` may also be a Keras schedule.
         teacher: as for the `Distiller`; None is fine-tuning on labels alone.
         data: training examples, raw pixels 0..255: `kdistill.Examples`, `Splits` (whose validation images are then
@@ -123,6 +124,7 @@ def compress(
             same steps share them.
         seed: of the order of the data, augmentation, and the first cluster centers.
         say: receives lines of progress.
+        settings: fields of `Stage`, such as `epochs=3` or `final_sparsity=0.5`, where `stage` is a name.
 
     Returns:
         A `Compressed`, with the new model and a table by layer.
@@ -132,11 +134,11 @@ def compress(
         CheckFailed: a step did not do what it should, or the loss is not finite.
 
     Example:
-        result = kdistill.compress(student, kdistill.Stage("pqat", epochs=1), teacher, (images, labels))
+        result = kdistill.compress(student, "pqat", teacher, (images, labels), epochs=1)
         result.model.save("small.keras")
         Path("small.tflite").write_bytes(result.tflite())
     """
-    stage, terms = inputs.checked_stage(stage), dict(terms or {})
+    stage, terms = inputs.checked_stage(stage, settings), dict(terms or {})
     if temperature is None and "kd" not in terms:
         temperature = TEMPERATURE
     inputs.check_objective(distillation_weight, temperature, terms, teacher)

@@ -1,12 +1,15 @@
 """The inputs of `compress`: values pass the recipe's checks; data, teacher and names of layers must fit the model."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill.compression.bridge import to_tf_keras
 from kdistill.compression.finetune import Batches
+from kdistill.conversion.float32 import prepare
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError, unknown
@@ -18,11 +21,21 @@ from kdistill.teachers.frozen import frozen
 SCHEDULES = (keras.optimizers.schedules.LearningRateSchedule,)
 
 
-def checked_stage(stage: Stage | str) -> Stage:
-    """The stage, or that of a scheme by its name. Raises `InputError` for a value out of range or without effect."""
-    stage = Stage(stage) if isinstance(stage, str) else stage
-    if not isinstance(stage, Stage):
+def checked_stage(stage: Stage | str, settings: Mapping[str, object]) -> Stage:
+    """The stage, or the stage of a scheme by its name and settings such as `epochs`.
+
+    Raises `InputError` for an unknown setting, and for a value out of range or without effect.
+    """
+    fields = [field.name for field in dataclasses.fields(Stage) if field.name != "scheme"]
+    for name in settings:
+        if name not in fields:
+            raise unknown("argument of compress", name, fields)
+    if isinstance(stage, str):
+        stage = Stage(stage, **settings)
+    elif not isinstance(stage, Stage):
         raise InputError(f"stage expects a kdistill.Stage or the name of a scheme, received {stage!r}.")
+    elif settings:
+        raise InputError(f"{', '.join(settings)} belongs into the Stage. Write kdistill.Stage('{stage.scheme}', ...).")
     check_stage(stage, "stage", SCHEDULES)
     return stage
 
@@ -96,6 +109,11 @@ def checked_teacher(teacher, shape, classes: int):
             f"The student has {classes} classes, the teacher {received}. Both need the same, in one order."
         )
     return predict
+
+
+def check_student(student: keras.Model, stage: Stage) -> None:
+    """Raises `InputError` for a student, trained or not, that a stage cannot compress, and for an unknown layer."""
+    check_layers(stage, to_tf_keras(prepare(student).model))
 
 
 def check_layers(stage: Stage, network) -> None:

@@ -222,6 +222,8 @@ def subclassed():
     [
         ({"stage": "pruned"}, "Unknown scheme 'pruned'. Did you mean 'prune'"),
         ({"stage": 3}, "stage expects a kdistill.Stage or the name of a scheme, received 3"),
+        ({"epoch": 3}, "Unknown argument of compress 'epoch'. Did you mean 'epochs'"),
+        ({"stage": Stage("prune"), "epochs": 3}, r"epochs belongs into the Stage. Write kdistill.Stage\("),
         ({"data": None}, "compress needs training examples"),
         ({"data": (np.zeros((4, 10, 10, 4)), np.zeros(3))}, "as many images as labels, received 4 and 3"),
         ({"data": (np.zeros((4, 9, 9, 4)), np.zeros(4))}, "expects batches of"),
