@@ -104,8 +104,8 @@ def compress(
         student: a Functional or Sequential Keras 3 model, one image in, logits or probabilities out.
         stage: a `Stage`, or the name of a scheme (then `settings` are fields of `Stage`). The schemes are prune,
             prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat (each step is fine-tuned for `stage.epochs`),
-            and int8 (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student that is
-            already pruned or clustered. `stage.learning_rate` may also be a Keras schedule.
+            and int8 (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student
+            that is already pruned or clustered. `stage.learning_rate` may also be a Keras schedule.
         teacher: as for the `Distiller`; None is fine-tuning on labels alone.
         data: training examples, raw pixels 0..255: `kdistill.Examples`, `Splits` (whose validation images are then
             measured after every epoch), `(images, labels)`, or a batched `tf.data.Dataset` of one epoch. Labels
