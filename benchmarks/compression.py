@@ -22,7 +22,7 @@ import numpy as np
 from kdistill import files, provenance
 from kdistill.compression.compress import compress
 from kdistill.conversion import convert, float32
-from kdistill.data import splits as data_splits
+from kdistill.data import load
 from kdistill.data.few_labels import for_control, for_student
 from kdistill.evaluation import verdict
 from kdistill.evaluation.evaluate import predict
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="go on with a folder of another recipe")
     options = parser.parse_args()
     recipe = load_recipe("mnist", options.variant, [*options.set, f"seeds={options.seeds}"])
-    splits = data_splits.load(recipe.data, options.data_dir)
+    splits = load(recipe.data, options.data_dir)
     folder = RunFolder(options.out, resume=(options.out / "recipe.json").exists())
     folder.settle(recipe, splits.fingerprint, options.force, print)
     arms = Arms(recipe, splits, folder, print)

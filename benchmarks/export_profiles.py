@@ -30,10 +30,10 @@ PROFILES = ("reference", "phone_gpu", "phone_cpu", "npu", "microcontroller", "me
 
 def images(size: int, train: int, test: int = 200) -> dict[str, np.ndarray]:
     """`size` x `size` x 3 digits as an `.npz` holds them."""
-    from kdistill.data import splits as data_splits
+    from kdistill.data import load
     from kdistill.recipe import Data
 
-    splits = data_splits.load(Data("mnist"), say=lambda _: None)
+    splits = load(Data("mnist"), say=lambda _: None)
     places = np.arange(size) * 28 // size
     arrays = {}
     for name, examples, count in (("train", splits.train, train), ("test", splits.test, test)):

@@ -24,8 +24,8 @@ import tensorflow as tf
 from common import arguments
 
 from kdistill import provenance
-from kdistill.data import batches as data_batches
-from kdistill.data import splits as data_splits
+from kdistill.data import load
+from kdistill.data.batches import training_batches
 from kdistill.distillation.distiller import Distiller
 from kdistill.distillation.supervised import Supervised
 from kdistill.networks import architectures
@@ -72,13 +72,13 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="measure the 51 students of the 11 by 5 grid too")
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    splits = data_splits.load(RECIPE.data)
+    splits = load(RECIPE.data)
     keras.utils.set_random_seed(1)
     teacher = architectures.build(RECIPE.teacher, (28, 28, 1), 10)
     steps, batch = options.steps, RECIPE.training.batch_size
 
     def batches():
-        return iter(data_batches.training_batches(splits.train, RECIPE.data, batch, 0, 0).take(steps))
+        return iter(training_batches(splits.train, RECIPE.data, batch, 0, 0).take(steps))
 
     @tf.function
     def teach(iterator):

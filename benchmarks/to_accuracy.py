@@ -24,7 +24,7 @@ from common import PAIRS, arguments, plain, save
 from online import ours
 
 from kdistill.conversion import float32
-from kdistill.data import splits as data_splits
+from kdistill.data import load
 from kdistill.data.splits import Examples, Splits
 from kdistill.evaluation import verdict
 from kdistill.evaluation.evaluate import predict
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, help="train on so many only")
     options = parser.parse_args()
-    splits = data_splits.load(Data("mnist"), options.data_dir)
+    splits = load(Data("mnist"), options.data_dir)
     result = {name: one_pair(name, splits, options) for name in options.pair}
     bars = {
         f"{name}: {side} / stock": each["times as fast as stock"]

@@ -10,7 +10,7 @@ from support.image_files import folders
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
-from kdistill.data import splits as data_splits
+from kdistill.data import load
 from kdistill.errors import InputError
 from kdistill.networks import applications
 from kdistill.recipe import Data, Network, Training
@@ -64,9 +64,7 @@ def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, mo
     recipe = load_recipe(name, variant)
     assert applications.is_pretrained(recipe.teacher.options, 1000)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    splits = data_splits.load(
-        Data("image_folder", image_size=32, validation=0.34), folders(tmp_path / "images"), say=str
-    )
+    splits = load(Data("image_folder", image_size=32, validation=0.34), folders(tmp_path / "images"), say=str)
     splits = dataclasses.replace(splits, class_names=tuple(map(str, range(1000))))
     with pytest.raises(InputError, match="Allow the download with --download"):
         arms.Arms(recipe, splits, None, print).fit_teacher()

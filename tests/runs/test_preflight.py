@@ -13,8 +13,8 @@ from kdistill.cli.commands import app
 from kdistill.errors import InputError
 from kdistill.recipe import Distill, Network, Stage, Term
 from kdistill.recipe.loading import load_recipe
-from kdistill.runs import sweep as sweep_module
 from kdistill.runs.run import run
+from kdistill.runs.sweep import sweep
 from kdistill.training import fit
 
 SMOKE = load_recipe("mnist", "smoke", ["train_limit=64", "exports=reference"])
@@ -122,7 +122,7 @@ def test_settings_of_cache_and_precision_that_contradict_each_other(tmp_path):
 
 def test_a_sweep_tries_the_students_of_all_settings(tmp_path):
     with pytest.raises(InputError, match="small_cnn.*-8"):
-        sweep_module.sweep(SMOKE, ["student.widths=4x4,-8x4"], tmp_path / "out", say=lambda text: None)
+        sweep(SMOKE, ["student.widths=4x4,-8x4"], tmp_path / "out", say=lambda text: None)
     assert not (tmp_path / "out").exists()
 
 

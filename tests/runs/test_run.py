@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from kdistill.data import splits as data_splits
+from kdistill.data import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 from kdistill.recipe.loading import load_recipe
@@ -75,7 +75,7 @@ def test_the_table_says_what_the_files_say(finished):
     folder, result = finished
     from kdistill.evaluation.evaluate import evaluate
 
-    splits = data_splits.load(QUICK.data)
+    splits = load(QUICK.data)
     rows = {row["name"]: row for row in result["models"]}
     again = evaluate(folder / "student.keras", splits.test)
     assert again["accuracy"] == rows["student"]["accuracy"] and again["ece"] == rows["student"]["ece"]
@@ -192,7 +192,7 @@ def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
 
     plain = architectures.build(recipe.student, (28, 28, 1), 10)
     plain.set_weights(student.get_weights())
-    images = data_splits.load(recipe.data).test.images[:64]
+    images = load(recipe.data).test.images[:64]
     np.testing.assert_allclose(predict(folder / file["path"], images), predict(plain, images), rtol=1e-4, atol=1e-4)
     assert result["training"]["student"]["steps"] == 20 and np.isfinite(result["training"]["student"]["kd"])
 

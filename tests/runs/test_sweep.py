@@ -16,7 +16,7 @@ from kdistill.errors import InputError
 from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Network
 from kdistill.recipe.loading import load_recipe
-from kdistill.report import sweep as report_sweep
+from kdistill.report.sweep import student_table
 from kdistill.runs.sweep import sweep
 from kdistill.training import side_by_side
 
@@ -64,7 +64,7 @@ def test_the_page_holds_verdict_table_and_pictures(finished):
         root = ET.parse(folder / f"{name}.svg").getroot()
         [chart] = [each for each in root if each.get("role") == "img"]
         assert chart.get("aria-label") in charts and "prefers-color-scheme" in root[0].text
-    for row in report_sweep.student_table(result)[1]:
+    for row in student_table(result)[1]:
         assert all(cell in page.text for cell in row)
 
 
@@ -113,9 +113,9 @@ def test_validation_picks_and_test_reports(finished):
 
 def test_measured_are_the_students_in_the_folder(finished, digits):
     folder, result = finished
-    from kdistill.data import splits as data_splits
+    from kdistill.data import load
 
-    splits = data_splits.load(TINY.data)
+    splits = load(TINY.data)
     model = keras.models.load_model(folder / "students/1/distillation_weight=1,temperature=4.keras")
     accuracy = np.mean(predict(model, splits.test.images).argmax(axis=1) == splits.test.labels)
     assert result["students"][3]["test"][1]["accuracy"] == pytest.approx(accuracy)
