@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.conversion import graph
-from kdistill.conversion.export import NAME, Built, build, write
+from kdistill.conversion.build import NAME, Built, build, write
 from kdistill.conversion.float32 import Prepared
 from kdistill.data.splits import Examples
 from kdistill.errors import CheckFailed, InputError

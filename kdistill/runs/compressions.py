@@ -10,7 +10,7 @@ import keras
 from kdistill import files, provenance
 from kdistill.compression.compress import Compressed, compress
 from kdistill.conversion import verify
-from kdistill.conversion.export import build, build_converted
+from kdistill.conversion.build import build, build_converted
 from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
 from kdistill.data.splits import Splits

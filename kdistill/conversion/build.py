@@ -1,0 +1,236 @@
+"""A converted model and its file: bytes, labels, metadata, and a list of what stayed float. Checks are in `verify`."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from ai_edge_litert.schema_py_generated import ModelT
+
+from kdistill import provenance
+from kdistill.conversion import convert, graph
+from kdistill.conversion.float32 import Prepared
+from kdistill.data.lazy_images import EncodedImages
+from kdistill.errors import InputError
+from kdistill.networks.heads import image_shape
+from kdistill.recipe import Profile
+from kdistill.recipe.values import as_dict
+from kdistill.tflite import flatbuffer, metadata, microcontroller
+from kdistill.tflite.interpreter import File
+
+NAME = "student.tflite"
+CALIBRATION_IMAGES = 500  # more change nothing
+ABOUT = ("name", "description", "version", "author", "license", "recipe", "data")  # the keys of `about`
+
+
+@dataclass(frozen=True)
+class Built:
+    """A converted model that is not written yet: its bytes without metadata, and what its metadata needs."""
+
+    content: bytes
+    profile: Profile
+    output_kind: str  # logits or probabilities
+    class_names: tuple[str, ...] | None
+    float_layers: list[dict]
+    precision: str | None
+    weights_sha256: str
+    about: dict
+
+
+def build(
+    student: Prepared,
+    profile: Profile,
+    calibration: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    about: dict | None = None,
+) -> Built:
+    """Converts a student for a profile; for the other arguments see `export`."""
+    about = _checked_about(about)
+    _check_class_names(class_names, student.head.classes)
+    if profile.quantization == "int8":
+        calibration = _calibration(calibration, student.image_shape)
+    model = graph.with_normalization(student.model, profile)
+    model = graph.with_channels_and_softmax(model, profile, student.head.kind)
+    if calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
+        calibration = np.repeat(calibration, image_shape(model)[-1], axis=-1)
+    content = convert.convert(model, profile, calibration)
+    if profile.operators == "micro":
+        microcontroller.check_operators(flatbuffer.parse(content), profile.name)
+    return _built(content, student, model, profile, class_names, about)
+
+
+def build_converted(
+    content: bytes, student: Prepared, profile: Profile, class_names: Sequence[str] | None, about: dict | None = None
+) -> Built:
+    """Like `build`, for a file that was converted in another way, as after quantization-aware training.
+
+    `content`: the bytes of the file, which was converted from the student. `profile`: describes the file.
+    """
+    return _built(content, student, student.model, profile, class_names, _checked_about(about))
+
+
+def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profile, class_names, about: dict) -> Built:
+    return Built(
+        content,
+        profile,
+        profile.output or student.head.kind,
+        None if class_names is None else tuple(str(name) for name in class_names),
+        _float_layers(flatbuffer.parse(content), profile, model),
+        student.precision,
+        student.weights_sha256,
+        {**about, "name": about.get("name") or student.model.name},
+    )
+
+
+def write(built: Built, path: Path, metrics: dict | None = None) -> dict:
+    """Writes a converted model to `path`, with labels and `model.json` beside it; see `export`.
+
+    `metrics` go into the metadata of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+        part = Path(folder, path.name)
+        part.write_bytes(built.content)
+        document = _document(built, File(part), metrics)
+        content = metadata.write(built.content, document, built.class_names)
+        part.write_bytes(content)
+        report, texts = _report(built, File(part), content, path), {}
+        if built.profile.c_array:
+            bare, name = metadata.bare(content), re.sub(r"\W", "_", path.stem)
+            texts[f"{name}.h"], texts[f"{name}.cc"] = microcontroller.source(bare, report, built.class_names, name)
+            report["arena"] = microcontroller.arena(flatbuffer.parse(bare))
+        if built.class_names is not None:
+            texts[metadata.LABELS] = "".join(f"{name}\n" for name in built.class_names)
+            texts[metadata.DOCUMENT] = json.dumps(_document_beside(built, document, report), indent=1) + "\n"
+        for name, text in texts.items():
+            Path(folder, name).write_text(text, encoding="utf-8")
+        for name in (*texts, path.name):  # the .tflite last: where it is, the others are too
+            os.replace(Path(folder, name), path.with_name(name))
+    return report
+
+
+def _report(built: Built, file: File, content: bytes, path: Path) -> dict:
+    return {
+        "path": str(path),
+        "profile": built.profile.name,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "weights_sha256": built.weights_sha256,
+        "min_runtime": flatbuffer.min_runtime(flatbuffer.parse(content)),
+        "input": file.input,
+        "output": file.output,
+        "outputs": file.outputs,
+        "operators": file.operators(),
+        "float_layers": built.float_layers,
+        "precision": built.precision,
+    }
+
+
+def _float_layers(content: ModelT, profile: Profile, model: keras.Model) -> list[dict]:
+    names = graph.layer_names(model)
+    return [
+        {"operator": row["operator"], "layer": graph.layer_of(row["tensor"], names), "reason": row["reason"]}
+        for row in flatbuffer.stayed_float(content, profile.quantization)
+    ]
+
+
+def _calibration(images, shape: tuple[int, int, int]) -> np.ndarray:
+    """Up to 500 of these images, evenly spaced, in their order."""
+
+    def check(holds: bool, received: str) -> None:
+        if not holds:
+            raise InputError(
+                f"calibration expects training images [n, {', '.join(map(str, shape))}], raw pixels from 0 to 255, "
+                f"uint8 or float, for int8; received {received}. Give 100 to 500 of them."
+            )
+
+    check(images is not None, "none")
+    check(isinstance(images, (np.ndarray, EncodedImages)), type(images).__name__)
+    check(images.ndim == 4 and images.shape[1:] == shape, f"an array {images.shape}")
+    check(len(images) > 0, "no image")
+    check(images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating), str(images.dtype))
+    places = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES))
+    images = images[places.round().astype(int)]
+    check(bool(np.isfinite(images).all()), "pixels that are NaN or infinite")
+    low, high = float(images.min()), float(images.max())
+    check(low >= 0 and high <= 255, f"pixels from {low:g} to {high:g}")
+    check(bool((images != images[0]).any()), f"the same image {len(images)} time(s)")
+    check(high > 1, f"pixels from {low:g} to {high:g}, which are scaled already (the model does that itself)")
+    return images
+
+
+def _checked_about(about: dict | None) -> dict:
+    about = dict(about or {})
+    if about.keys() - set(ABOUT):
+        raise InputError(f"about expects {', '.join(ABOUT)}; received {', '.join(sorted(about.keys() - set(ABOUT)))}.")
+    return about
+
+
+def _check_class_names(names: Sequence[str] | None, classes: int) -> None:
+    """Class names that a user gives. Those of a data set were checked when it was read."""
+    if names is None:
+        return
+    if isinstance(names, str) or len(names) != classes or any(not str(n).strip() or "\n" in str(n) for n in names):
+        raise InputError(f"class_names expects {classes} names of one line each; received {names!r}.")
+
+
+def _document(built: Built, file: File, metrics: dict | None) -> dict:
+    """The `model.json` inside the file: how to use the file, and its origin."""
+    about, quantized = built.about, file.input["scale"] is not None
+    outputs = [
+        {
+            **output,
+            "values": built.output_kind if output == file.output else "a further output of the model",
+            "dequantized": "(number - zero_point) * scale" if output["scale"] else "the number itself",
+            "position": position,
+        }
+        for position, output in enumerate(file.outputs)
+    ]
+    outputs.sort(key=lambda output: output["name"] != file.output["name"])  # the one with the labels first
+    gray = " It reduces the three channels of its input to gray." if built.profile.channels == 3 else ""
+    return {
+        "name": about["name"],
+        "description": about.get("description")
+        or f"An image classifier for the profile {built.profile.name}, exported by kdistill." + gray,
+        "version": str(about.get("version") or "1"),
+        "author": about.get("author"),
+        "license": about.get("license"),
+        "profile": as_dict(built.profile),
+        "min_runtime": flatbuffer.min_runtime(flatbuffer.parse(built.content)),
+        "signature": "serving_default",
+        "input": {
+            **file.input,
+            "values": "raw pixels 0..255",
+            "mean": [0.0],
+            "std": [1.0],
+            "quantized": "pixel / scale + zero_point" if quantized else "the pixel itself",
+        },
+        "outputs": outputs,
+        "float_layers": built.float_layers,
+        "provenance": {
+            "weights_sha256": built.weights_sha256,
+            "recipe": about.get("recipe"),
+            "data": about.get("data"),
+            "metrics": metrics,
+        },
+        "versions": provenance.versions(),
+    }
+
+
+def _document_beside(built: Built, document: dict, report: dict) -> dict:
+    """The `model.json` beside the file. It also states what cannot be inside: the hash of the file."""
+    return {
+        "file": Path(report["path"]).name,
+        "sha256": report["sha256"],
+        "bytes": report["bytes"],
+        **document,
+        "output": document["outputs"][0],
+        "class_names": list(built.class_names),
+        "operators": sorted(set(report["operators"])),
+    }
