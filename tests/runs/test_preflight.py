@@ -17,6 +17,8 @@ from kdistill.runs.run import run
 from kdistill.runs.sweep import sweep
 from kdistill.training import fit
 
+pytestmark = pytest.mark.slow
+
 SMOKE = load_recipe("mnist", "smoke", ["train_limit=64", "exports=reference"])
 SECONDS = 20  # of the limit, imports included
 

@@ -26,6 +26,7 @@ def softmax(z):
     return z / z.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_a_recurrent_and_a_convolutional_teacher_blend_for_a_convolutional_student(digits):
     """Geras et al. 2016: the student learns from the weighted mean of both models' probabilities."""
     keras.utils.set_random_seed(0)
@@ -79,6 +80,7 @@ def test_an_adapted_teacher_sees_its_own_size_channels_and_range():
             Adapted(teacher, **options)
 
 
+@pytest.mark.slow
 def test_an_adapted_model_teaches_and_has_taps():
     keras.utils.set_random_seed(2)
     image = keras.Input((4, 4, 3))
@@ -112,6 +114,7 @@ def test_variants_of_the_recipe():
             check_recipe(dataclasses.replace(many, distill=hint))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_teachers_and_an_assistant(tmp_path):
     recipe = dataclasses.replace(
         load_recipe("mnist", "smoke", ["train_limit=320"]),

@@ -28,6 +28,8 @@ from kdistill.teachers.replay import Replay, augmentation_settings, cache_pays, 
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE
 
+pytestmark = pytest.mark.slow
+
 AUGMENTED = Data("corners", shift=2, flip=True)
 SPLITS = Splits(corners(83), corners(30, seed=1), corners(30, seed=2), CLASSES, "corners", "0123456789abcdef")
 TRAINING = Training(epochs=3, batch_size=16, learning_rate=3e-3)

@@ -128,7 +128,7 @@ def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together,
 def test_workers_with_other_settings_are_refused():
     """Every worker says so, not only the one that differs."""
     code = "import sys; from kdistill.training import strategy\n"
-    code += "strategy.choose('multiworker').agree({'seed': int(sys.argv[-1] == '1'), 'exports': ('a',)})"
+    code += "strategy.choose_devices('multiworker').agree({'seed': int(sys.argv[-1] == '1'), 'exports': ('a',)})"
     addresses = {"worker": [two_workers.free_address() for _ in range(2)]}
     workers = [
         subprocess.Popen(
@@ -255,7 +255,7 @@ def test_workers_meet_or_say_who_is_missing():
 def test_an_address_in_use():
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(InputError, match="cannot listen at .*another worker with this index"):
+        with pytest.raises(InputError, match="cannot listen at .*other worker with this index"):
             strategy.wait_for_workers([address, "localhost:1"], 0, 0.1)
 
 
