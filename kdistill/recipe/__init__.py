@@ -5,7 +5,7 @@ and profiles import their names from here: `from kdistill.recipe import Data, Re
 """
 
 from kdistill.recipe.objective import Distill, Schedule, Term
-from kdistill.recipe.values import SCHEMES, Cache, Data, Network, Profile, Recipe, Stage, Training
+from kdistill.recipe.values import SCHEMES, Cache, Data, Network, Profile, Recipe, Stage, Training, as_dict, from_dict
 
 __all__ = [
     "SCHEMES",
@@ -19,4 +19,6 @@ __all__ = [
     "Stage",
     "Term",
     "Training",
+    "as_dict",
+    "from_dict",
 ]
