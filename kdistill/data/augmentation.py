@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
-from kdistill.data.lazy_images import random_crop_boxes
+from kdistill.data.image_files import random_crop_boxes
 from kdistill.recipe import Data
 
 
@@ -28,7 +28,7 @@ def random_windows(shape, count: int, data: Data, seed: int, epoch: int, step: i
     """Random parts of images of one shape (see `random_crop_boxes`), as `tf.image.crop_and_resize` takes them."""
     height, width = shape[:2]
     draws = random_generator(seed, epoch, step, "crop").random((count, 4))
-    boxes = random_crop_boxes(np.tile([height, width, 0, 0], (count, 1)), max(height, width), draws, data.crop_area)
+    boxes = random_crop_boxes(np.tile([height, width, 0, 0, 1], (count, 1)), max(height, width), draws, data.crop_area)
     top, left, tall, wide = boxes[:, :4].T.astype(np.float32)
     down, right = max(height - 1, 1), max(width - 1, 1)
     edges = [top / down, left / right, (top + tall - 1) / down, (left + wide - 1) / right]

@@ -21,7 +21,8 @@ from kdistill.data.augmentation import (
     random_key,
     random_windows,
 )
-from kdistill.data.lazy_images import EncodedImages, center_crop_boxes, random_crop_boxes, traced_decoder
+from kdistill.data.image_files import center_crop_boxes, decoder_for, random_crop_boxes
+from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -214,8 +215,7 @@ def _decoded_images(images: EncodedImages, crops: Iterable[tuple]) -> tf.data.Da
     """uint8 `[side, side, 3]`, one image after the other in the order of `crops`; several are decoded in parallel."""
     parts = [(images.store.elements(images.indexes[:0]), np.zeros((0, 5), np.int32)), *crops]
     elements, boxes = map(np.concatenate, zip(*parts, strict=True))
-    ways = set(boxes[:, 4].tolist())
-    decode = traced_decoder(images.side, ways.pop() if len(ways) == 1 else None)
+    decode = decoder_for(images.side, boxes)
     return tf.data.Dataset.from_tensor_slices((elements, boxes)).map(
         lambda element, box: decode(images.store.content(element), box),
         num_parallel_calls=CORES,

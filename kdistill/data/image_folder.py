@@ -1,23 +1,27 @@
-"""ImageNet, or any folder with one folder of JPEG or PNG files per class -> images that stay in their files.
+"""ImageNet, or any folder with one folder of image files per class -> images that stay in their files.
 
-The folder holds `train` and `val` (or `validation`, or `test`) with the class folders in both; or the class folders
-themselves, and a share of their images becomes the test images. The header of every file is read, no pixel.
+The folder holds `train` and `test` (or `val`, or `validation`) with the class folders in both; or the class folders
+themselves, and a share of their images becomes the test images. A `test` without class folders, as ImageNet is
+published, has no labels: then `val` has the test images. The header of every file is read, no pixel.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from kdistill.class_names import check_class_names
 from kdistill.data import tfds
-from kdistill.data.class_names import check_class_names
-from kdistill.data.lazy_images import Damage, EncodedImages, Files, header_warnings_ignored, read_header
+from kdistill.data.image_files import HEADER, header_warnings_ignored, read_header
+from kdistill.data.lazy_images import Damage, EncodedImages, Files
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 
-ENDINGS = (".jpg", ".jpeg", ".png")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+UNREADABLE = (".heic", ".heif")  # photographs that neither TensorFlow nor Pillow can read
 TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -45,21 +49,9 @@ def image_folder(data: Data, data_dir: Path | None, download: bool, say: Callabl
         raise InputError(f"The data set '{data.name}' expects --data-dir, a folder with a folder of images per class.")
     if not data_dir.is_dir():
         raise InputError(f"--data-dir: no folder at '{data_dir}'.")
+    folders = {"train": data_dir}
     if (data_dir / "train").is_dir():
-        folders = {"train": data_dir / "train"}
-        candidates = [data_dir / name for name in TEST_FOLDERS if (data_dir / name).is_dir()]
-        if not candidates:
-            raise InputError(
-                f"'{data_dir}' has train/, but none of {', '.join(TEST_FOLDERS)}. Rename the folder of test images."
-            )
-        folders["test"] = candidates[0]
-        for ignored in candidates[1:]:
-            say(
-                f"'{ignored}' is not used: test images come from '{candidates[0]}', validation images are a share of "
-                "train/"
-            )
-    else:
-        folders = {"train": data_dir}
+        folders = {"train": data_dir / "train", "test": _test_folder(data_dir, say)}
     classes = _classes(folders["train"])
     names, labels = {}, {}
     for part, folder in folders.items():
@@ -82,9 +74,33 @@ def image_folder(data: Data, data_dir: Path | None, download: bool, say: Callabl
     return parts, tuple(classes), f"the images in {data_dir}"
 
 
-def _classes(folder: Path) -> list[str]:
+def _test_folder(data_dir: Path, say: Callable[[str], None]) -> Path:
+    """The folder of test images beside `train`: the first that has a class of it as a folder."""
+    candidates = [data_dir / name for name in TEST_FOLDERS if (data_dir / name).is_dir()]
+    if not candidates:
+        raise InputError(
+            f"'{data_dir}' has train/, but none of {', '.join(TEST_FOLDERS)}. Rename the folder of test images."
+        )
+    classes = set(_folders(data_dir / "train"))
+    labeled = [folder for folder in candidates if classes & set(_folders(folder))]
+    chosen = (labeled or candidates)[0]
+    for folder in candidates:
+        if folder != chosen:
+            reason = "" if folder in labeled else " (its images have no labels: it has no folder of a class)"
+            say(
+                f"'{folder}' is not used{reason}: test images come from '{chosen}', validation images are a share of "
+                "train/"
+            )
+    return chosen
+
+
+def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = _folders(folder)
     check_class_names(classes, f"'{folder}'", "folder")
     if len(classes) < 2:
         raise InputError(
@@ -98,30 +114,47 @@ def _list_images(
     root: Path, folder: Path, classes: list[str], say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of all classes as paths below `root`, sorted by name within a class, and their labels."""
-    names, labels, others, empty = [], [], [], []
+    names, labels, skipped, empty = [], [], Counter(), {}
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
         with os.scandir(folder / name) as entries:
             files = sorted(entry.name for entry in entries if not entry.name.startswith("."))
         images = [file for file in files if file.lower().endswith(ENDINGS)]
-        others += [f"{name}/{file}" for file in files if not file.lower().endswith(ENDINGS)]
+        others = Counter(_ending(folder / name / file) for file in files if not file.lower().endswith(ENDINGS))
+        skipped += others
         if not images:
-            empty.append(name)
+            empty[name] = f" It has {_counts(others)}.{_advice(others)}" if others else ""
         names += [os.path.join((folder / name).relative_to(root), file) for file in images]
         labels += [label] * len(images)
     if empty and folder.name not in TEST_FOLDERS:
-        raise InputError(f"'{folder / empty[0]}' holds no image ({', '.join(ENDINGS)}). Every class needs images.")
+        name, content = next(iter(empty.items()))
+        raise InputError(f"'{folder / name}' holds no image ({', '.join(ENDINGS)}).{content} Every class needs images.")
     if not names:
-        raise InputError(f"'{folder}' holds no image ({', '.join(ENDINGS)}) in its class folders.")
-    if others:
-        say(f"'{folder}': {len(others)} files that are no {', '.join(ENDINGS)} are skipped, such as {others[0]}")
+        content = f" They hold {_counts(skipped)}.{_advice(skipped)}" if skipped else ""
+        raise InputError(f"'{folder}' holds no image ({', '.join(ENDINGS)}) in its class folders.{content}")
+    if skipped:
+        say(f"'{folder}': {skipped.total():,} files skipped: {_counts(skipped)}.{_advice(skipped)}")
     return np.array([os.fsencode(name) for name in names]), np.array(labels, np.int32)
 
 
+def _ending(path: Path) -> str:
+    return "folders" if path.is_dir() else path.suffix.lower() or "without an ending"
+
+
+def _counts(endings: Counter) -> str:
+    return ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())
+
+
+def _advice(endings: Counter) -> str:
+    """A sentence where photographs are among the skipped files."""
+    unreadable = [ending for ending in UNREADABLE if endings[ending]]
+    return f" To use {' and '.join(unreadable)} files, convert them to JPEG." if unreadable else ""
+
+
 def _read_headers(root: Path, names: np.ndarray, damage: Damage) -> tuple[np.ndarray, np.ndarray]:
-    """The headers, int64 `[n, 4]` (see `Store`), and a mask of the images whose header can be read, bool `[n]`."""
-    headers, readable = np.zeros((len(names), 4), np.int64), np.zeros(len(names), bool)
+    """The headers, int64 `[n, 5]` (see `Store`), and a mask of the images whose header can be read, bool `[n]`."""
+    headers, readable = np.zeros((len(names), HEADER), np.int64), np.zeros(len(names), bool)
 
     def read(position: int) -> None:
         path = os.path.join(os.fsencode(root), names[position])

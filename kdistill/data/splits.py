@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kdistill.class_names import check_class_names
 from kdistill.data import few_labels, image_folder
 from kdistill.data.cifar import cifar10
-from kdistill.data.class_names import check_class_names
 from kdistill.data.lazy_images import EncodedImages, subset
 from kdistill.data.mnist import mnist, npz
 from kdistill.errors import InputError, unknown

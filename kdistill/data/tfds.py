@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill.data.class_names import check_class_names
-from kdistill.data.lazy_images import Damage, EncodedImages, header_of, header_warnings_ignored
+from kdistill.class_names import check_class_names
+from kdistill.data.image_files import HEADER, header_of, header_warnings_ignored
+from kdistill.data.lazy_images import Damage, EncodedImages
 from kdistill.errors import InputError
 from kdistill.files import atomic_file
 from kdistill.recipe import Data
 
-HEADER, OVERHEAD = 12, 16  # bytes of a TFRecord: a length and its checksum before the record, a checksum behind it
+LENGTH, OVERHEAD = 12, 16  # bytes of a TFRecord: a length and its checksum before the record, a checksum behind it
 COLUMNS = ("shards", "starts", "lengths", "labels", "names", "headers", "sizes")
 
 
@@ -74,7 +75,7 @@ def load_encoded_images(copy: Path, data: Data, say: Callable[[str], None]):
         images = EncodedImages(Records(files[part], index), data.image_size, damage)
         readable = index["headers"][:, 0] > 0
         for name in index["names"][~readable]:
-            damage.add(name, "no readable header of a JPEG or PNG")
+            damage.add(name, "no header that can be read")
         parts[part] = images.select(readable), index["labels"][readable]
     damage.check()
     return parts, classes, f"TensorFlow Datasets, {copy.parent.name} {copy.name} in {copy}"
@@ -93,7 +94,7 @@ def _load_index(
         raise _unreadable(copy.parent.name, copy, InputError("some of its files are missing"))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if np.array_equal(archive["sizes"], sizes):
+            if np.array_equal(archive["sizes"], sizes) and archive["headers"].shape[1] == HEADER:
                 return {column: archive[column] for column in COLUMNS}
     except Exception:  # absent, of another version, or damaged: build it again
         pass
@@ -143,8 +144,8 @@ def _rows(shard: Path) -> Iterator[tuple]:
         try:
             header = header_of(content)
         except ValueError:
-            header = (0, 0, 0, len(content))
-        start = position if is_array_record else position + HEADER
+            header = (0,) * HEADER
+        start = position if is_array_record else position + LENGTH
         yield start, len(record), features["label"].int64_list.value[0], name, header
         position += 1 if is_array_record else len(record) + OVERHEAD
 

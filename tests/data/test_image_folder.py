@@ -10,7 +10,8 @@ from PIL import Image
 from support.image_files import COLORS, content, folders, image
 
 from kdistill.data import few_labels, lazy_images
-from kdistill.data.lazy_images import Damage, EncodedImages, Files, center_crop_boxes, header_of, random_crop_boxes
+from kdistill.data.image_files import center_crop_boxes, header_of, random_crop_boxes
+from kdistill.data.lazy_images import Damage, EncodedImages, Files
 from kdistill.data.splits import load as load_splits
 from kdistill.errors import InputError
 from kdistill.files import cache_root
@@ -132,7 +133,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
     splits = load(tmp_path, Data("image_folder", image_size=16, validation=0.34, max_undecodable=0.2), messages)
     assert len(splits.train) + len(splits.validation) == 21 and len(splits.test) == 22
     (text,) = messages
-    for part in ("5 of 48", "train/red/01.JPEG (an empty file)", "train/blue/02.JPEG (neither a JPEG nor a PNG)"):
+    for part in ("5 of 48", "train/red/01.JPEG (an empty file)", "train/blue/02.JPEG (no JPEG, PNG, "):
         assert part in text
     assert "val/green/04.JPEG (100 megapixels, the limit is 50)" in text and "train/red/00.JPEG (" in text
     with pytest.raises(InputError, match=r"4 of 48 images cannot be decoded.*allows a share of 0.001.*max_undecodable"):
@@ -197,13 +198,79 @@ def test_folders_that_cannot_be_used(tmp_path):
         load(two)
 
 
-def test_other_files_are_said(tmp_path):
+def test_skipped_files_are_counted_by_ending(tmp_path):
     folders(tmp_path, ("train", "val", "test"))
-    (tmp_path / "train" / "red" / "note.txt").write_text("hello")
+    for name in ("note.txt", "IMG_1.HEIC", "IMG_2.heic", "IMG_3.heic", "README", ".DS_Store"):
+        (tmp_path / "train" / "red" / name).write_text("hello")
+    (tmp_path / "train" / "blue" / "more.txt").write_text("hello")
+    (tmp_path / "train" / "blue" / "duplicates").mkdir()
     messages = []
     load(tmp_path, SMALL, messages)
-    assert "1 files that are no .jpg, .jpeg, .png are skipped, such as red/note.txt" in "\n".join(messages)
-    assert f"'{tmp_path / 'val'}' is not used" in "\n".join(messages)
+    assert (
+        f"'{tmp_path / 'train'}': 7 files skipped: 3 .heic, 2 .txt, 1 folders, 1 without an ending. "
+        "To use .heic files, convert them to JPEG."
+    ) in messages
+    assert f"'{tmp_path / 'val'}' is not used: test images come from" in "\n".join(messages)
+    assert len(messages) == 2
+
+
+def test_a_class_of_photographs_that_cannot_be_read(tmp_path):
+    folders(tmp_path)
+    (tmp_path / "train" / "yellow").mkdir()
+    for i in range(4):
+        (tmp_path / "train" / "yellow" / f"{i}.heif").write_bytes(b"\0\0\0\x20ftypheic")
+    with pytest.raises(InputError, match=r"yellow' holds no image .* It has 4 \.heif\. To use \.heif files, convert"):
+        load(tmp_path)
+
+
+def test_folders_with_every_format_and_with_wrong_endings(tmp_path):
+    """WebP in files called .jpg, as browsers save them, is read; HEIC called .jpg is damage with a reason."""
+    folders(tmp_path)
+    for place, (kind, name) in enumerate(
+        [
+            ("WEBP", "a.webp"),
+            ("WEBP", "b.jpg"),
+            ("GIF", "c.GIF"),
+            ("BMP", "d.bmp"),
+            ("TIFF", "e.tif"),
+            ("AVIF", "f.avif"),
+        ]
+    ):
+        (tmp_path / "train" / "red" / name).write_bytes(content(image(COLORS["red"], seed=place), kind))
+    (tmp_path / "train" / "red" / "g.jpg").write_bytes(b"\0\0\0\x20ftypheic" + bytes(99))
+    messages = []
+    splits = load(tmp_path, dataclasses.replace(SMALL, max_undecodable=0.1), messages)
+    assert len(splits.train) + len(splits.validation) == 30
+    assert messages == [
+        "Skipped: 1 of 55 images cannot be decoded: train/red/g.jpg (HEIC, which cannot be read; convert it to JPEG)"
+    ]
+    for part in (splits.train, splits.validation):
+        for mean, label in zip(part.images[:].mean((1, 2)), part.labels, strict=True):
+            assert np.abs(mean - list(COLORS.values())[label]).max() < 16
+
+
+@pytest.mark.parametrize("layout", ["flat", "unknown", "both"])
+def test_imagenet_as_published_is_tested_on_val(tmp_path, layout):
+    folders(tmp_path, ("train", "val"))
+    (tmp_path / "test" / "unknown").mkdir(parents=True)
+    for place in {"flat": ("",), "unknown": ("unknown",), "both": ("", "unknown")}[layout]:
+        (tmp_path / "test" / place / "ILSVRC2012_test_00000001.JPEG").write_bytes(content(image(COLORS["red"])))
+    messages = []
+    splits = load(tmp_path, SMALL, messages)
+    names = splits.test.images.store.names[splits.test.images.indexes]
+    assert len(splits.test) == 24 and all(name.startswith(b"val/") for name in names)
+    assert messages == [
+        f"'{tmp_path / 'test'}' is not used (its images have no labels: it has no folder of a class): test images come "
+        f"from '{tmp_path / 'val'}', validation images are a share of train/"
+    ]
+
+
+def test_only_flat_test_images_are_refused(tmp_path):
+    folders(tmp_path, ("train",))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "1.JPEG").write_bytes(content(image(COLORS["red"])))
+    with pytest.raises(InputError, match=r"test' holds 0 folder\(s\); expected one folder of images per class"):
+        load(tmp_path)
 
 
 def test_settings_that_do_not_fit():
@@ -216,7 +283,7 @@ def test_settings_that_do_not_fit():
 
 
 def test_random_parts_keep_to_the_image_and_to_the_area():
-    headers = np.tile([300, 200, 0, 0], (4000, 1))
+    headers = np.tile([300, 200, 0, 0, 1], (4000, 1))
     draws = np.random.default_rng(0).random((4000, 4))
     top, left, tall, wide, _ = random_crop_boxes(headers, 32, draws, 0.25).T
     assert (top >= 0).all() and (left >= 0).all() and (top + tall <= 300).all() and (left + wide <= 200).all()

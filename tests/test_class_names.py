@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.image_files import COLORS, content, folders, image
 
+from kdistill.class_names import check_class_names
 from kdistill.data import splits
-from kdistill.data.class_names import check_class_names
 from kdistill.data.splits import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
