@@ -70,7 +70,7 @@ def of_keras(student, teacher, steps_per_execution=STEPS_PER_EXECUTION) -> keras
 
 
 def ours(student, teacher=None, steps_per_execution=STEPS_PER_EXECUTION, own=False, **more) -> kdistill.Distiller:
-    """kdistill's, with Keras' Adam; `own`: with what a run of kdistill takes, its fused Adam."""
+    """kdistill's, with Keras's Adam; `own`: with what a run of kdistill takes, its fused Adam."""
     model = kdistill.Distiller(student, teacher, distillation_weight=WEIGHT, temperature=TEMPERATURE, **more)
     adam = optimizers.Adam if own else keras.optimizers.Adam
     model.compile(adam(1e-3), steps_per_execution=steps_per_execution)

@@ -7,7 +7,7 @@
 with a cosine schedule: after so few epochs it would otherwise be less accurate than the student alone. The cache is
 filled once for all seeds; its time is stated separately. Then, for each seed, the same student from the same weights:
 
-    stock            `student.fit(x, y, batch_size=128)` in float32, one step per execution, Keras' Adam
+    stock            `student.fit(x, y, batch_size=128)` in float32, one step per execution, Keras's Adam
     cached           distilled from the stored logits, 16 steps per execution, the fused Adam
     cached bfloat16  the same with a student in mixed_bfloat16, measured in float32 (not for the small LeNet student)
 

@@ -1,4 +1,4 @@
-"""The fused optimizers compute what Keras' own do."""
+"""The fused optimizers compute what Keras's own do."""
 
 import keras
 import numpy as np
