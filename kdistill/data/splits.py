@@ -30,6 +30,10 @@ SOURCES = {
     "image_folder": image_folder.image_folder,
 }
 ENCODED = ("imagenet", "image_folder")
+# Images whose pixels are compared between training and test: of arrays, and of images that have to be decoded.
+COMPARED, COMPARED_ENCODED = 2000, 64
+# Test images in files that are looked up among the training images, and files that may be read for it.
+LOOKED_UP, MOST_READ = 1000, 10_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Splits:
         source: Where the examples come from, in words.
         fingerprint: A hash of all examples.
         labeled_mask: bool `[training images]`, the images whose label students see; None: all (see `few_labels`).
+        warnings: What looks wrong with the data; they have been printed, and are in the report of a run.
     """
 
     train: Examples
@@ -72,6 +77,7 @@ class Splits:
     source: str
     fingerprint: str
     labeled_mask: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def load(
@@ -102,6 +108,7 @@ def load(
     if train.images.shape[1:] != test.images.shape[1:]:
         shapes = train.images.shape[1:], test.images.shape[1:]
         raise InputError(f"{source}: the training images are {shapes[0]}, the test images {shapes[1]}.")
+    warnings = _label_warnings(train.labels, class_names)
     limit = data.train_limit
     if limit is None or data.labeled is not None:  # otherwise only the images within the limit are decoded, below
         train = _decodable(train.select(slice(limit)), say)
@@ -117,11 +124,14 @@ def load(
             )
     if isinstance(train.images, EncodedImages) and train.images.damage.reasons:
         say(f"Skipped: {train.images.damage.summary()}")
+    warnings += _split_warnings(train, validation, test, class_names, limited=limit is not None)
+    for warning in warnings:
+        say(f"Warning: {warning}")
     labels_of_students = (
         () if labeled_mask is None else (Examples(train.images[:0], np.where(labeled_mask, train.labels, -1)),)
     )
     fingerprint = _fingerprint(train, validation, test, *labels_of_students)
-    return Splits(train, validation, test, class_names, source, fingerprint, labeled_mask)
+    return Splits(train, validation, test, class_names, source, fingerprint, labeled_mask, tuple(warnings))
 
 
 def _check_settings(data: Data, data_dir: str | Path | None, download: bool) -> None:
@@ -159,16 +169,137 @@ def _check_pixels(images: np.ndarray, where: str) -> None:
     if images.dtype.kind == "f":
         if not np.isfinite(images).all():
             raise InputError(f"{where}: {np.count_nonzero(~np.isfinite(images))} pixels are NaN or infinite.")
-        if images.min() < 0 or images.max() > 255 or (images != np.round(images)).any():
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 255 or (images != np.round(images)).any():
+            back = {0: "images * 255", -1: "(images + 1) * 127.5"}.get(0 if low >= 0 else -1 if low >= -1 else None)
+            fix = f"They look scaled: save np.round({back}).astype('uint8')" if back and high <= 1 else "Give uint8"
             raise InputError(
-                f"{where}: expected whole pixel values 0..255, received numbers from {images.min():g} to "
-                f"{images.max():g}. Give uint8; kdistill's models scale their input themselves."
+                f"{where}: expected whole pixel values 0..255, received numbers from {low:g} to {high:g}. {fix}; "
+                "kdistill's models scale their input themselves."
             )
     elif images.dtype.kind not in "ui" or images.min() < 0 or images.max() > 255:
         received = (
             f"{images.dtype} from {images.min()} to {images.max()}" if images.dtype.kind in "ui" else images.dtype
         )
         raise InputError(f"{where}: expected pixels 0..255 (uint8), received {received}.")
+
+
+def _label_warnings(labels: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+    """Whether the labels `[n]` of all training images, before they are split, leave out a class."""
+    missing = np.setdiff1d(np.arange(len(class_names)), labels)
+    if not len(missing):
+        return []
+    first = int(labels.min())
+    if len(missing) == first:
+        advice = f"Number the classes from 0 (labels - {first}), or add images."
+    else:
+        advice = "Number the classes from 0 without gaps, or add images."
+    return [
+        f"The labels of the training images are from {first} to {labels.max()}. "
+        f"{_images_of(missing, class_names)} no image, but the networks get an output for it. {advice}"
+    ]
+
+
+def _split_warnings(
+    train: Examples, validation: Examples, test: Examples, class_names: tuple[str, ...], limited: bool
+) -> list[str]:
+    """What looks wrong with the splits: classes without an image, test images in another range or from training."""
+    present = np.unique(np.concatenate([part.labels for part in (train, validation, test)]))
+    consequences = {
+        "training": (train, "The students cannot learn it"),
+        "validation": (validation, "Validation accuracy does not count it"),
+        "test": (test, "Test accuracy does not count it"),
+    }
+    warnings = []
+    for name, (part, consequence) in consequences.items():
+        missing = np.setdiff1d(present, part.labels)
+        if len(missing) and not (limited and part is not train):  # a limit is meant to take a part
+            warnings.append(
+                f"{_images_of(missing, class_names)} no {name} image. {consequence}. Add images, or change "
+                "data.validation."
+            )
+    warnings += filter(None, [_range_warning(train.images, test.images)])
+    duplicates = _duplicates(test.images, train.images, validation.images)
+    if duplicates:
+        warnings.append(
+            f"{duplicates:,} of {len(test):,} test images are training images, byte for byte: test accuracy is too "
+            "high. Remove them from one of the two."
+        )
+    return warnings
+
+
+def _images_of(classes: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """The beginning of a sentence, for classes that have no images."""
+    names = _some([f"'{class_names[label]}'" for label in classes])
+    return f"The class {names} has" if len(classes) == 1 else f"The classes {names} have"
+
+
+def _some(values) -> str:
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(map(str, values[:5])) + more
+
+
+def _range_warning(train, test) -> str | None:
+    """Whether the training images look scaled, or the test images are brighter, darker or scaled otherwise."""
+    pixels = [images[_evenly_spaced(images)].astype(np.float32) for images in (train, test)]
+    low, high = zip(*((int(part.min()), int(part.max())) for part in pixels), strict=True)
+    if high[0] <= 1:
+        return (
+            f"The training pixels are from {low[0]} to {high[0]}: they look scaled, or cast to whole numbers after "
+            "that. kdistill's models expect 0..255 and scale them themselves. Multiply the images by 255 before they "
+            "are saved as uint8."
+        )
+    brightness = [part.mean(axis=(1, 2, 3)) for part in pixels]
+    difference = abs(brightness[0].mean() - brightness[1].mean())
+    # Chance moves the mean brightness of a few test images by one standard deviation of an image at most.
+    if max(high) < 2 * min(high) and difference < max(32, 4 * brightness[0].std()):
+        return None
+    return (
+        f"The training pixels are from {low[0]} to {high[0]} (mean {brightness[0].mean():.0f}), the test pixels from "
+        f"{low[1]} to {high[1]} (mean {brightness[1].mean():.0f}): their range differs, and test accuracy suffers. "
+        "Prepare both in the same way."
+    )
+
+
+def _evenly_spaced(images) -> np.ndarray:
+    count = min(len(images), COMPARED_ENCODED if isinstance(images, EncodedImages) else COMPARED)
+    return np.linspace(0, len(images) - 1, count).round().astype(int)
+
+
+def _duplicates(test, *others) -> int:
+    """The number of test images that are among the others, byte for byte.
+
+    Of arrays all are compared. Of files, `LOOKED_UP` test images are, with the files of the same size; none are where
+    that means to read more than `MOST_READ` files, as with uncompressed images.
+    """
+    encoded = isinstance(test, EncodedImages)
+    if encoded:
+        test = test.select(np.linspace(0, len(test) - 1, min(len(test), LOOKED_UP)).round().astype(int))
+    keys = _keys(test)
+    candidates = [np.flatnonzero(np.isin(_keys(images), keys)) for images in others]
+    if encoded and len(test) + sum(map(len, candidates)) > MOST_READ:
+        return 0
+    digests = {_digest(images, place) for images, places in zip(others, candidates, strict=True) for place in places}
+    if not digests:
+        return 0
+    return sum(_digest(test, place) in digests for place in range(len(test)))
+
+
+def _keys(images) -> np.ndarray:
+    """A number for every image, uint64 `[n]`; equal images have equal ones, and others seldom."""
+    if isinstance(images, EncodedImages):
+        columns = images.store.headers[images.indexes].astype(np.uint64)
+    else:
+        pixels = images.reshape(len(images), -1)
+        places = np.linspace(0, pixels.shape[1] - 1, 256).round().astype(int)
+        columns = np.ascontiguousarray(pixels[:, places]).view(np.uint64)
+    factors = np.random.Generator(np.random.Philox(key=[4, 0])).integers(0, 2**64, columns.shape[1], np.uint64)
+    return (columns * factors).sum(axis=1, dtype=np.uint64)
+
+
+def _digest(images, place: int) -> bytes:
+    content = images.store.read(images.indexes[place]) if isinstance(images, EncodedImages) else images[place].tobytes()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _decodable(examples: Examples, say: Callable[[str], None]) -> Examples:

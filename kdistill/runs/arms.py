@@ -34,7 +34,7 @@ class Arms:
     Attributes:
         models: models by name, such as `teacher`, `control`, `student`, `student-1` (of the second seed).
         fits: the record of each fit by name: seconds, steps, metrics, history.
-        warnings: about the teacher, for the report.
+        warnings: about data, teacher and inputs, for the report.
         teaching: how students get the teacher's outputs; set by `fit_teacher`.
     """
 
@@ -52,7 +52,7 @@ class Arms:
         self.devices, self.profile, self.download = devices, profile, download
         self.models: dict[str, keras.Model] = {}
         self.fits: dict[str, dict] = {}
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(splits.warnings)
         self.teaching: Teaching | None = None
 
     def fit_teacher(self, taps: Collection[str] | None = None) -> keras.Model:

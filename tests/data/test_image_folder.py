@@ -156,7 +156,7 @@ def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatc
     assert "Decoding 24 images once" in messages[0]
     kept = sorted(cache_root().glob("decoded-*.json"))
     assert len(kept) == 2 and sorted(len(json.loads(path.read_text())) for path in kept) == [0, 1]
-    monkeypatch.setattr(EncodedImages, "_try_decoding", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(EncodedImages, "_reasons", lambda *a, **options: pytest.fail("all decoded again"))
     again = load(tmp_path / "a", settings, messages)
     assert again.fingerprint == first.fingerprint and len(first.train) + len(first.validation) == 23
     assert "1 of 48 images cannot be decoded: train/red/00.JPEG" in messages[-1]
@@ -324,9 +324,9 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 20]
     for mean, label in zip(splits.test.images[:].mean((1, 2)), splits.test.labels, strict=True):
         assert np.abs(mean - list(COLORS.values())[label]).max() < 12
-    assert len(messages) == 2 and "once" in messages[0]
+    assert len(messages) == 3 and "once" in messages[0] and messages[2].startswith("Warning: 20 of 20 test images are")
     again = load_splits(settings, say=messages.append)
-    assert len(messages) == 2 and again.fingerprint == splits.fingerprint
+    assert len(messages) == 4 and messages[3] == messages[2] and again.fingerprint == splits.fingerprint
     np.testing.assert_array_equal(again.train.images[:], splits.train.images[:])
     shard = next((tmp_path / "imagenet2012/5.1.0").glob("*-train.*-of-*"))
     shard.write_bytes(shard.read_bytes()[:-300])
