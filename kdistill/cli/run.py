@@ -25,7 +25,10 @@ def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
     variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train control and student with this many seeds.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Number of seeds; 3..10 adds seeds until the verdict is clear.")
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="Points that the verdict counts as equal. Default: 0.2")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
     download: Download = False,
@@ -51,7 +54,7 @@ def run(
 
     if (resume and out is None) or (force and not resume):
         raise InputError("--resume expects --out, the folder of the run to continue; --force is for --resume.")
-    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+    settings = load_recipe(recipe, variant, [*(set_ or []), *_seed_settings(seeds), *_margin_settings(margin)])
     import_tensorflow()
     from kdistill.runs.run import run as run_recipe
 
@@ -65,3 +68,17 @@ def run(
     show(result["models"], as_json, result)
     if not as_json:
         print(result["verdict"]["sentence"])
+
+
+def _seed_settings(text: str | None) -> list[str]:
+    """`5` -> seeds=5, `3..10` -> seeds=3 and max_seeds=10."""
+    if text is None:
+        return []
+    first, dots, last = text.partition("..")
+    if not first.isdecimal() or (dots and not last.isdecimal()):
+        raise InputError(f"--seeds expects a number, or two as in 3..10, received '{text}'.")
+    return [f"seeds={first}", f"max_seeds={last if dots else 'none'}"]
+
+
+def _margin_settings(points: float | None) -> list[str]:
+    return [] if points is None else [f"margin={points / 100}"]

@@ -1,22 +1,38 @@
-"""Did distillation help? BETTER, WORSE or NO DIFFERENCE, from a paired test with its interval.
+"""Did distillation help? BETTER, WORSE, EQUIVALENT or UNDECIDED, from a paired test with its interval.
 
 Two or more seeds: Student's paired t-test on the differences student minus control, seed by seed. Student and control
 of a seed share initial weights, data and order, so their difference is the effect of the teacher. The interval covers
-new seeds, on these test images.
+new seeds, on these test images. EQUIVALENT means that two one-sided tests (Schuirmann 1987, J. Pharmacokin. Biopharm.
+15:657) reject a difference of the margin or more. Where seeds are added until the verdict is clear, the levels are
+those of `sequential.levels`, so that all looks together are wrong in at most 5 % of the experiments.
 
 One seed: there is no spread over seeds. McNemar's test with the mid-p value (Fagerland, Lydersen, Laake 2013, BMC
 Medical Research Methodology 13:91) compares the two models on the images that only one of them classifies correctly.
-The interval covers new test images, not new seeds, and the sentence states that.
+The interval covers new test images, not new seeds, and headline and sentence state that.
 """
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
-LEVEL = 0.95  # of the interval; the test is two-sided at 1 - LEVEL
+import numpy as np
+
+from kdistill.evaluation.sequential import levels
+
+ALPHA = 0.05  # of the two-sided test for a difference, and of each one-sided test for equivalence
+MARGIN = 0.002  # differences smaller than this share count as equal
+POWER = 0.8  # with which more seeds would decide
+MOST_SEEDS = 200  # more are not proposed
 
 
 def judge(
-    student: Sequence[float], control: Sequence[float], images: int, discordant: tuple[int, int] | None = None
+    student: Sequence[float],
+    control: Sequence[float],
+    images: int,
+    discordant: tuple[int, int] | None = None,
+    *,
+    margin: float = MARGIN,
+    looks: Sequence[int] = (),
 ) -> dict:
     """The verdict on test accuracies.
 
@@ -24,53 +40,121 @@ def judge(
         student, control: accuracies by seed, shares of 1.
         images: the number of test images.
         discordant: with one seed, how many images only the student and only the control classify correctly.
+        margin: a share of 1; smaller differences count as equal.
+        looks: the planned numbers of seeds after which a verdict is taken, if seeds are added until one is clear.
 
-    Returns a JSON-ready dict: word, unit ("seeds" or "test images"), test, seeds, student and control (accuracies by
-    seed), difference (the mean of student minus control), low and high (its 95 % interval), p, level and sentence.
+    Returns a JSON-ready dict: word, headline, unit ("seeds" or "test images"), test, seeds, student and control
+    (accuracies by seed), difference (the mean of student minus control), low and high (its interval), level (of the
+    interval), p, margin, more_seeds (the number that would likely decide, None if that is over 200 or not needed) and
+    sentence.
     """
     if len(student) != len(control) or not student:
         raise ValueError(f"Expected as many student as control accuracies, received {len(student)} and {len(control)}.")
     differences = [s - c for s, c in zip(student, control, strict=True)]
-    if len(differences) > 1:
-        low, high, p = paired_t(differences, 1 / images)
+    seeds, more = len(differences), None
+    alpha, equal_alpha = _levels(seeds, tuple(looks))
+    if seeds > 1:
+        low, high, p = paired_t(differences, 1 / images, 1 - alpha)
+        inner = paired_t(differences, 1 / images, 1 - equal_alpha)[:2]
         unit, test = "seeds", "paired t-test over seeds"
     elif discordant is not None:
-        low, high, p = mcnemar(*discordant, images)
+        low, high, p = mcnemar(*discordant, images, 1 - alpha)
+        inner = mcnemar(*discordant, images, 1 - equal_alpha)[:2]
         unit, test = "test images", "McNemar's mid-p test over test images"
     else:
         raise ValueError(
             "Accuracies of one seed need `discordant`, the images that only one model classifies correctly."
         )
-    difference = math.fsum(differences) / len(differences)
-    word = "BETTER" if low > 0 else "WORSE" if high < 0 else "NO DIFFERENCE"
-    verdict = {"word": word, "unit": unit, "test": test, "seeds": len(differences), "level": LEVEL, "p": p}
-    verdict |= {"student": list(student), "control": list(control), "difference": difference, "low": low, "high": high}
+    word = "BETTER" if low > 0 else "WORSE" if high < 0 else "UNDECIDED"
+    if word == "UNDECIDED" and -margin < inner[0] and inner[1] < margin:
+        word, low, high, alpha = "EQUIVALENT", *inner, equal_alpha
+    if word == "UNDECIDED" and seeds > 1:
+        more = _more_seeds(differences, 1 / images, margin)
+    verdict = {
+        "word": word,
+        "headline": word if seeds > 1 else f"{word} on these examples",
+        "unit": unit,
+        "test": test,
+        "seeds": seeds,
+        "student": list(student),
+        "control": list(control),
+        "difference": math.fsum(differences) / seeds,
+        "low": low,
+        "high": high,
+        "level": 1 - alpha,
+        "p": p,
+        "margin": margin,
+        "more_seeds": more,
+    }
     return {**verdict, "sentence": _sentence(verdict)}
 
 
+def _levels(seeds: int, looks: tuple[int, ...]) -> tuple[float, float]:
+    """The two-sided levels for a difference and, as two one-sided tests, for equivalence."""
+    if seeds not in looks:
+        return ALPHA, 2 * ALPHA
+    place = looks.index(seeds)
+    return levels(looks, ALPHA)[place], levels(looks, 2 * ALPHA)[place]
+
+
 def _sentence(verdict: dict) -> str:
-    seeds = verdict["seeds"]
+    seeds, margin = verdict["seeds"], f"{100 * verdict['margin']:.2g} points"
     student, control = (math.fsum(verdict[name]) / seeds for name in ("student", "control"))
     difference, low, high = (f"{100 * verdict[name]:+.2f}" for name in ("difference", "low", "high"))
-    numbers = (
-        f"distilled {student:.2%}, control {control:.2%}, difference {difference} points, {verdict['level']:.0%} "
-        f"interval {low} to {high}, p = {verdict['p']:.2g}"
+    scope = "other seeds" if verdict["unit"] == "seeds" else "other test images, not other seeds"
+    text = (
+        f"{verdict['headline']}: distilled {student:.2%}, control {control:.2%}, difference {difference} points "
+        f"({100 * verdict['level']:.3g} % interval for {scope}: {low} to {high}, p = {verdict['p']:.2g}, "
+        f"{verdict['test']})."
     )
-    if verdict["unit"] == "seeds":
+    if seeds > 1:
         wins = sum(s > c for s, c in zip(verdict["student"], verdict["control"], strict=True))
-        text = f"{verdict['word']}: {numbers} ({verdict['test']}: {seeds} pairs)."
         text += f" The student is ahead for {wins} of {seeds} seeds."
-    else:
-        text = (
-            f"{verdict['word']} on these images: {numbers} ({verdict['test']}). This is one seed: the interval covers "
-            "other test images, not other seeds. Use --seeds 5 to test over seeds."
-        )
-    if verdict["word"] == "NO DIFFERENCE":
-        text += " This is no proof of equality: every difference inside the interval agrees with the measurements."
+    if verdict["word"] == "EQUIVALENT":
+        text += f" The difference is smaller than {margin}."
+    elif verdict["word"] == "UNDECIDED":
+        text += f" Neither a difference nor a difference below {margin} is shown."
+    if seeds == 1:
+        return text + " This is one seed. Use --seeds 5 to compare over seeds."
+    if verdict["more_seeds"]:
+        text += f" About {verdict['more_seeds']} more seeds would likely decide."
+    elif verdict["word"] == "UNDECIDED":
+        text += f" Even {MOST_SEEDS} seeds would probably not decide."
     return text
 
 
-def paired_t(differences: Sequence[float], resolution: float = 0.0) -> tuple[float, float, float]:
+def _more_seeds(differences: Sequence[float], resolution: float, margin: float) -> int | None:
+    """How many more seeds decide with a probability of 80 %, if mean and spread stay what they are now."""
+    seeds = len(differences)
+    mean = abs(math.fsum(differences) / seeds)
+    errors = max(_deviation(differences), resolution) / np.sqrt(np.arange(2, MOST_SEEDS + 1))
+    differs, equal = _reaches()
+    # Both one-sided tests have to reject: where the mean is near 0, each needs a power of 90 %.
+    decided = (mean > differs * errors) | (margin - mean > equal * errors)
+    enough = 2 + np.flatnonzero(decided)
+    enough = enough[enough > seeds]
+    return int(enough[0]) - seeds if len(enough) else None
+
+
+@cache
+def _reaches() -> tuple[np.ndarray, np.ndarray]:
+    """For 2 to `MOST_SEEDS` seeds, in standard errors: the difference that is shown with a probability of `POWER`, and
+    the distance from the margin at which equivalence is."""
+    from scipy.stats import t
+
+    freedom = np.arange(1, MOST_SEEDS)
+    differs = t.ppf(1 - ALPHA / 2, freedom) + t.ppf(POWER, freedom)
+    return differs, t.ppf(1 - ALPHA, freedom) + t.ppf((1 + POWER) / 2, freedom)
+
+
+def _deviation(differences: Sequence[float]) -> float:
+    mean = math.fsum(differences) / len(differences)
+    return math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
+
+
+def paired_t(
+    differences: Sequence[float], resolution: float = 0.0, level: float = 1 - ALPHA
+) -> tuple[float, float, float]:
     """The interval of the mean of two or more differences, and the two-sided p-value of the hypothesis that it is 0.
 
     `resolution` is the smallest step of a measurement (one test image) and the least standard deviation that counts:
@@ -80,27 +164,26 @@ def paired_t(differences: Sequence[float], resolution: float = 0.0) -> tuple[flo
 
     n = len(differences)
     mean = math.fsum(differences) / n
-    deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
-    error = max(deviation, resolution) / math.sqrt(n)
+    error = max(_deviation(differences), resolution) / math.sqrt(n)
     if error == 0:
         return mean, mean, 1.0 if mean == 0 else 0.0
-    reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    reach = float(t.ppf((1 + level) / 2, n - 1)) * error
     return mean - reach, mean + reach, 2 * float(t.sf(abs(mean) / error, n - 1))
 
 
-def mcnemar(student_only: int, control_only: int, images: int) -> tuple[float, float, float]:
+def mcnemar(student_only: int, control_only: int, images: int, level: float = 1 - ALPHA) -> tuple[float, float, float]:
     """The interval of the difference of two accuracies on the same images, and the two-sided mid-p value.
 
     Of the images that only one model classifies correctly, the student's share is binomial, with probability 1/2 if
     the models are equally good. The interval is the mid-p interval of that share as a difference of accuracies, so it
-    excludes 0 exactly when p is below 1 - LEVEL.
+    excludes 0 exactly when p is below 1 - level.
     """
     from scipy.optimize import brentq
 
     n = student_only + control_only
     if n == 0:
         return 0.0, 0.0, 1.0
-    tail = (1 - LEVEL) / 2
+    tail = (1 - level) / 2
 
     def root(function) -> float:
         return brentq(function, 0.0, 1.0, xtol=1e-15)

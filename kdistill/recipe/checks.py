@@ -7,6 +7,7 @@ from kdistill.recipe.objective import check_distill, is_number, require
 from kdistill.recipe.values import SCHEMES, Data, Network, Recipe, Stage, Training
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+MOST_SEEDS = 200  # of a run that adds seeds
 SCHEDULES = ("cosine", "constant", "step")
 
 
@@ -18,6 +19,11 @@ def check_recipe(recipe: Recipe) -> Recipe:
     _check_data(recipe.data)
     require(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
     require(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
+    if recipe.max_seeds is not None:
+        require(recipe.seeds >= 2, "seeds", "2 or more with max_seeds, which adds seeds to them", recipe.seeds)
+        expected = f"a number above seeds ({recipe.seeds}), or none"
+        require(recipe.seeds < recipe.max_seeds <= MOST_SEEDS, "max_seeds", expected, recipe.max_seeds)
+    require(0 < recipe.margin < 1, "margin", "a share between 0 and 1", recipe.margin)
     precision = recipe.teacher_precision
     require(precision in (None, *PRECISIONS), "teacher_precision", f"none or one of {', '.join(PRECISIONS)}", precision)
     require(recipe.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", recipe.precision)

@@ -124,6 +124,8 @@ class Recipe:
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
     seed: int = 0
     seeds: int = 1  # control and student are trained with this many seeds, from `seed` on; the teacher once
+    max_seeds: int | None = None  # adds seeds up to this number until the verdict is clear; None: never
+    margin: float = 0.002  # the verdict counts smaller differences of accuracy, a share of 1, as equal
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
     teacher_precision: str | None = None  # precision of the teacher's forward pass for students; None: its own
     variant: str = "default"

@@ -47,7 +47,7 @@ def load_runs(paths: Sequence[Path]) -> list[tuple[str, dict]]:
 
 def run_table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     """Titles and rows, one per run; bytes and µs are those of the smallest and of the fastest file."""
-    titles = ["run", "verdict", "student %", "control %", "points", "95 % interval", "seeds", "teacher %"]
+    titles = ["run", "verdict", "student %", "control %", "points", "interval", "seeds", "teacher %"]
     titles += ["bytes", "µs"]
     rows = []
     for name, report in runs:
@@ -66,7 +66,7 @@ def _verdict_cells(verdict: dict | None) -> list[str]:
     student, control = (sum(verdict[name]) / verdict["seeds"] for name in ("student", "control"))
     low, high, mean = (f"{100 * verdict[name]:+.2f}" for name in ("low", "high", "difference"))
     return [
-        verdict["word"],
+        verdict.get("headline", verdict["word"]),
         _percent(student),
         _percent(control),
         mean,

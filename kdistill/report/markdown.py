@@ -140,7 +140,8 @@ def control_description(report: dict) -> str:
 
 
 def _seed_range(report: dict) -> str:
-    first, count = report["recipe"]["seed"], report["recipe"]["seeds"]
+    first = report["recipe"]["seed"]
+    count = (report.get("verdict") or report["recipe"])["seeds"]  # a run may have added seeds
     return f"{first}" if count == 1 else f"{first} to {first + count - 1} (teacher: {first})"
 
 

@@ -75,10 +75,11 @@ def verdict_card(report: dict) -> Markup:
     verdict = report.get("verdict")
     if not verdict:
         return NOTHING
-    text = verdict["sentence"].removeprefix(verdict["word"]).lstrip(": ")
+    headline = verdict.get("headline", verdict["word"])  # reports of older versions have only the word
+    text = verdict["sentence"].removeprefix(headline).lstrip(": ")
     chart = Markup(svg.interval("Student minus control, accuracy in points", verdict))
     tone = TONES.get(verdict["word"], "even")
-    return part("verdict", verdict["word"], tone, text[:1].upper() + text[1:], chart, template="run.html")
+    return part("verdict", headline, tone, text[:1].upper() + text[1:], chart, template="run.html")
 
 
 def _tiles(report: dict) -> Markup:

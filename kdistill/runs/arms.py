@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from kdistill.data import few_labels
 from kdistill.data.batches import steps_per_epoch
@@ -36,6 +37,7 @@ class Arms:
         fits: the record of each fit by name: seconds, steps, metrics, history.
         warnings: about data, teacher and inputs, for the report.
         teaching: how students get the teacher's outputs; set by `fit_teacher`.
+        seeds: the number of seeds with which control and student have been trained.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Arms:
         self.fits: dict[str, dict] = {}
         self.warnings: list[str] = list(splits.warnings)
         self.teaching: Teaching | None = None
+        self.seeds = 0
+        self._test_logits: dict[str, np.ndarray] = {}
 
     def fit_teacher(self, taps: Collection[str] | None = None) -> keras.Model:
         """Loads or trains what teaches the students: the recipe's teacher, several blended, or the last assistant.
@@ -76,6 +80,18 @@ class Arms:
         taps = teacher_taps(self.recipe.distill.terms) if taps is None else taps
         self.teaching = Teaching(teacher, self.recipe, self.splits, self.folder, self.devices, self.say, taps)
         return teacher
+
+    def fit_seed(self, cache: str) -> None:
+        """Trains control and student with the next seed; `cache` as for `Teaching.replay`."""
+        self.fit_control(self.seeds)
+        self.fit_student(self.seeds, cache)
+        self.seeds += 1
+
+    def test_logits(self, name: str) -> np.ndarray:
+        """The logits of a model on the test images, float32 `[n, classes]`, computed once."""
+        if name not in self._test_logits:
+            self._test_logits[name] = predict(self.models[name], self.splits.test.images)
+        return self._test_logits[name]
 
     def fit_control(self, place: int, name: str | None = None) -> keras.Model:
         """Trains the student on labels alone: the same budget, start and order as the student of the same seed.

@@ -79,7 +79,7 @@ class RunFolder:
             if not isinstance(before, dict):
                 raise InputError(f"'{path}' holds no recipe. Start the run anew in another folder.")
             changes = _differences(before, values)
-            if changes and not force:
+            if changes and not force and not _only_adds_seeds(before, values):
                 raise InputError(
                     f"The run in '{self.path}' was started with another recipe or other data: {'; '.join(changes)}. "
                     "Give the same, or --force to continue with the new ones."
@@ -151,6 +151,13 @@ def new_path(recipe: Recipe, kind: str = "") -> Path:
     while (path := Path("runs") / f"{words}-{number}").exists():
         number += 1
     return path
+
+
+def _only_adds_seeds(before: dict, now: dict) -> bool:
+    """Whether a run differs in nothing but more seeds, or the margin of its verdict: what is finished stays valid."""
+    free = {"seeds": None, "max_seeds": None, "margin": None}
+    fewer = (now.get("seeds") or 0) < (before.get("seeds") or 0)
+    return not fewer and {**before, **free} == {**now, **free}
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from kdistill.data import few_labels
 from kdistill.data.splits import Splits
 from kdistill.evaluation import diagnostics, disagreement, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
-from kdistill.recipe import Profile, Recipe
+from kdistill.recipe import Profile
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
 from kdistill.runs.arms import Arms, numbered
@@ -24,7 +24,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     `compressions` are those of `compressions.run_stages`. Raises `CheckFailed` for a file that is not good enough.
     """
     recipe, splits, models = arms.recipe, arms.splits, arms.models
-    logits = {name: predict(model, splits.test.images) for name, model in models.items()}
+    logits = {name: arms.test_logits(name) for name in models}
     teacher = logits["teacher"]
     rows = [
         {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
@@ -44,7 +44,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "training": arms.fits,
         "compressions": compressions,
         "warnings": arms.warnings,
-        "verdict": _verdict(recipe, splits, logits),
+        "verdict": judge_seeds(arms),
         "models": rows,
         "diagnostics": diagnostics.diagnose_models(models, splits, temperature, logits, validation),
         "differences": disagreement.write_pictures(logits["student"], teacher, splits.test, arms.folder.path),
@@ -62,17 +62,19 @@ def describe_data(splits: Splits) -> dict:
     }
 
 
-def _verdict(recipe: Recipe, splits: Splits, logits: dict[str, np.ndarray]) -> dict:
-    """Student against control over the seeds of the run; `logits` by model, on the test images."""
-    labels, places = splits.test.labels, range(recipe.seeds)
+def judge_seeds(arms: Arms) -> dict:
+    """The verdict, student against control, over the seeds that have been trained so far."""
+    recipe, labels = arms.recipe, arms.splits.test.labels
     student, control = (
-        [logits[numbered(arm, place)].argmax(axis=1) == labels for place in places] for arm in ("student", "control")
+        [arms.test_logits(numbered(arm, place)).argmax(axis=1) == labels for place in range(arms.seeds)]
+        for arm in ("student", "control")
     )
     accuracies = [[float(correct.mean()) for correct in arm] for arm in (student, control)]
     only = None
-    if recipe.seeds == 1:
+    if arms.seeds == 1:
         only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
-    return verdict.judge(*accuracies, len(labels), only)
+    looks = range(recipe.seeds, recipe.max_seeds + 1) if recipe.max_seeds else ()
+    return verdict.judge(*accuracies, len(labels), only, margin=recipe.margin, looks=looks)
 
 
 def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[str, dict]:

@@ -86,9 +86,10 @@ def run(
 
 def _train_and_report(arms: Arms, profiles: list[Profile], cache: str) -> dict:
     arms.fit_teacher()
-    for place in range(arms.recipe.seeds):
-        arms.fit_control(place)
-        arms.fit_student(place, cache)
+    for _ in range(arms.recipe.seeds):
+        arms.fit_seed(cache)
+    while _next_seed_is_needed(arms):
+        arms.fit_seed(cache)
     if not arms.devices.chief:
         arms.say("Training is finished. The chief measures, exports and reports.")
         arms.devices.wait()
@@ -104,3 +105,15 @@ def _train_and_report(arms: Arms, profiles: list[Profile], cache: str) -> dict:
     arms.devices.wait()
     arms.say(f"Report: {arms.folder.path / 'report.html'}")
     return {**report, "folder": str(arms.folder.path)}
+
+
+def _next_seed_is_needed(arms: Arms) -> bool:
+    """Whether the recipe adds seeds, and the verdict over those trained so far is not clear. The chief decides."""
+    if not arms.recipe.max_seeds or arms.seeds >= arms.recipe.max_seeds:
+        return False
+    decision = b""
+    if arms.devices.chief:
+        verdict = results.judge_seeds(arms)
+        arms.say(f"After {arms.seeds} seeds: {verdict['sentence']}")
+        decision = b"train" if verdict["word"] == "UNDECIDED" else b""
+    return bool(arms.devices.share(decision))

@@ -218,7 +218,7 @@ def _result(arms: Arms, axes: dict[str, list[str]], groups: Groups, by_seed: dic
         "seeds": list(by_seed),
         "students": rows,
         "best": best,
-        "verdict": _verdict(best, students, len(arms.splits.test)) if best else None,
+        "verdict": _verdict(best, students, len(arms.splits.test), arms.recipe.margin) if best else None,
         "cost": {
             "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
             "passes": [cost for results in by_seed.values() for cost in results["cost"]],
@@ -251,7 +251,7 @@ def _best(rows: list[dict]) -> str | None:
     return max(finite, key=score)["name"] if finite else None
 
 
-def _verdict(best: str, students: list[dict], images: int) -> dict | None:
+def _verdict(best: str, students: list[dict], images: int, margin: float) -> dict | None:
     """The best setting against the control, on the test images, which had no part in choosing it."""
     arms = [[by_name[name] for by_name in students] for name in (best, "control")]
     if not all(row["test"] for arm in arms for row in arm):
@@ -259,4 +259,4 @@ def _verdict(best: str, students: list[dict], images: int) -> dict | None:
     accuracies = [[row["test"]["accuracy"] for row in arm] for arm in arms]
     correct = [np.unpackbits(np.frombuffer(bytes.fromhex(arm[0]["right"]), np.uint8))[:images] == 1 for arm in arms]
     only = int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())
-    return verdict.judge(*accuracies, images, only)
+    return verdict.judge(*accuracies, images, only, margin=margin)

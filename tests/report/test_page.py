@@ -59,10 +59,10 @@ def test_charts_and_pictures_have_text_alternatives(outline):
 def test_the_verdict_comes_first_and_numbers_are_those_of_the_report(outline):
     text = outline.text[outline.text.index("</style>") if "</style>" in outline.text else 0 :]
     places = [
-        text.index(part) for part in ("Did distillation help?", "NO DIFFERENCE", "Accuracy of the student", "KL to")
+        text.index(part) for part in ("Did distillation help?", "UNDECIDED", "Accuracy of the student", "KL to")
     ]
     assert places == sorted(places)
-    assert report()["verdict"]["word"] == "NO DIFFERENCE"
+    assert report()["verdict"]["word"] == "UNDECIDED"
     for number in ("95.00", "3,456", "9,876", "1.23", "40,000", "20 times", "+3.75", "0123456789abcdef", "98.75"):
         assert number in text, number
     assert "the teacher is right on 0, the student on 1, neither on 1" in text
@@ -122,7 +122,7 @@ def test_warnings_stand_right_below_the_verdict_and_are_escaped():
     text = page.render(changed)
     shown = Outline(text)
     assert HOSTILE not in text and len([a for a in shown.all("p") if a.get("class") == "caveat"]) == 2
-    parts = ("NO DIFFERENCE", f"Warning: {near_chance}", f"Warning: student: {unscaled}", "Accuracy of the student")
+    parts = ("UNDECIDED", f"Warning: {near_chance}", f"Warning: student: {unscaled}", "Accuracy of the student")
     places = [shown.text.index(part) for part in parts]
     assert places == sorted(places)
     lines = to_markdown(changed).splitlines()
