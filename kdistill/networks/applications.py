@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from kdistill.errors import InputError
+from kdistill.networks.copying import clone
 
 IMAGENET_CLASSES = 1000
 # The mean pixel for weights that come from Caffe, in Caffe's order: blue, green, red.
@@ -128,13 +129,9 @@ def _check_available(name: str, file: str, download: bool, options: dict) -> Non
 def _synchronized(model: keras.Model, momentum: float | None) -> keras.Model:
     """A copy of the model with batch normalization over the global batch, as in `small_cnn`."""
 
-    def copy(layer):
-        config = layer.get_config()
+    def synchronize(layer, config):
         if isinstance(layer, layers.BatchNormalization):
             config["synchronized"] = True
             config["momentum"] = momentum or layer.momentum
-        return type(layer).from_config(config)
 
-    copied = keras.models.clone_model(model, clone_function=copy)
-    copied.set_weights(model.get_weights())
-    return copied
+    return clone(model, synchronize)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
+from kdistill.networks.copying import clone, copy_weights, difference
 from kdistill.networks.heads import as_logits
 from kdistill.networks.keras_internals import call_count, consumers_of, graph_of, layers_of, operation_behind
 
@@ -33,7 +34,7 @@ def inference_copy(model: keras.Model, precision: str | None = None, taps: Colle
     layers = layers_of(model)
     if any(isinstance(layer, keras.Model) for layer in layers):
         return model
-    norm_after = {layer: norm for layer in layers if layer.name not in taps and (norm := _foldable_norm(layer))}
+    norm_after = _foldable_norms(model, taps)
     if not norm_after and precision is None:
         return model
     norms, last = set(norm_after.values()), {operation_behind(tensor) for tensor in model.outputs}
@@ -54,16 +55,22 @@ def inference_copy(model: keras.Model, precision: str | None = None, taps: Colle
         return layer(*args, **kwargs)
 
     twin = keras.models.clone_model(graph_of(model), clone_function=copy, call_function=call)
-    for layer in layers:
-        if layer.weights and layer not in norms:
-            weights = _folded_weights(layer, norm_after[layer]) if layer in norm_after else layer.get_weights()
-            twin.get_layer(layer.name).set_weights(weights)
+    for layer in model.layers:
+        if layer in norm_after:
+            twin.get_layer(layer.name).set_weights(_folded_weights(layer, norm_after[layer]))
+        elif layer not in norms and not isinstance(layer, keras.layers.InputLayer):
+            copy_weights(layer, twin.get_layer(layer.name), compare=False)
     return twin
 
 
 def is_functional(model: keras.Model) -> bool:
     """Whether a model is a graph of layers, `keras.Model(inputs, outputs)`, and no subclass."""
     return type(model).__module__.startswith("keras.") and hasattr(model, "operations")
+
+
+def _foldable_norms(model: keras.Model, taps: Collection[str]) -> dict:
+    """The layers with a batch normalization that can be folded into them, and these normalizations."""
+    return {layer: norm for layer in layers_of(model) if layer.name not in taps and (norm := _foldable_norm(layer))}
 
 
 def _foldable_norm(layer) -> keras.layers.BatchNormalization | None:
@@ -119,12 +126,16 @@ def checked_inference_copy(
     if change > TOLERANCE and any(layer.compute_dtype != "float32" for layer in model.layers):
         folded = model  # the copy rounds in other places: no mistake, but not the same teacher
     elif change > TOLERANCE:
+        inside = [layer.name for layer in _foldable_norms(model, taps)]  # they change, and the next layer does not
+        cause = difference(model, folded, np.asarray(images[:2], np.float32), TOLERANCE, inside)
         raise CheckFailed(
-            f"Folding batch normalization changes the teacher's logits by {change:.2g} of their spread: a mistake in "
-            "kdistill."
+            f"Folding batch normalization changes the teacher's logits by {change:.2g} of their spread: {cause} If it "
+            "is a layer of Keras, this is a mistake in kdistill."
         )
     if precision is None:
         return folded
+    if folded is model and inference_copy(model, precision, taps) is not model:
+        clone(model)  # raises where a copy is another teacher already in the model's own precision
     twin = inference_copy(model, precision, taps)
     if twin is model:
         raise InputError(

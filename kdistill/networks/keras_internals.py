@@ -31,6 +31,11 @@ def graph_of(model) -> keras.Function | None:
     return graph if isinstance(graph, keras.Function) else None
 
 
+def calls_its_graph(model: keras.Model) -> bool:
+    """Whether the `call` of a functional or Sequential model is Keras's own, which runs its graph."""
+    return type(model).call.__module__.partition(".")[0] == "keras"
+
+
 def run_graph(graph: keras.Function, inputs, call: Callable):
     """The outputs of a graph on new inputs, where `call(operation, *args, **kwargs)` stands for each operation.
 

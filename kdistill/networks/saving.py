@@ -1,12 +1,20 @@
 """Models in `.keras` files: loaded in safe mode, written whole."""
 
+import tempfile
+import warnings
+import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 
 from kdistill import files
 from kdistill.errors import InputError
 from kdistill.networks import heads
+from kdistill.networks.copying import derive_state
+from kdistill.networks.keras_internals import layers_of
+
+WEIGHTS = "model.weights.h5"  # the weights inside of a .keras file
 
 
 def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) -> keras.Model:
@@ -23,7 +31,9 @@ def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) ->
     expected, received = heads.image_shape(model), tuple(shape)
     if expected != received:
         raise InputError(f"The model '{path}' expects images of {expected}, the data has images of {received}.")
-    model_classes = heads.head_of(model).classes
+    head = heads.head_of(model)
+    heads.exclusive_kind(head.kind, heads.subject_of(model, "model"))
+    model_classes = head.classes
     if model_classes != classes:
         raise InputError(f"The model '{path}' has {model_classes} classes, the data has {classes}.")
     return model
@@ -40,12 +50,58 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """The model in a `.keras` file, loaded in safe mode, which runs no code from the file."""
+    """The model in a `.keras` file, loaded in safe mode, which runs no code from the file.
+
+    Raises `InputError` for a file that cannot be loaded, and where Keras leaves weights of the file out.
+    """
     files.existing_file(path, (".keras",))
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="(?s).*freshly-initialized weights")
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except UserWarning:
+        raise InputError(
+            f"'{path}' cannot be loaded: Keras would give layers random weights. It saves a layer once that a nested "
+            "model shares with the model around it, and loads two. Create the model in your code, call "
+            "load_weights() with this file, and pass the model."
+        ) from None
     except Exception as error:  # Keras raises many kinds for a damaged, unsafe or foreign file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"'{path}' cannot be loaded: it is damaged, no .keras file, or needs code that is not imported ({reason})."
         ) from error
+    _check_built(model, path)
+    derive_state(model)
+    return model
+
+
+def _check_built(model: keras.Model, path: str | Path) -> None:
+    """Raises `InputError` if a layer is not built, so that Keras has silently left its weights in the file."""
+    layers = [layer for layer in layers_of(model) if not layer.built and not layer.weights]
+    with zipfile.ZipFile(path) as archive:
+        if not layers or WEIGHTS not in archive.namelist():
+            return
+        with archive.open(WEIGHTS) as content, h5py.File(content) as file:
+            saved = _count_weights(file)
+    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        model.save_weights(Path(folder, "again.weights.h5"))
+        with h5py.File(Path(folder, "again.weights.h5")) as file:
+            loaded = _count_weights(file)
+    if saved > loaded:
+        names = ", ".join(f"'{layer.name}' ({type(layer).__name__})" for layer in layers)
+        raise InputError(
+            f"'{path}': {saved - loaded} weights in the file are not loaded, because Keras does not build the layers "
+            f"{names} of '{model.name}'. Build them in build() of the class that contains them, save the model "
+            "again, and load that file. Or create the model, call it once, and load the weights with load_weights()."
+        )
+
+
+def _count_weights(file: h5py.File) -> int:
+    counts = []
+
+    def visit(name, value):
+        if isinstance(value, h5py.Dataset) and not name.startswith("optimizer/") and "seed_generator" not in name:
+            counts.append(name)
+
+    file.visititems(visit)
+    return len(counts)
