@@ -25,9 +25,9 @@ def test_a_bad_teacher_gives_a_warning():
 
     assert teacher_warning(brightness(1 / 255), images, levels, 4) is None
     warning = teacher_warning(brightness(1.0), images, levels, 4)
-    assert "is 25.0% on 200 validation images, but 100.0% with pixels / 255" in warning
+    assert "is 25.0% on 200 images, but 100.0% with pixels / 255" in warning
     warning = teacher_warning(brightness(1 / 255), images, (levels + 1) % 4, 4)
-    assert "is 0.0% on 200 validation images; chance is 25.0%" in warning
+    assert "is 0.0% on 200 images; chance is 25.0%" in warning
 
 
 def test_unscaled_inputs_give_a_warning():
