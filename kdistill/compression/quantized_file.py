@@ -5,7 +5,9 @@ import warnings
 
 import tensorflow as tf
 
-from kdistill.errors import InputError
+from kdistill.conversion.convert import from_saved_model
+from kdistill.conversion.tflite_converter import Job
+from kdistill.recipe import Profile
 from kdistill.tflite.interpreter import quiet
 
 
@@ -13,7 +15,7 @@ def convert_quantized(network, output: str) -> bytes:
     """The bytes of the file: `image` float32 in, `output` float32 out, int8 in between, builtin operators only.
 
     It needs no calibration images: the ranges are those of the training. Raises `InputError` for a network that the
-    converter refuses.
+    converter refuses, or crashes on, in a process of its own.
     """
     spec = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32, name="image")
     serve = tf.function(lambda image: {output: network(image, training=False)}, input_signature=[spec])
@@ -22,12 +24,4 @@ def convert_quantized(network, output: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         tf.saved_model.save(module, folder, signatures={"serving_default": serve.get_concrete_function()})
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        try:
-            return converter.convert()
-        except Exception as error:  # the converter has no public kind of error
-            raise InputError(
-                f"The quantized model cannot be converted: {str(error).strip().splitlines()[-1]}"
-            ) from error
+        return from_saved_model(Job(folder, "trained"), network, Profile("quantization-aware training", "int8"))

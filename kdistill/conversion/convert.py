@@ -2,16 +2,20 @@
 
 import tempfile
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kdistill.conversion.graph import layer_names, layer_of
+from kdistill.conversion import worker
+from kdistill.conversion.refusals import crashed, refused
+from kdistill.conversion.tflite_converter import CALIBRATION, Job, Refusal
+from kdistill.conversion.tflite_converter import convert as convert_here
 from kdistill.errors import InputError
 from kdistill.networks.heads import head_of, image_shape
 from kdistill.recipe import Profile
-from kdistill.tflite.interpreter import quiet
+from kdistill.tflite.interpreter import first_line, quiet
 
 
 def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None = None) -> bytes:
@@ -27,7 +31,8 @@ def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None
         the model under their names.
 
     Raises:
-        InputError: The converter refuses the model. The message names the operator and its layer where possible.
+        InputError: The converter refuses the model, or crashes on it (it quantizes activations in a process of its
+            own). The message names the operator and its layer where possible, and the way out.
     """
     output = head_of(model).kind
     raw = profile.input_type == "uint8" and profile.quantization != "int8"  # int8 files quantize the input instead
@@ -39,17 +44,35 @@ def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None
 
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # from TensorFlow, about its own interpreter, which calibrates
+        job = Job(folder, profile.quantization, profile.input_type, profile.output_type, profile.batch or 1)
+        if profile.quantization == "int8":
+            worker.start()  # while the model is traced here
         try:
             archive = keras.export.ExportArchive()
             archive.track(model)
             archive.add_endpoint("serving_default", serve, input_signature=[image])
             archive.write_out(folder, verbose=False)
-            content = _converter(folder, profile, calibration).convert()
         except OSError:  # such as a full disk: not the fault of the model
             raise
-        except Exception as error:  # the converter has no public error class; a user's layer may raise anything
-            raise InputError(_reason(model, profile, error)) from error
+        except Exception as error:  # a user's layer may raise anything
+            raise refused(model, profile, Refusal([], first_line(error)[:300])) from error
+        if profile.quantization == "int8":
+            np.save(Path(folder, CALIBRATION), calibration)
+        content = from_saved_model(job, model, profile)
     return _int4(content) if profile.quantization == "int4" else content
+
+
+def from_saved_model(job: Job, model, profile: Profile) -> bytes:
+    """The bytes for a SavedModel. Only int8 can crash (see `docs/export.md`), and is converted in another process.
+
+    `model` and `profile` are those that a refusal names. Raises `InputError`.
+    """
+    try:
+        return worker.convert(job) if profile.quantization == "int8" else convert_here(job)
+    except Refusal as refusal:
+        raise refused(model, profile, refusal) from refusal
+    except worker.Crash as crash:
+        raise crashed(model, profile, job, crash) from None
 
 
 def _int4(content: bytes) -> bytes:
@@ -68,46 +91,3 @@ def _int4(content: bytes) -> bytes:
             enable_progress_bar=False, enable_progress_report=False
         )
     return bytes(result.quantized_model)
-
-
-def _converter(folder: str, profile: Profile, calibration: np.ndarray | None) -> tf.lite.TFLiteConverter:
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if profile.quantization not in ("none", "int4"):  # int4 starts from the float32 file
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if profile.quantization == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    elif profile.quantization == "dynamic":
-        # Dense layers with a scale per channel need runtimes from 2.17 on, per tensor from 2.4 on. There is no public
-        # setting for this; `test_the_converter_has_its_private_setting` fails first when TensorFlow renames it.
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-    elif profile.quantization == "int8":
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: _batches(calibration, profile.batch or 1)
-        converter.inference_input_type = tf.as_dtype(profile.input_type)
-        converter.inference_output_type = tf.as_dtype(profile.output_type)
-    return converter
-
-
-def _batches(images: np.ndarray, size: int):
-    """The images in batches of this size. The last batch is filled with the first images."""
-    for start in range(0, len(images), size):
-        places = np.arange(start, start + size) % len(images)
-        yield {"image": images[places].astype(np.float32)}
-
-
-def _reason(model: keras.Model, profile: Profile, error: Exception) -> str:
-    """The operators that LiteRT lacks, with their layers, where the converter states them; else its own message."""
-    names, operators = layer_names(model), {}
-    for part in getattr(error, "errors", ()):
-        if part.operator.name:
-            calls = part.location.call
-            layer = layer_of(calls[0].name.partition("@")[0] if calls else "", names)
-            operators[f"'{part.operator.name.removeprefix('tf.')}'" + (f" of layer '{layer}'" if layer else "")] = None
-    if operators:
-        return (
-            f"The model '{model.name}' cannot be exported for '{profile.name}': LiteRT has no builtin operator for "
-            f"{', '.join(operators)}. Replace that layer or function."
-        )
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return f"The model '{model.name}' cannot be converted for '{profile.name}': {text}"

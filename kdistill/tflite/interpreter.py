@@ -284,15 +284,20 @@ def _text(shape) -> str:
     return ", ".join("any" if size is None else str(size) for size in shape)
 
 
+def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command `python -m kdistill.MODULE arguments...`, and its environment."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # -P: Python must not import a folder "kdistill" or a file "numpy.py" from the user's current folder.
+    return [sys.executable, "-P", "-m", f"kdistill.{module}", *arguments], environment
+
+
 def run_isolated(module: str, path: Path, seconds: float, *arguments: str) -> str:
     """Runs `python -m kdistill.tflite.MODULE path arguments...` and returns its standard output.
 
     Raises `InputError` if that process reports an error, crashes, or does not finish within `seconds`.
     """
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    # -P: Python must not import a folder "kdistill" or a file "numpy.py" from the user's current folder.
-    command = [sys.executable, "-P", "-m", f"kdistill.tflite.{module}", str(path), *arguments]
+    command, environment = module_command(f"tflite.{module}", str(path), *arguments)
     try:
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
