@@ -45,6 +45,6 @@ def unscaled_warning(model: "keras.Model", images: np.ndarray) -> str | None:
     if finding.scale in RAW:
         return (
             f"{finding.sentence} At usual learning rates such a network overflows or predicts one class only. Put "
-            f"{'Rescaling(1 / 255)' if finding.scale == RAW[0] else 'Rescaling(1 / 127.5, -1)'} before it."
+            f"Rescaling({finding.scale.factor}) before it."
         )
     return f"{finding.sentence} Give the images in the range 0 to 255."

@@ -31,6 +31,17 @@ class Scale(NamedTuple):
     mean: float
     std: float
 
+    @property
+    def arguments(self) -> str:
+        """The change as arguments of a call."""
+        return f"mean={_number(self.mean)}, std={_number(self.std)}"
+
+    @property
+    def factor(self) -> str:
+        """The change as arguments of `keras.layers.Rescaling`."""
+        offset = f", {-self.mean / self.std:g}" if self.mean else ""
+        return f"1 / {self.std:g}{offset}" if self.std > 1 else f"{1 / self.std:g}{offset}"
+
 
 RAW = (Scale("pixels / 255", 0.0, 255.0), Scale("pixels / 127.5 - 1", 127.5, 127.5))
 UNIT = (Scale("inputs * 255", 0.0, 1 / 255), Scale("inputs * 2 - 1", 0.5, 0.5))
@@ -222,6 +233,13 @@ def _is_trained(norm: "keras.layers.BatchNormalization") -> bool:
     return bool((mean != 0).any() or (variance != 1).any())
 
 
+def is_plain(model: "keras.Model", images: np.ndarray, subject: str) -> bool:
+    """Whether the layers of a model show that raw pixels are right for it: then its accuracies are not compared."""
+    from kdistill.networks.keras_internals import graph_of
+
+    return other_scales(images) is RAW and graph_of(model) is not None and look_into(model, images, subject) is None
+
+
 def _by_statistics(model, images: np.ndarray, first: dict, subject: str) -> Finding | None:
     norm = first["statistics"][0]
     factor = _spread(*first["statistics"])
@@ -297,6 +315,7 @@ def range_warning(
     predict: Callable[[np.ndarray], np.ndarray] | None = None,
     labels: np.ndarray | None = None,
     stated: tuple[Sequence[float], Sequence[float]] | None = None,
+    labeled: int = LABELED,
 ) -> str | None:
     """A warning if a trained model gets images in another range than it expects, with the way out, or None.
 
@@ -307,29 +326,23 @@ def range_warning(
         predict: images -> scores `[n, classes]`. With it and labels, accuracy decides, else what the layers receive.
         labels: Classes `[n]`; below 0 means "unlabeled". Other labels count as none.
         stated: The mean and std that were passed. Then accuracy alone may object.
+        labeled: The number of images on which accuracies are compared, at most.
     """
     labels = np.asarray(labels) if labels is not None and predict is not None else np.zeros(0)
     if labels.ndim != 1 or labels.dtype.kind not in "ui" or not (labels >= 0).any():
         labels = np.zeros(0, int)
     places = np.flatnonzero(labels >= 0) if len(labels) else np.arange(len(images))
-    places = places[np.linspace(0, len(places) - 1, min(len(places), LABELED if len(labels) else IMAGES)).astype(int)]
+    places = places[np.linspace(0, len(places) - 1, min(len(places), labeled if len(labels) else IMAGES)).astype(int)]
     if len(places) == 0:
         return None
     numbers = images[places] if stated is None else normalized(images[places], *stated)
     finding = None
     if len(labels):
-        if model is None or not _is_plain(model, numbers, subject):
+        if model is None or not is_plain(model, numbers, subject):
             finding = compare_accuracies(predict, numbers, labels[places], subject)[1]
     elif model is not None and stated is None:
         finding = look_into(model, numbers, subject)
     return None if finding is None else f"{finding.sentence} {_advice(finding.scale, stated)}"
-
-
-def _is_plain(model: "keras.Model", images: np.ndarray, subject: str) -> bool:
-    """Whether the layers of a model show that raw pixels are right for it: then its accuracies are not compared."""
-    from kdistill.networks.keras_internals import graph_of
-
-    return other_scales(images) is RAW and graph_of(model) is not None and look_into(model, images, subject) is None
 
 
 def _advice(scale: Scale, stated: tuple[Sequence[float], Sequence[float]] | None) -> str:

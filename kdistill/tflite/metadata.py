@@ -22,6 +22,8 @@ from kdistill.tflite import flatbuffer
 ENTRY, IDENTIFIER = b"TFLITE_METADATA", b"M001"
 LABELS, DOCUMENT = "labels.txt", "model.json"
 LARGEST = 1 << 24  # bytes; larger files in the archive are not read
+# The values of an input: a file has its normalization inside, unless the user wants the model's own range.
+RAW_PIXELS, OWN_RANGE = "raw pixels 0..255", "numbers in the range on which the model was trained"
 # Numbers of the schema: kinds of associated files, of content, of colors.
 _DESCRIPTIONS, _AXIS_LABELS = 1, 2
 _FEATURE, _IMAGE = 1, 2
@@ -116,7 +118,7 @@ def _entry(document: dict, labeled: bool) -> bytes:
         1: document["input"]["values"],
         3: {0: ("Uint8", _IMAGE), 1: image},
         4: [normalization],
-        5: {0: range_[0], 1: range_[1]},
+        5: {0: range_[0], 1: range_[1]} if document["input"]["values"] == RAW_PIXELS else None,
     }
     tables = []
     for index, output in enumerate(document["outputs"]):
