@@ -143,6 +143,7 @@ def compress(
         temperature = TEMPERATURE
     inputs.check_objective(distillation_weight, temperature, terms, teacher)
     prepared = prepare(student)
+    inputs.check_head(prepared)
     shape, head = prepared.image_shape, prepared.head
     batches = inputs.batches_of(data, stage.batch_size, seed, (None, *shape), augment)
     if stage.scheme == "int8":

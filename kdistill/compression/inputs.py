@@ -9,15 +9,17 @@ import tensorflow as tf
 
 from kdistill.compression.bridge import to_tf_keras
 from kdistill.compression.finetune import Batches
-from kdistill.conversion.float32 import prepare
+from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError, unknown
+from kdistill.networks.heads import exclusive_kind, subject_of
 from kdistill.recipe import Data, Stage, Term
 from kdistill.recipe.checks import check_stage
 from kdistill.recipe.objective import check_mix, check_term
 from kdistill.teachers.frozen import frozen
 
+NOISE_IMAGES = 4
 SCHEDULES = (keras.optimizers.schedules.LearningRateSchedule,)
 
 
@@ -101,9 +103,13 @@ def _with_float_images(images, labels):
 
 
 def checked_teacher(teacher, shape, classes: int):
-    """The frozen teacher, tested on one image. Raises `InputError` if it has another number of classes."""
+    """The frozen teacher, tested on images of noise, which also show whether it gives logits or probabilities.
+
+    Raises `InputError` if it has another number of classes, or no exclusive classes.
+    """
     predict = frozen(teacher)
-    received = predict(tf.zeros((1, *shape))).shape[-1]
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *shape))
+    received = predict(tf.constant(noise, tf.float32)).shape[-1]
     if received != classes:
         raise InputError(
             f"The student has {classes} classes, the teacher {received}. Both need the same, in one order."
@@ -113,7 +119,20 @@ def checked_teacher(teacher, shape, classes: int):
 
 def check_student(student: keras.Model, stage: Stage) -> None:
     """Raises `InputError` for a student, trained or not, that a stage cannot compress, and for an unknown layer."""
-    check_layers(stage, to_tf_keras(prepare(student).model))
+    prepared = prepare(student)
+    check_head(prepared)
+    check_layers(stage, to_tf_keras(prepared.model))
+
+
+def check_head(student: Prepared) -> None:
+    """Raises `InputError` for a student whose outputs are not those of exclusive classes."""
+    try:
+        exclusive_kind(student.head.kind, subject_of(student.model, "student"))
+    except InputError as error:
+        raise InputError(
+            f"{error} To quantize this model without training, use kdistill.export with the profile 'npu' or "
+            "'phone_cpu'."
+        ) from None
 
 
 def check_layers(stage: Stage, network) -> None:

@@ -26,6 +26,16 @@ from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
 CALIBRATION_IMAGES = 500  # more change nothing
+GIVE = "Give 100 to 500 of them."
+SCALED = (
+    "Give raw pixels. If the model was trained on scaled ones, add its mean and std, such as mean=0, std=255, which "
+    "become part of the file; or mean=0, std=1 for a file that takes scaled pixels."
+)
+VALUES = {  # by kind of head: what an output that is not of exclusive classes contains
+    "labels": "probabilities of labels that do not exclude each other, each from a sigmoid",
+    "numbers": "one number for each image",
+    "unclear": "numbers from 0 to 1 that do not sum to 1",
+}
 ABOUT = ("name", "description", "version", "author", "license", "recipe", "data")  # the keys of `about`
 
 
@@ -35,7 +45,7 @@ class Built:
 
     content: bytes
     profile: Profile
-    output_kind: str  # logits or probabilities
+    output_kind: str  # logits, probabilities, or other numbers in words
     class_names: tuple[str, ...] | None
     float_layers: list[dict]
     precision: str | None
@@ -79,7 +89,7 @@ def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profi
     return Built(
         content,
         profile,
-        profile.output or student.head.kind,
+        VALUES.get(student.head.kind) or profile.output or student.head.kind,
         None if class_names is None else tuple(str(name) for name in class_names),
         _float_layers(flatbuffer.parse(content), profile, model),
         student.precision,
@@ -193,11 +203,12 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
         for position, output in enumerate(file.outputs)
     ]
     outputs.sort(key=lambda output: output["name"] != file.output["name"])  # the one with the labels first
+    kind = "A model of images" if built.output_kind in VALUES.values() else "An image classifier"
     gray = " It reduces the three channels of its input to gray." if built.profile.channels == 3 else ""
     return {
         "name": about["name"],
         "description": about.get("description")
-        or f"An image classifier for the profile {built.profile.name}, exported by kdistill." + gray,
+        or f"{kind} for the profile {built.profile.name}, exported by kdistill." + gray,
         "version": str(about.get("version") or "1"),
         "author": about.get("author"),
         "license": about.get("license"),

@@ -34,7 +34,7 @@ def convert(model: keras.Model, profile: Profile, calibration: np.ndarray | None
         InputError: The converter refuses the model, or crashes on it (it quantizes activations in a process of its
             own). The message names the operator and its layer where possible, and the way out.
     """
-    output = head_of(model).kind
+    output = head_of(model).name
     raw = profile.input_type == "uint8" and profile.quantization != "int8"  # int8 files quantize the input instead
     image = tf.TensorSpec([profile.batch, *image_shape(model)], tf.uint8 if raw else tf.float32, name="image")
 

@@ -22,7 +22,7 @@ class Prepared:
     model: keras.Model  # float32, one image in, finite weights
     precision: str | None  # in which the student itself computes
     image_shape: tuple[int, int, int]  # height, width, channels
-    head: Head  # logits or probabilities, and the number of classes
+    head: Head  # what its output means, and the number of classes
     weights_sha256: str  # of `model`
 
 

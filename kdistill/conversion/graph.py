@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import image_shape
+from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, image_shape, subject_of
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import Profile
 
@@ -35,15 +35,24 @@ def with_normalization(model: keras.Model, profile: Profile) -> keras.Model:
 def with_channels_and_softmax(model: keras.Model, profile: Profile, kind: str) -> keras.Model:
     """The model with the profile's number of input channels, and with a softmax if the profile wants probabilities.
 
-    `kind`: of the model's output, logits or probabilities. Raises `InputError` where the model cannot give what the
-    profile wants.
+    `kind`: of the model's output, as in `Head`. The sigmoids of independent labels are probabilities already. Raises
+    `InputError` where the model cannot give what the profile wants.
     """
     expected_kind, (height, width, channels) = profile.output or kind, image_shape(model)
     expected_channels = profile.channels or channels
-    if expected_kind == "logits" and kind == "probabilities":
+    if expected_kind == "logits" and kind in ("probabilities", "labels"):
         raise InputError(
-            f"The profile '{profile.name}' wants logits, but the model '{model.name}' ends in a softmax. "
-            "Remove its last activation, or use a profile with output 'probabilities'."
+            f"The profile '{profile.name}' wants logits, but the model '{model.name}' ends in a "
+            f"{'softmax' if kind == 'probabilities' else 'sigmoid'}. Remove its last activation, or use a profile with "
+            "output 'probabilities'."
+        )
+    if kind == "labels":
+        expected_kind = kind
+    elif expected_kind != kind and kind not in MAIN_OUTPUTS:
+        exclusive_kind(
+            kind,
+            f"{subject_of(model, 'model')}, for the profile '{profile.name}' that wants {expected_kind},",
+            "Or name an output of exclusive classes: keras.Model(image, {'logits': ...}) or {'probabilities': ...}.",
         )
     if (expected_channels, channels) not in ((channels, channels), (3, 1)):
         raise InputError(

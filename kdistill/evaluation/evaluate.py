@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.metrics import measure
 from kdistill.files import byte_sizes
-from kdistill.networks.heads import are_probabilities, logits_of_probabilities
+from kdistill.networks.heads import (
+    MAIN_OUTPUTS,
+    end_of,
+    exclusive_kind,
+    kind_of,
+    logits_of_probabilities,
+    main_output,
+    subject_of,
+)
 from kdistill.teachers.input_range import LABELED, MIN_GAIN, UNSCALED, Normalized, normalization, range_warning
 from kdistill.tflite import metadata
 from kdistill.tflite.interpreter import File
@@ -26,7 +35,7 @@ LABELED_FILE = 128  # images on which a .tflite, which runs on one thread, is co
 
 def evaluate(
     model_or_path: ModelOrPath,
-    examples: Examples,
+    examples: Examples | tuple[np.ndarray, np.ndarray],
     teacher_logits: np.ndarray | None = None,
     batch_size: int = 256,
     logits: np.ndarray | None = None,
@@ -38,7 +47,7 @@ def evaluate(
 
     Args:
         model_or_path: the model, or the path of a `.keras` or `.tflite` file.
-        examples: images `[n, h, w, c]`, raw pixels 0..255, and labels `[n]`.
+        examples: `Examples` or a pair: images `[n, h, w, c]`, raw pixels 0..255, and labels `[n]` (`[n, 1]`, one-hot).
         teacher_logits: `[n, classes]`, such as `predict(teacher, examples.images)`.
         batch_size: images per call.
         logits: what `predict` returned for these images, if you have it: the model does not run over them again.
@@ -53,8 +62,8 @@ def evaluate(
         microseconds: the median time of one image. For a `.tflite` that is one call of the interpreter on one CPU
             thread, for a Keras model one call of its `tf.function` on all threads: compare files with files.
 
-    Raises `InputError` for a file that cannot be read or a model that does not fit the images, `CheckFailed` for
-    outputs that are not finite.
+    Raises `InputError` for a file that cannot be read, a model that does not fit the images, and outputs that are not
+    those of exclusive classes (sigmoids, a single number); `CheckFailed` for outputs that are not finite.
 
     Example:
         >>> from kdistill.evaluation.evaluate import evaluate, predict
@@ -63,6 +72,7 @@ def evaluate(
         (0.9912, 0.9949, 15707)
     """
     runner, stated = _open(model_or_path), normalization(mean, std)
+    examples = _labeled(examples)
     images = _prepared(runner, examples.images, stated)
     logits = _predict(runner, images, batch_size) if logits is None else logits
     metrics = measure(logits, examples.labels, teacher_logits)
@@ -93,7 +103,8 @@ def predict(
     Returns float32 logits `[n, classes]`. A model that ends in a softmax yields the logarithms of its probabilities,
     whose softmax gives the same probabilities.
 
-    Raises `InputError` for a file that cannot be read or a model that does not fit the images.
+    Raises `InputError` for a file that cannot be read, a model that does not fit the images, and outputs that are not
+    those of exclusive classes (sigmoids, a single number).
 
     Example:
         >>> predict("student.tflite", x_test).argmax(axis=1)
@@ -146,10 +157,36 @@ def _range_warning(runner: Union[File, "keras.Model"], examples: Examples, state
     )
 
 
+def predict_numbers(model_or_path: ModelOrPath, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """The outputs `[n, columns]` as they are, float32, whatever they mean; else as `predict`."""
+    return _numbers(_open(model_or_path), images, batch_size)[0]
+
+
+def _labeled(examples) -> Examples:
+    """The examples of a pair (images, labels), or as they are."""
+    if isinstance(examples, (tuple, list)) and len(examples) == 2:
+        images, labels = (part if isinstance(part, EncodedImages) else np.asarray(part) for part in examples)
+        if labels.ndim == 2:
+            labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
+        if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
+            labels = labels.astype(np.int64)
+        examples = Examples(images, labels)
+    if not hasattr(examples, "images") or not hasattr(examples, "labels"):
+        raise InputError(
+            f"evaluate expects kdistill.Examples or a pair (images, labels), received {type(examples).__name__}. "
+            "Collect the batches of a data set in two arrays."
+        )
+    if len(examples.images) != len(examples.labels):
+        counts = f"{len(examples.images)} and {len(examples.labels)}"
+        raise InputError(f"evaluate expects as many images as labels, received {counts}.")
+    return examples
+
+
 def _open(model_or_path: ModelOrPath) -> Union[File, "keras.Model"]:
     if not isinstance(model_or_path, (str, Path)):
         if hasattr(model_or_path, "count_params"):
-            return model_or_path
+            # Of a Distiller, the student: the rest is of the training.
+            return getattr(model_or_path, "student", model_or_path)
         raise InputError(f"Expected a keras.Model or a .keras or .tflite file, received {model_or_path!r}.")
     suffix = Path(model_or_path).suffix
     if suffix == ".tflite":
@@ -162,17 +199,29 @@ def _open(model_or_path: ModelOrPath) -> Union[File, "keras.Model"]:
 
 
 def _predict(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: int) -> np.ndarray:
+    numbers, kind = _numbers(runner, images, batch_size)
     if isinstance(runner, File):
-        outputs = runner.predict(images, batch_size)
-        return logits_of_probabilities(outputs) if runner.probabilities else outputs
-    outputs = _keras_outputs(runner, images, batch_size)
-    return logits_of_probabilities(outputs) if are_probabilities(outputs) else outputs
+        subject = f"The output '{runner.output['name']}' of '{runner.path}'"
+    else:
+        subject = subject_of(runner, "model")
+    exclusive_kind(kind, subject, "Name the output of exclusive classes: keras.Model(image, {'logits': ...}).")
+    return logits_of_probabilities(numbers) if kind == "probabilities" else numbers
 
 
-def _keras_outputs(model: "keras.Model", images: np.ndarray, batch_size: int) -> np.ndarray:
+def _numbers(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: int) -> tuple[np.ndarray, str]:
+    """The outputs `[n, columns]` as they are, and what they are, see `kind_of`."""
+    if not isinstance(runner, File):
+        return _keras_numbers(runner, images, batch_size)
+    numbers = runner.predict(images, batch_size)
+    if not runner.exclusive:
+        return numbers, "labels" if runner.sigmoid else "numbers" if numbers.shape[1] == 1 else "unclear"
+    if runner.probabilities or runner.output["name"] == "logits":
+        return numbers, "probabilities" if runner.probabilities else "logits"
+    return numbers, kind_of(numbers, lambda: "unknown")
+
+
+def _keras_numbers(model: "keras.Model", images: np.ndarray, batch_size: int) -> tuple[np.ndarray, str]:
     import tensorflow as tf
-
-    from kdistill.networks.heads import main_output
 
     shape = getattr(model, "input_shape", (None, *images.shape[1:]))
     if len(shape) != images.ndim or any(a not in (b, None) for a, b in zip(shape[1:], images.shape[1:], strict=True)):
@@ -184,7 +233,10 @@ def _keras_outputs(model: "keras.Model", images: np.ndarray, batch_size: int) ->
     outputs = [main_output(call(tf.constant(batch, tf.float32)), model.name) for batch in batches]
     if not tf.is_tensor(outputs[0]) or outputs[0].shape.rank != 2:
         raise InputError(f"The model '{model.name}' has no single output [batch, classes].")
-    return tf.cast(tf.concat(outputs, 0), tf.float32).numpy()
+    numbers, structure = tf.cast(tf.concat(outputs, 0), tf.float32).numpy(), call.structured_outputs
+    if isinstance(structure, dict):  # the name states the kind
+        return numbers, next(name for name in MAIN_OUTPUTS if name in structure)
+    return numbers, kind_of(numbers, lambda: end_of(call.outputs[0]))
 
 
 def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, runs: int = 100) -> float:

@@ -56,8 +56,11 @@ def measure(
     Raises `InputError` for shapes and labels that do not fit, `CheckFailed` for outputs that are not finite.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise InputError(f"Expected logits [n, classes] and labels [n], received {logits.shape} and {labels.shape}.")
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise InputError(
+            f"Expected logits [n, classes] with 2 classes or more, and labels [n]; received {logits.shape} and "
+            f"{labels.shape}."
+        )
     classes = logits.shape[1]
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise InputError(

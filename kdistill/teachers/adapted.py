@@ -1,4 +1,4 @@
-"""A teacher with its own input: size, channels and range of values."""
+"""A teacher with its own input, size, channels and range of values, or with outputs whose kind is stated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.errors import InputError
+from kdistill.networks.heads import check_stated
 
 
 @dataclass(frozen=True)
 class Adapted:
     """A teacher that takes images of another size, number of channels or range of values than the student.
+
+    It also states what the outputs of a teacher are, of any inputs, where they do not show it.
 
     The steps run in the order of the arguments. Values are for the student's pixels, 0 to 255 in a recipe.
 
@@ -22,6 +25,8 @@ class Adapted:
         channels: 3 from 1 (gray three times) or 1 from 3 (luminance). None keeps the channels.
         bgr: swaps red and blue.
         scale, mean, std: `(image * scale - mean) / std`; mean and std are one number, or one for each channel.
+        outputs: `logits`, or `probabilities`, whose rows are normalized (they may be some of the classes of a softmax).
+            None: the first look at the outputs decides, see `first_look`.
 
     Example:
         `Adapted(keras.applications.ResNet50(), size=(224, 224), bgr=True, mean=(103.9, 116.8, 123.7))`
@@ -34,15 +39,22 @@ class Adapted:
     scale: float = 1.0
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 1.0
+    outputs: str | None = None
 
     def __post_init__(self):
         if self.channels not in (None, 1, 3) or (self.bgr and self.channels == 1):
             raise InputError(f"Adapted expects channels=1 or 3 (bgr with 3 only), received {self.channels}.")
         if min(np.ravel(self.std)) <= 0 or not self.scale > 0:
             raise InputError(f"Adapted expects scale and std above 0, received {self.scale} and {self.std}.")
+        check_stated(self.outputs)
 
     def prepare(self, images) -> tf.Tensor:
-        """The images `[batch, height, width, channels]` as the teacher takes them, float32."""
+        """The images `[batch, height, width, channels]` as the teacher takes them, float32.
+
+        Without a change to make, inputs of any other form pass as they are.
+        """
+        if self._changes_nothing and len(getattr(images, "shape", ())) != 4:
+            return images
         images = tf.cast(images, tf.float32)
         if images.shape.rank != 4:
             raise InputError(f"Adapted expects images [batch, height, width, channels], received {images.shape}.")
@@ -58,6 +70,11 @@ class Adapted:
         if self.bgr:
             images = images[..., ::-1]
         return (images * self.scale - tf.constant(self.mean, tf.float32)) / tf.constant(self.std, tf.float32)
+
+    @property
+    def _changes_nothing(self) -> bool:
+        plain = (self.size, self.channels, self.bgr, self.scale) == (None, None, False, 1.0)
+        return plain and not np.any(self.mean) and bool(np.all(np.equal(self.std, 1.0)))
 
     def __call__(self, images):
         return inference_outputs(self.teacher, self.prepare(images))

@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import as_logits
+from kdistill.networks.heads import subject_of
 from kdistill.networks.taps import tapped
 from kdistill.teachers.adapted import Adapted, inference_outputs
+from kdistill.teachers.first_look import FirstLook
 
 Predict = Callable[[tf.Tensor], object]  # images -> logits, or a dict of logits and taps
 
@@ -23,6 +24,9 @@ def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str]
     Models run with `training=False` and without gradients. Several are blended in probability space, as in
     Geras et al. 2016 (arXiv 1511.06433): the logits are the log of the weighted mean of their probabilities.
 
+    A teacher may give probabilities instead of logits: the first look at its outputs decides, or
+    `Adapted(teacher, outputs=...)`.
+
     Args:
         teacher: a `keras.Model`, an `Adapted`, a function images -> logits, or a list of these.
         weights: positive numbers, one per teacher, normalized to a sum of 1. None: equal weights.
@@ -31,7 +35,8 @@ def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str]
             A function as teacher returns such a dict itself.
 
     Raises:
-        InputError: for something that is no teacher, wrong `weights`, or a tap that does not exist.
+        InputError: for something that is no teacher, wrong `weights`, or a tap that does not exist. The function
+            raises it for outputs that are not those of exclusive classes.
     """
     teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     if not teachers:
@@ -77,7 +82,8 @@ def _taps_by_teacher(taps: dict[str, str], count: int) -> list[dict[str, str]]:
 
 def _frozen_one(teacher, taps: dict[str, str]) -> Predict:
     prepare = teacher.prepare if isinstance(teacher, Adapted) else (lambda images: images)
-    model = teacher.teacher if isinstance(teacher, Adapted) else teacher
+    model, stated = (teacher.teacher, teacher.outputs) if isinstance(teacher, Adapted) else (teacher, None)
+    subject = subject_of(model, "teacher")
     if not callable(model):
         raise InputError(
             f"A teacher is a Keras model, a list of models, or a function images -> logits; received {model!r}."
@@ -85,12 +91,18 @@ def _frozen_one(teacher, taps: dict[str, str]) -> Predict:
     if taps and isinstance(model, keras.Model):
         model = tapped(model, taps, "teacher")
 
-    def predict(images):
-        outputs = inference_outputs(model, prepare(images))
-        logits = outputs
+    def classifying(outputs):
+        """Of outputs with taps, those that classify."""
         if isinstance(outputs, dict) and "logits" in outputs and (taps or not isinstance(model, keras.layers.Layer)):
-            logits = outputs["logits"]
-        logits = tf.stop_gradient(tf.cast(as_logits(logits), tf.float32))
+            return outputs["logits"]
+        return outputs
+
+    first_look = FirstLook(lambda inputs: classifying(inference_outputs(model, inputs)), subject, stated)
+
+    def predict(images):
+        inputs = prepare(images)
+        outputs = inference_outputs(model, inputs)
+        logits = tf.stop_gradient(tf.cast(first_look.logits(classifying(outputs), inputs), tf.float32))
         if not taps:
             return logits
         features = outputs if isinstance(outputs, dict) else {"logits": outputs}

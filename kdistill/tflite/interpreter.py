@@ -31,7 +31,8 @@ class File:
 
     `input` and `output` are dicts: name, shape (None for a size that is open), type, scale and zero_point (None for
     float). Of several `outputs`, `output` is the one named `logits` or `probabilities`. `probabilities` tells whether
-    the output is one of a softmax. `batch` is the fixed batch size, or None.
+    the output is one of a softmax, `sigmoid` whether it is one of a sigmoid, and `exclusive` whether its numbers belong
+    to exclusive classes, as far as the file tells. `batch` is the fixed batch size, or None.
 
     `trusted` skips the trial run, for a file that has passed it. Raises `InputError` for a file that is absent,
     damaged, or no classifier.
@@ -60,8 +61,11 @@ class File:
         if len(self.output["shape"]) != 2:
             raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], as of a classifier.")
         self.batch = self.input["shape"][0]
-        softmax = len(outputs) == 1 and _ends_in_softmax(self.operators())
-        self.probabilities = self.output["name"] == "probabilities" or softmax
+        last = _last_operator(self.operators()) if len(outputs) == 1 else None
+        self.probabilities = self.output["name"] == "probabilities" or last == "SOFTMAX"
+        self.sigmoid = last == "LOGISTIC"
+        # An export calls `outputs` what is neither logits nor probabilities of exclusive classes.
+        self.exclusive = not self.sigmoid and self.output["name"] != "outputs" and self.output["shape"][1] != 1
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """float32 `[n, classes]` of images `[n, height, width, channels]`, uint8 or float, raw pixels 0..255.
@@ -270,9 +274,10 @@ def quantize(images: np.ndarray, end: dict) -> np.ndarray:
     return np.clip(steps, limits.min, limits.max).astype(kind)
 
 
-def _ends_in_softmax(operators: list[str]) -> bool:
-    ends = [name for name in operators if name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE")]
-    return bool(ends) and ends[-1] == "SOFTMAX"
+def _last_operator(operators: list[str]) -> str | None:
+    """The last operator that computes the numbers of the output."""
+    ends = [name for name in operators if name not in ("QUANTIZE", "DEQUANTIZE", "DELEGATE", "RESHAPE")]
+    return ends[-1] if ends else None
 
 
 def first_line(error: Exception) -> str:

@@ -123,7 +123,7 @@ def _entry(document: dict, labeled: bool) -> bytes:
     tables = []
     for index, output in enumerate(document["outputs"]):
         table = {0: output["name"], 1: output["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
-        if index == 0 and output["values"] == "probabilities":
+        if index == 0 and output["values"].startswith("probabilities"):
             table[5] = {0: np.asarray([1], np.float32), 1: np.asarray([0], np.float32)}
         if index == 0 and labeled:
             table[6] = [

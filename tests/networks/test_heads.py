@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kdistill.errors import InputError
 from kdistill.networks import heads
-from kdistill.networks.heads import as_logits, class_count, head_of
+from kdistill.networks.heads import are_probabilities, as_logits, class_count, end_of_call, head_of, kind_of, subject_of
 
 
 def network(*tail) -> keras.Model:
@@ -53,3 +53,73 @@ def test_noise_is_always_the_same():
     images = heads.noise_images(network())
     assert images.shape == (4, 4, 5, 1) and images.dtype == np.float32 and 200 < images.max() <= 255
     np.testing.assert_array_equal(images, heads.noise_images(network()))
+
+
+def test_kinds_of_numbers():
+    """What numbers alone tell, and what the operation that gives them has to tell."""
+    distributions, halves = np.array([[0.25, 0.75], [1.0, 0.0]]), np.full((2, 2), 0.5)
+    shares, outside = np.array([[0.25, 0.5], [0.9, 0.8]]), np.array([[0.25, 0.5], [-0.1, 1.1]])
+    broken = np.full((2, 2), np.nan)
+    expected = {
+        "softmax": ["probabilities", "probabilities", "unclear", "logits", "probabilities"],
+        "sigmoid": ["labels", "labels", "labels", "logits", "labels"],
+        "scores": ["probabilities", "probabilities", "logits", "logits", "logits"],
+        "unknown": ["probabilities", "probabilities", "unclear", "logits", "logits"],
+    }
+    for end, kinds in expected.items():
+        assert [
+            kind_of(rows, lambda end=end: end) for rows in (distributions, halves, shares, outside, broken)
+        ] == kinds, end
+        assert kind_of(shares[:, :1], lambda end=end: end) == ("labels" if end == "sigmoid" else "numbers")
+    assert kind_of(np.concatenate([outside, broken]), lambda: pytest.fail("is not asked")) == "logits"
+
+
+def test_the_sum_of_probabilities_is_as_exact_as_their_precision():
+    exact = np.random.default_rng(0).dirichlet(np.ones(10), 50)
+    for step, nearest in ((256, 0.005), (32768, 1e-5)):
+        rounded = (np.round(exact * step) / step).astype("float32")
+        assert are_probabilities(rounded) and abs(rounded.sum(1) - 1).max() > nearest
+        assert not are_probabilities(0.9 * rounded) and not are_probabilities(rounded + 1 / 8)
+    half = tf.cast(tf.cast(exact, tf.bfloat16), tf.float32).numpy()
+    assert are_probabilities(half) and abs(half.sum(1) - 1).max() > 1e-3
+    assert not are_probabilities((exact * 1.005).astype("float32"))  # float32 is exact to 1e-6
+
+
+def test_other_heads_have_kinds_of_their_own():
+    sigmoid = keras.layers.Activation("sigmoid")
+    for tail, kind in {
+        "labels": [keras.layers.Dense(3), sigmoid, keras.layers.Reshape((3,))],
+        "numbers": [keras.layers.Dense(1)],
+        "unclear": [keras.layers.Dense(3, activation="softmax"), keras.layers.Lambda(lambda p: p[:, 1:])],
+        "probabilities": [keras.layers.Dense(3), keras.layers.Activation(tf.nn.softmax)],
+        "logits": [keras.layers.Dense(3, kernel_initializer="zeros")],
+    }.items():
+        head = head_of(network(*kind))
+        assert head.kind == tail and head.exclusive == (tail in ("logits", "probabilities"))
+        assert head.name == (tail if head.exclusive else "outputs")
+    assert head_of(network(keras.layers.Dense(1, activation="sigmoid"))) == ("labels", 1)
+
+
+@pytest.mark.parametrize(
+    "call,end",
+    [
+        (lambda x: tf.cast(tf.reshape(tf.nn.softmax(x), (-1, 4)), tf.float16), "softmax"),
+        (lambda x: tf.clip_by_value(tf.sigmoid(x), 1e-3, 1.0), "sigmoid"),
+        (lambda x: 10 * tf.matmul(x, tf.ones((4, 2))) / 3 + 1, "scores"),
+        (lambda x: tf.concat([tf.nn.relu(x), tf.nn.log_softmax(x)], 1)[:, 1:5], "scores"),
+        (lambda x: tf.matmul(tf.nn.softmax(x), tf.ones((4, 2))), "unknown"),
+        (lambda x: (tf.nn.softmax(x) + tf.nn.softmax(2 * x)) / 2, "unknown"),
+        (lambda x: tf.nn.relu(x) / tf.reduce_sum(tf.nn.relu(x), 1, keepdims=True), "unknown"),
+        (lambda x: tf.transpose(tf.nn.softmax(tf.transpose(x))), "unknown"),
+        (lambda x: x, "unknown"),
+        (lambda x: x.numpy(), "unknown"),
+    ],
+)
+def test_ends_of_graphs(call, end):
+    assert end_of_call(call, np.zeros((3, 4), "float32")) == end
+
+
+def test_subjects_of_messages():
+    model = network(keras.layers.Dense(3, name="scores"))
+    assert subject_of(model, "teacher") == f"The output 'scores' of the teacher '{model.name}'"
+    assert subject_of(lambda x: x, "teacher") == "The output of the teacher"
