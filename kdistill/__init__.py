@@ -19,6 +19,7 @@ _HOMES = {  # public name -> the module that defines it, or, for `losses` and th
     "Stage": "recipe",
     "Supervised": "distillation.supervised",
     "Term": "recipe",
+    "check": "conversion.verify",
     "compress": "compression.compress",
     "evaluate": "evaluation.evaluate",
     "export": "conversion.export",

@@ -12,6 +12,21 @@ class CheckFailed(RuntimeError):
     """The input is correct, but a result is not: an export that differs from its model, a loss that is NaN."""
 
 
+class FileRefused(CheckFailed):
+    """A `.tflite` file is not good enough, and is not written.
+
+    Attributes:
+        reason: What is wrong.
+        advice: What to try.
+        check: What was measured, see `kdistill.check`; None for a file that does not run.
+        size: The bytes of the file, if it was converted at all.
+    """
+
+    def __init__(self, reason: str, advice: str = "", check: dict | None = None, size: int | None = None):
+        super().__init__(f"{reason} {advice}".strip())
+        self.reason, self.advice, self.check, self.size = reason, advice, check, size
+
+
 def unknown(kind: str, name: str, available: Iterable[str], advice: str = "") -> InputError:
     """The error for a name that does not exist, with the most similar available name.
 

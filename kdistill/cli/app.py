@@ -76,12 +76,23 @@ def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
     show_table(*model_table(rows))
 
 
+def fail_if_refused(refused: list[dict], report: Path) -> None:
+    """Ends the command with exit status 1 if files are refused; `refused`: rows of a report."""
+    if refused:
+        names = ", ".join(row["name"] for row in refused)
+        raise CheckFailed(
+            f"{len(refused)} file{'s are' if len(refused) > 1 else ' is'} refused and not written: {names}. The "
+            f"reasons are above and in '{report}'."
+        )
+
+
 def show_table(titles: list[str], cells: list[list[str]]) -> None:
     """A table on the screen; the first column is left-aligned."""
     from rich.console import Console
     from rich.table import Table
 
     screen_table = Table(*titles)
+    screen_table.columns[0].no_wrap = True  # a name on two lines looks like two
     for column in screen_table.columns[1:]:
         column.justify = "right"
     for row in cells:

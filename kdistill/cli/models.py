@@ -13,12 +13,13 @@ from kdistill.cli.app import (
     Json,
     command,
     data_of,
+    fail_if_refused,
     import_tensorflow,
     say_to,
     show,
     show_table,
 )
-from kdistill.errors import InputError
+from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import SCHEMES, Data, Stage
 from kdistill.recipe.checks import check_stage
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
@@ -118,29 +119,28 @@ def export(
     from kdistill.networks import saving
 
     splits = data_of(data, data_dir, download, say_to(as_json))
+    from kdistill.conversion.export import export_profiles, refused_row
     from kdistill.conversion.float32 import prepare
-    from kdistill.conversion.verify import export_checked, with_limits
+    from kdistill.conversion.verify import with_limits
     from kdistill.evaluation.evaluate import evaluate as measured
+    from kdistill.report.markdown import refused_model
 
     student = prepare(saving.load_checked(str(model), splits.train.images.shape[1:], len(splits.class_names)))
     names = splits.class_names if labels is None else _labels(labels)
     limits = [None if limit is None else limit / 100 for limit in (max_drop, min_agreement)]
     about = {"license": license, "version": version, "data": splits.fingerprint}
-    rows, files = [], []
-    for target in profiles:
-        files.append(
-            export_checked(
-                student,
-                out / target.name,
-                with_limits(target, *limits),
-                splits.train.images,
-                splits.test,
-                class_names=names,
-                about=about,
-            )
-        )
-        rows.append({"name": target.name, **measured(files[-1]["path"], splits.test)})
-    show(rows, as_json, files)
+    profiles = [with_limits(target, *limits) for target in profiles]
+    options = {"class_names": names, "about": about}
+    files, errors = export_profiles(student, out, profiles, splits.train.images, splits.test, **options)
+    refused = [refused_row(name, error) for name, error in errors.items()]
+    rows = [{"name": name, **measured(file["path"], splits.test)} for name, file in files.items()]
+    rows += [refused_model(row) for row in refused if row["check"]]
+    if rows:
+        show(rows, as_json, [*files.values(), *({"profile": row["name"], "refused": row} for row in refused)])
+    if errors:
+        # A profile that does not suit the model is bad input, a file that is not good enough a failed check.
+        kind = next((type(error) for error in errors.values() if isinstance(error, InputError)), CheckFailed)
+        raise kind("\n".join(str(error) for error in errors.values()))
 
 
 def _labels(path: Path) -> list[str]:
@@ -223,6 +223,7 @@ def compress(
         for note in report["notes"]:
             print(note)
     show(report["models"], as_json, report)
+    fail_if_refused([report["refused"]] if report["refused"] else [], out / "compression.json")
 
 
 def _by_layer(settings: list[str] | None, option: str, kind: type) -> dict:

@@ -13,6 +13,7 @@ from kdistill.cli.app import (
     Download,
     Json,
     command,
+    fail_if_refused,
     import_tensorflow,
     say_to,
     show,
@@ -68,6 +69,7 @@ def run(
     show(result["models"], as_json, result)
     if not as_json:
         print(result["verdict"]["sentence"])
+    fail_if_refused(result["refused"], Path(result["folder"], "report.html"))
 
 
 def _seed_settings(text: str | None) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from kdistill import provenance
 from kdistill.conversion import convert, graph
 from kdistill.conversion.float32 import Prepared
 from kdistill.data.lazy_images import EncodedImages
-from kdistill.errors import InputError
+from kdistill.errors import CheckFailed, InputError
+from kdistill.files import PART
 from kdistill.networks.heads import image_shape
 from kdistill.recipe import Profile
 from kdistill.recipe.values import as_dict
@@ -26,11 +27,6 @@ from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
 CALIBRATION_IMAGES = 500  # more change nothing
-GIVE = "Give 100 to 500 of them."
-SCALED = (
-    "Give raw pixels. If the model was trained on scaled ones, add its mean and std, such as mean=0, std=255, which "
-    "become part of the file; or mean=0, std=1 for a file that takes scaled pixels."
-)
 VALUES = {  # by kind of head: what an output that is not of exclusive classes contains
     "labels": "probabilities of labels that do not exclude each other, each from a sigmoid",
     "numbers": "one number for each image",
@@ -64,7 +60,7 @@ def build(
     about = _checked_about(about)
     _check_class_names(class_names, student.head.classes)
     if profile.quantization == "int8":
-        calibration = _calibration(calibration, student.image_shape)
+        calibration = calibration_images(calibration, student.image_shape)
     model = graph.with_normalization(student.model, profile)
     model = graph.with_channels_and_softmax(model, profile, student.head.kind)
     if calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
@@ -98,17 +94,26 @@ def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profi
     )
 
 
-def write(built: Built, path: Path, metrics: dict | None = None) -> dict:
+def write(built: Built, path: Path, measure: Callable[[Path], dict | None] | None = None) -> dict:
     """Writes a converted model to `path`, with labels and `model.json` beside it; see `export`.
 
-    `metrics` go into the metadata of the file.
+    `measure` receives the path of the file before it is put in place, and returns metrics for its metadata. What it
+    raises leaves everything as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        part = Path(folder, path.name)
+    folder = path.parent
+    while not folder.exists():  # a refused file leaves no folder behind
+        folder = folder.parent
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{PART}{path.stem}-") as part_folder:
+        part = Path(part_folder, path.name)
         part.write_bytes(built.content)
-        document = _document(built, File(part), metrics)
+        file = File(part)
+        document = _document(built, file, measure(part) if measure else None)
         content = metadata.write(built.content, document, built.class_names)
+        if metadata.bare(content) != metadata.bare(built.content):
+            raise CheckFailed(
+                f"The file for '{built.profile.name}' changed when its metadata were written into it. This is a bug of "
+                "kdistill: please report it."
+            )
         part.write_bytes(content)
         report, texts = _report(built, File(part), content, path), {}
         if built.profile.c_array:
@@ -119,10 +124,20 @@ def write(built: Built, path: Path, metrics: dict | None = None) -> dict:
             texts[metadata.LABELS] = "".join(f"{name}\n" for name in built.class_names)
             texts[metadata.DOCUMENT] = json.dumps(_document_beside(built, document, report), indent=1) + "\n"
         for name, text in texts.items():
-            Path(folder, name).write_text(text, encoding="utf-8")
+            Path(part_folder, name).write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
         for name in (*texts, path.name):  # the .tflite last: where it is, the others are too
-            os.replace(Path(folder, name), path.with_name(name))
+            os.replace(Path(part_folder, name), path.with_name(name))
     return report
+
+
+def remove(path: Path) -> None:
+    """Deletes a file that `write` has written, with what is beside it, and its folder if nothing else is in it."""
+    name = re.sub(r"\W", "_", path.stem)
+    for other in (path.name, f"{name}.h", f"{name}.cc", metadata.LABELS, metadata.DOCUMENT):
+        path.with_name(other).unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
 
 
 def _report(built: Built, file: File, content: bytes, path: Path) -> dict:
@@ -150,8 +165,14 @@ def _float_layers(content: ModelT, profile: Profile, model: keras.Model) -> list
     ]
 
 
-def _calibration(images, shape: tuple[int, int, int]) -> np.ndarray:
-    """Up to 500 of these images, evenly spaced, in their order."""
+def evenly_spaced(images) -> np.ndarray:
+    """Up to 500 of these images, in their order."""
+    places = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES))
+    return images[places.round().astype(int)]
+
+
+def calibration_images(images, shape: tuple[int, int, int]) -> np.ndarray:
+    """Up to 500 of these images, evenly spaced, checked."""
 
     def check(holds: bool, received: str) -> None:
         if not holds:
@@ -165,12 +186,11 @@ def _calibration(images, shape: tuple[int, int, int]) -> np.ndarray:
     check(images.ndim == 4 and images.shape[1:] == shape, f"an array {images.shape}")
     check(len(images) > 0, "no image")
     check(images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating), str(images.dtype))
-    places = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES))
-    images = images[places.round().astype(int)]
+    images = evenly_spaced(images)
     check(bool(np.isfinite(images).all()), "pixels that are NaN or infinite")
     low, high = float(images.min()), float(images.max())
-    check(low >= 0 and high <= 255, f"pixels from {low:g} to {high:g}")
     check(bool((images != images[0]).any()), f"the same image {len(images)} time(s)")
+    check(low >= 0 and high <= 255, f"pixels from {low:g} to {high:g}")
     check(high > 1, f"pixels from {low:g} to {high:g}, which are scaled already (the model does that itself)")
     return images
 

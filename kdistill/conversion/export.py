@@ -1,13 +1,18 @@
-"""From a Keras model to a `.tflite` file for one profile, in one call."""
+"""From a Keras model to checked `.tflite` files: for one profile in one call, or for several of them."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from kdistill.conversion.build import NAME, build, write
-from kdistill.conversion.float32 import prepare
+from kdistill.conversion import worker
+from kdistill.conversion.build import NAME, Built, build, calibration_images, evenly_spaced, write
+from kdistill.conversion.float32 import Prepared, prepare
+from kdistill.conversion.verify import METRICS, as_examples, export_checked, logits_of, measured
+from kdistill.data.splits import Examples
+from kdistill.errors import FileRefused, InputError
 from kdistill.recipe import Profile
 from kdistill.recipe.loading import load_profile
 
@@ -19,34 +24,151 @@ def export(
     calibration: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
     about: dict | None = None,
+    *,
+    examples=None,
+    check: str | None = "warn",
 ) -> dict:
-    """Writes a model as a `.tflite` file for a profile.
+    """Writes a model as a `.tflite` file for a profile, and compares the file with the model.
 
     The file is complete or absent: it is written only after it has been loaded and has run in a process of its own.
-    `kdistill.conversion.verify.check` measures how well the file agrees with the model.
 
     Args:
         student: A Keras model, or the path of a `.keras` file: one image in, logits or probabilities `[batch, classes]`
             out.
         path: The file, ending in `.tflite`; or a folder, for `student.tflite` in it.
         profile: The name of a profile, the path of a `.py` file with one, or a `Profile`.
-        calibration: Training images `[n, height, width, channels]`, raw pixels 0..255, for int8 profiles; others ignore
-            them. Up to 500 are used, evenly spaced.
+        calibration: Training images `[n, height, width, channels]`, raw pixels 0..255, for int8 profiles; others use
+            them for the comparison only. Up to 500 are used, evenly spaced.
         class_names: The names of the classes, one line each. With them, `labels.txt` and `model.json` are written
             beside the file; both are also inside it, see `kdistill.tflite.metadata`.
         about: More for the metadata: name, description, version, author, license (texts), recipe, data (JSON values).
+        examples: What file and model are compared on: `kdistill.Examples`, `(images, labels)`, or images alone, better
+            not the calibration images. Default: the calibration images. The drop of accuracy needs labels.
+        check: What happens if the file loses more than the limits of the profile and chance allow, see
+            `kdistill.check`: "warn" writes it with a warning, "raise" does not write it, None compares nothing.
 
     Returns:
         A dict: path, profile, bytes, sha256, weights_sha256 (of the Keras model), min_runtime, input, output, outputs,
         operators, float_layers (what stayed float in a quantized file: operator, layer, reason), precision (in which
-        the student computes), and with the profile's `c_array` also arena.
+        the student computes), and with the profile's `c_array` also arena. agreement and drop are those of file and
+        model, shares of 1, and `check` is the dict of `kdistill.check`; all three are None without images.
 
     Raises:
         InputError: The model, profile or images cannot be used. The message names the operator and layer at fault.
+        CheckFailed: With `check="raise"`, the file is not good enough. For int8 the message names the layers that cost
+            most.
 
     Example:
-        kdistill.export(student, "files/npu", profile="npu", calibration=x_train)
+        kdistill.export(student, "files/npu", "npu", x_train, examples=(x_test, y_test))["agreement"]
     """
     path, profile = Path(path), load_profile(profile)
     path = path if path.suffix == ".tflite" else path / NAME
-    return write(build(prepare(student), profile, calibration, class_names, about), path)
+    _check_mode(check, examples, calibration)
+    student = prepare(student)
+    if profile.quantization == "int8":
+        worker.start()  # in the background, while the model runs
+    comparison = None if check is None else _Comparison(student, profile, examples, calibration)
+    built = build(student, profile, calibration, class_names, about)
+    if comparison is None or comparison.images is None:
+        return {**write(built, path), "agreement": None, "drop": None, "check": None}
+    report = write(built, path, lambda part: comparison.measure(built, part, strict=check == "raise"))
+    metrics = comparison.metrics or {}
+    if comparison.refusal:
+        warnings.warn(
+            f"{comparison.refusal} The file is written all the same. check='raise' refuses such a file, check=None "
+            "compares nothing.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return {**report, "agreement": metrics.get("agreement"), "drop": metrics.get("drop"), "check": comparison.metrics}
+
+
+def export_profiles(
+    student: Prepared,
+    folder: Path,
+    profiles: Sequence[Profile],
+    calibration: np.ndarray,
+    examples: Examples,
+    *,
+    model_logits: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    about: dict | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, dict], dict[str, FileRefused | InputError]]:
+    """Exports a student to `folder`/PROFILE/student.tflite for each profile. A refused file does not stop the others.
+
+    The arguments are those of `verify.export_checked`; `model_logits` are used where a profile adds no normalization.
+
+    Returns:
+        By profile the files that are written, and why the others are not: they are not good enough, or the profile does
+        not suit the model.
+    """
+    files, refused, logits = {}, {}, {((), ()): model_logits}
+    if any(profile.quantization == "int8" for profile in profiles):
+        worker.start()
+    for profile in profiles:
+        say(f"Exporting {profile.name}")
+        normalization = tuple(profile.mean), tuple(profile.std)
+        try:
+            if logits.get(normalization) is None:
+                logits[normalization] = logits_of(student, profile, examples.images)
+            files[profile.name] = export_checked(
+                student,
+                folder / profile.name,
+                profile,
+                calibration,
+                examples,
+                model_logits=logits[normalization],
+                class_names=class_names,
+                about=about,
+            )
+        except (FileRefused, InputError) as error:
+            refused[profile.name] = error
+            say(f"Refused: {error}")
+    return files, refused
+
+
+def refused_row(name: str, error: Exception) -> dict:
+    """Why a file is not written, for a report: name, reason, advice, check (see `kdistill.check`) and bytes or None."""
+    refusal = error if isinstance(error, FileRefused) else FileRefused(str(error))
+    row = {"name": name, "reason": refusal.reason, "advice": refusal.advice, "check": refusal.check}
+    return {**row, "bytes": refusal.size}
+
+
+class _Comparison:
+    """File against model on the examples, or on the calibration images.
+
+    Attributes:
+        images: None where there is nothing to compare on.
+        metrics: The dict of `kdistill.check`, after `measure`; None if the file does not run.
+        refusal: The error, if the file is not good enough.
+    """
+
+    def __init__(self, student: Prepared, profile: Profile, examples, calibration):
+        self.student, self.metrics, self.refusal = student, None, None
+        self.images, self.labels = (None, None) if examples is None else as_examples(examples)
+        if examples is None and profile.quantization == "int8":
+            self.images = calibration_images(calibration, student.image_shape)
+        elif examples is None and calibration is not None:
+            self.images = evenly_spaced(as_examples(calibration, "calibration")[0])
+        # The model first: images that it does not take are refused before the conversion.
+        self.logits = None if self.images is None else logits_of(student, profile, self.images)
+
+    def measure(self, built: Built, path: Path, strict: bool) -> dict | None:
+        """Measures the file. Returns what goes into its metadata: what is measured on labeled examples."""
+        try:
+            self.metrics = measured(built, path, self.student, self.logits, self.images, self.labels)
+        except FileRefused as error:
+            if strict:
+                raise
+            self.metrics, self.refusal = error.check, error
+        return None if self.labels is None or not self.metrics else {name: self.metrics[name] for name in METRICS}
+
+
+def _check_mode(check: str | None, examples, calibration) -> None:
+    if check not in ("raise", "warn", None):
+        raise InputError(f"check expects 'raise', 'warn' or None, received {check!r}.")
+    if check == "raise" and examples is None and calibration is None:
+        raise InputError("check='raise' needs images to compare on. Give examples=(images, labels), or calibration.")
+    if check is None and examples is not None:
+        raise InputError("examples does nothing with check=None. Remove one of them.")

@@ -1,61 +1,128 @@
-"""Compares an exported file with its model, in a process of its own, and keeps the file only if it is good enough."""
+"""Compares an exported file with its model, in a process of its own, and keeps the file only if it is good enough.
+
+A file is refused where it loses more than its profile allows and chance does not explain that, see
+`evaluation.chance`: of 300 images, a loss of two is no loss of 0.67 points.
+"""
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from kdistill.conversion import graph
 from kdistill.conversion.build import NAME, Built, build, write
-from kdistill.conversion.float32 import Prepared
+from kdistill.conversion.float32 import Prepared, prepare
+from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
-from kdistill.errors import CheckFailed, InputError
-from kdistill.evaluation.evaluate import predict
-from kdistill.evaluation.metrics import agreement, log_softmax
+from kdistill.errors import FileRefused, InputError
+from kdistill.evaluation import chance
+from kdistill.evaluation.evaluate import predict, predict_numbers
+from kdistill.evaluation.metrics import log_softmax
+from kdistill.networks.heads import SUPPORTED, are_probabilities, logits_of_probabilities
 from kdistill.recipe import Profile
 from kdistill.recipe.loading import load_profile
-from kdistill.tflite import metadata, quantization_error
+from kdistill.tflite import quantization_error
 from kdistill.tflite.interpreter import File, predict_isolated
 
 SECONDS = 3600  # for all test images
+NEAR = 0.05  # of their range: numbers that are no classes agree if they differ by no more
 METRICS = ("accuracy", "model_accuracy", "agreement", "max_difference", "images")  # of a check, written into the file
+ADVICE = {  # by quantization: what loses less
+    "int8": "Try a profile that keeps activations in float (phone_cpu, phone_gpu), quantization-aware training "
+    "(kdistill compress --scheme qat), or calibration images like those that the file will see.",
+    "int4": "Try a profile with less quantization (phone_cpu, phone_gpu).",
+    "dynamic": "Try a profile with less quantization (phone_gpu).",
+}
 
 
 def check(
     path: str | Path,
-    model_logits: np.ndarray,
-    examples: Examples,
+    model: keras.Model | str | Path | np.ndarray,
+    examples,
     profile: str | Profile,
     *,
     max_drop: float | None = None,
     min_agreement: float | None = None,
     seconds: float = SECONDS,
 ) -> dict:
-    """Compares a `.tflite` with its model on labeled images; the file runs in a process of its own, without TensorFlow.
+    """Compares a `.tflite` with its model on images; the file runs in a process of its own, without TensorFlow.
 
     Args:
         path: The file.
-        model_logits: `[n, classes]`, of the Keras model on the same images.
-        examples: The images and labels.
+        model: The Keras model, the path of its `.keras` file, or its logits `[n, classes]` on the same images.
+        examples: `kdistill.Examples`, `(images, labels)`, or images alone: `[n, height, width, channels]`, raw pixels
+            0..255. Without labels the agreement is measured, but no accuracy.
         profile: The name of a profile, the path of a `.py` file with one, or a `Profile`, for its limits.
         max_drop: The accuracy that the file may lose, a share of 1. Default: the profile's.
         min_agreement: The share of images on which file and model must predict the same class. Default: the profile's.
+            Outputs that are not those of exclusive classes (sigmoids, a single number) agree on an image if every
+            number is as near as 5 % of the range.
         seconds: The time limit for all images.
 
     Returns:
-        A dict: accuracy, model_accuracy, drop, agreement, max_difference (of logits, or of probabilities if the file
-        gives those), images, max_drop, min_agreement and per_class (dicts of class, images, accuracy and
-        model_accuracy, for the classes that occur).
+        A dict: accuracy, model_accuracy, drop, lost and gained (the images that only the model and only the file
+        classifies correctly), per_class (dicts of class, images, accuracy and model_accuracy, for the classes that
+        occur), all None without labels; agreement, same (images), max_difference (of logits, or of probabilities if
+        the file gives those), images, max_drop, min_agreement, p_drop and p_agreement (the probability of such a loss
+        if the true one were exactly the limit), note (a limit that was exceeded as far as chance allows, or None), and
+        resolution (a sentence: what so many images can show).
 
     Raises:
-        CheckFailed: The file does not run, crashes, takes too long, gives NaN or infinite numbers, or exceeds a limit.
-        InputError: The profile, or the number of logits, is wrong.
+        CheckFailed: The file does not run, crashes, takes too long, gives NaN or infinite numbers, or exceeds a limit
+            by more than chance allows (one-sided tests at 5 %).
+        InputError: The profile, the images, or the number of logits is wrong.
+
+    Example:
+        kdistill.check("files/npu/student.tflite", student, (x_test, y_test), "npu")["agreement"]
     """
     profile = with_limits(load_profile(profile), max_drop, min_agreement)
-    return check_against(path, model_logits, examples, profile, seconds)
+    images, labels = as_examples(examples)
+    if not isinstance(model, np.ndarray):
+        model = logits_of(prepare(model), profile, images)
+    elif model.ndim == 2 and are_probabilities(model):
+        model = logits_of_probabilities(model)
+    return check_against(path, model, images, labels, profile, seconds)
+
+
+def as_examples(examples, name: str = "examples") -> tuple[np.ndarray | EncodedImages, np.ndarray | None]:
+    """Images and labels `[n]`, or None, of `Examples`, a pair or images alone. Labels below 0 mean "unlabeled".
+
+    Labels may also be `[n, 1]`, one-hot or distributions `[n, classes]`. `name`: of the argument, for messages.
+    """
+    if isinstance(examples, Examples):
+        images, labels = examples.images, examples.labels
+    elif isinstance(examples, (tuple, list)) and len(examples) == 2:
+        images, labels = examples
+    else:
+        images, labels = examples, None
+    if not isinstance(images, (np.ndarray, EncodedImages)) or images.ndim != 4 or not len(images):
+        received = f"{type(images).__name__} {getattr(images, 'shape', '')}".rstrip()
+        raise InputError(
+            f"{name} expects {'kdistill.Examples, (images, labels) or ' if name == 'examples' else ''}images: an array "
+            f"[n, height, width, channels] with 1 image or more; received {received}."
+        )
+    if labels is None:
+        return images, None
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.number):
+        raise InputError(
+            f"{name} expects a label for each of {len(images)} images, whole numbers [n] or one-hot [n, classes]; "
+            f"received {labels.dtype} {labels.shape}."
+        )
+    return images, labels.astype(np.int64)
+
+
+def logits_of(student: Prepared, profile: Profile, images) -> np.ndarray:
+    """The logits `[n, classes]` of a student, with the profile's normalization before it.
+
+    Of a student without exclusive classes, its outputs as they are.
+    """
+    model = graph.with_normalization(student.model, profile)
+    return predict(model, images) if student.head.exclusive else predict_numbers(model, images)
 
 
 def with_limits(profile: Profile, max_drop: float | None = None, min_agreement: float | None = None) -> Profile:
@@ -65,40 +132,109 @@ def with_limits(profile: Profile, max_drop: float | None = None, min_agreement: 
 
 
 def check_against(
-    path: str | Path, model_logits: np.ndarray, examples: Examples, profile: Profile, seconds: float = SECONDS
+    path: str | Path, model_logits: np.ndarray, images, labels: np.ndarray | None, profile: Profile, seconds=SECONDS
 ) -> dict:
-    """`check` with the limits of a checked profile."""
+    """`check` on images and labels that `as_examples` returns, with the limits of a checked profile."""
     model_logits = np.asarray(model_logits)
-    if len(model_logits) != len(examples) or not len(examples):
+    if len(model_logits) != len(images) or not len(images):
         raise InputError(
-            f"model_logits expects a row for each of {len(examples)} test images (1 or more), received "
+            f"model_logits expects a row for each of {len(images)} test images (1 or more), received "
             f"{len(model_logits)} rows."
         )
+    broken = int((~np.isfinite(model_logits)).any(axis=tuple(range(1, model_logits.ndim))).sum())
+    if broken:
+        raise InputError(
+            f"The Keras model gives NaN or infinite numbers for {broken:,} of {len(images):,} images, so that no file "
+            "can be compared with it. Look for log, sqrt or a division in it that receives 0 or less."
+        )
     try:
-        outputs = predict_isolated(path, examples.images, seconds)
+        outputs = predict_isolated(path, images, seconds)
     except InputError as error:
-        raise CheckFailed(f"The file for '{profile.name}' cannot be used: {error}") from None
+        raise FileRefused(f"The file for '{profile.name}' cannot be used: {error}") from None
     if outputs.shape != model_logits.shape:
-        raise CheckFailed(f"The file for '{profile.name}' gives {outputs.shape}, its model {model_logits.shape}.")
+        raise FileRefused(f"The file for '{profile.name}' gives {outputs.shape}, its model {model_logits.shape}.")
     if not np.isfinite(outputs).all():
-        raise CheckFailed(f"The file for '{profile.name}' gives numbers that are NaN or infinite.")
-    if File(path, trusted=True).probabilities:
+        raise FileRefused(f"The file for '{profile.name}' gives numbers that are NaN or infinite.")
+    file = File(path, trusted=True)
+    if file.probabilities:
         model_logits = np.exp(log_softmax(model_logits))
-    correct, model_correct = (rows.argmax(axis=1) == examples.labels for rows in (outputs, model_logits))
-    accuracy, model_accuracy = float(np.mean(correct)), float(np.mean(model_correct))
-    metrics = {
-        "accuracy": accuracy,
-        "model_accuracy": model_accuracy,
-        "drop": model_accuracy - accuracy,
-        "agreement": agreement(outputs, model_logits),
+    if file.exclusive:
+        same = outputs.argmax(axis=1) == model_logits.argmax(axis=1)
+    elif labels is not None:
+        raise InputError(
+            f"The file for '{profile.name}' does not give exclusive classes, so labels cannot be compared with its "
+            f"output '{file.output['name']}'. {SUPPORTED} Give images without labels: the numbers are compared."
+        )
+    else:
+        size = 1.0 if file.sigmoid else np.ptp(model_logits)
+        same = (abs(outputs - model_logits) <= NEAR * size).all(axis=1)
+    metrics = _compare(outputs, model_logits, same, labels, profile)
+    significant, others = _exceeded(metrics)
+    if significant:
+        raise FileRefused(
+            f"The file for '{profile.name}' is not good enough on {metrics['images']:,} images: "
+            f"{'; '.join([*significant, *others])}.",
+            ADVICE.get(profile.quantization, "Export again with wider limits, or compare more images."),
+            metrics,
+        )
+    if others:
+        metrics["note"] = f"{'; '.join(others)}. Chance allows this on {metrics['images']:,} images."
+    return metrics
+
+
+def _compare(
+    outputs: np.ndarray, model_logits: np.ndarray, same: np.ndarray, labels: np.ndarray | None, profile: Profile
+) -> dict:
+    """The metrics of `check`; `same`: for which images file and model agree."""
+    images, same = len(outputs), int(same.sum())
+    metrics = dict.fromkeys(("accuracy", "model_accuracy", "drop", "lost", "gained", "p_drop", "per_class"))
+    labeled = None if labels is None else labels >= 0
+    if labeled is not None and labeled.any():
+        labels = labels[labeled]
+        if labels.max() >= outputs.shape[1]:
+            raise InputError(
+                f"The labels go up to {labels.max()}, but the model has {outputs.shape[1]} classes. Labels start at 0."
+            )
+        correct, model_correct = (rows.argmax(axis=1)[labeled] == labels for rows in (outputs, model_logits))
+        lost, gained = int((model_correct & ~correct).sum()), int((correct & ~model_correct).sum())
+        metrics |= {
+            "accuracy": float(correct.mean()),
+            "model_accuracy": float(model_correct.mean()),
+            "drop": float(model_correct.mean()) - float(correct.mean()),
+            "lost": lost,
+            "gained": gained,
+            "p_drop": chance.drop_p_value(lost, gained, len(labels), profile.max_drop),
+            "per_class": _per_class(labels, correct, model_correct),
+        }
+    return metrics | {
+        "agreement": same / images,
+        "same": same,
         "max_difference": float(np.max(abs(outputs - model_logits))),
-        "images": len(examples),
+        "images": images,
         "max_drop": profile.max_drop,
         "min_agreement": profile.min_agreement,
-        "per_class": _per_class(examples.labels, correct, model_correct),
+        "p_agreement": chance.agreement_p_value(same, images, profile.min_agreement),
+        "note": None,
+        "resolution": chance.resolution(images, profile.max_drop, profile.min_agreement),
     }
-    _check_limits(metrics, profile.name)
-    return metrics
+
+
+def _exceeded(metrics: dict) -> tuple[list[str], list[str]]:
+    """The limits that are exceeded, in words: those beyond chance, and the others."""
+    significant, others = [], []
+    drop, agreement = metrics["drop"], metrics["agreement"]
+    if drop is not None and drop > metrics["max_drop"] + 1e-9:
+        (significant if metrics["p_drop"] <= chance.LEVEL else others).append(
+            f"accuracy fell from {metrics['model_accuracy']:.2%} to {metrics['accuracy']:.2%} ({metrics['lost']:,} "
+            f"images lost, {metrics['gained']:,} gained; limit: {100 * metrics['max_drop']:g} points, "
+            f"p = {metrics['p_drop']:.2g})"
+        )
+    if agreement < metrics["min_agreement"] - 1e-9:
+        (significant if metrics["p_agreement"] <= chance.LEVEL else others).append(
+            f"it agrees with its model on {agreement:.2%} (limit: {metrics['min_agreement']:.2%}, "
+            f"p = {metrics['p_agreement']:.2g})"
+        )
+    return significant, others
 
 
 def export_checked(
@@ -126,41 +262,39 @@ def export_checked(
         The dict of `export`, with the dict of `check` as `check`. Its metrics are also in the file.
 
     Raises:
-        CheckFailed: The file is not good enough. For int8 the message names the layers that cost most.
+        FileRefused: The file is not good enough. For int8 the message names the layers that cost most.
         InputError: As for `export`.
     """
     if model_logits is None:
-        model_logits = predict(graph.with_normalization(student.model, profile), examples.images)
+        model_logits = logits_of(student, profile, examples.images)
     built = build(student, profile, calibration, class_names, about)
-    return write_checked(built, folder, student, model_logits, examples)
+    return write_checked(built, folder / NAME, student, model_logits, examples)
 
 
-def write_checked(built: Built, folder: Path, student: Prepared, model_logits: np.ndarray, examples: Examples) -> dict:
-    """Writes what was built of a student into `folder` if it passes `check`; see `export_checked`."""
-    profile = built.profile
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as part:
-        path = Path(part, NAME)
-        write(built, path)
-        content = path.read_bytes()
-        try:
-            metrics = check_against(path, model_logits, examples, profile)
-        except CheckFailed as error:
-            quantized = profile.quantization in ("int8", "dynamic")
-            raise CheckFailed(f"{error}{_costly_layers(student, built, path, examples) if quantized else ''}") from None
-        report = write(built, path, {name: metrics[name] for name in METRICS})
-        if metadata.bare(path.read_bytes()) != metadata.bare(content):
-            raise CheckFailed(
-                f"The file for '{profile.name}' changed when its metrics were written into it. This is a bug of "
-                "kdistill: please report it."
-            )
-        folder.mkdir(exist_ok=True)
-        for file in sorted(Path(part).iterdir()):
-            os.replace(file, folder / file.name)
-    return {**report, "path": str(folder / NAME), "check": metrics}
+def write_checked(built: Built, path: Path, student: Prepared, model_logits: np.ndarray, examples) -> dict:
+    """Writes what was built of a student to `path` if it passes `check` on these examples; see `export_checked`."""
+    images, labels = as_examples(examples)
+    metrics = {}
+
+    def measure(part: Path) -> dict:
+        metrics.update(measured(built, part, student, model_logits, images, labels))
+        return {name: metrics[name] for name in METRICS}
+
+    return {**write(built, path, measure), "check": metrics}
 
 
-def _costly_layers(student: Prepared, built: Built, path: Path, examples: Examples) -> str:
+def measured(built: Built, path: Path, student: Prepared, model_logits: np.ndarray, images, labels) -> dict:
+    """`check_against` of a file that was built of a student; a refusal names the layers that cost most."""
+    try:
+        return check_against(path, model_logits, images, labels, built.profile)
+    except FileRefused as error:
+        costly = ""
+        if error.check and built.profile.quantization in ("int8", "dynamic"):
+            costly = _costly_layers(student, built, path, images)
+        raise FileRefused(error.reason + costly, error.advice, error.check, len(built.content)) from None
+
+
+def _costly_layers(student: Prepared, built: Built, path: Path, images) -> str:
     """A sentence with the layers whose quantization costs most; empty if the file does not even run."""
     plain = dataclasses.replace(
         built.profile,
@@ -173,7 +307,7 @@ def _costly_layers(student: Prepared, built: Built, path: Path, examples: Exampl
     reference = path.with_name("reference.tflite")
     try:
         reference.write_bytes(build(student, plain).content)
-        rows = quantization_error.compare(path, reference, examples.images)
+        rows = quantization_error.compare(path, reference, images)
     except InputError:
         return ""
     finally:
@@ -191,21 +325,3 @@ def _per_class(labels: np.ndarray, correct: np.ndarray, model_correct: np.ndarra
         }
         for label in np.unique(labels)
     ]
-
-
-def _check_limits(metrics: dict, name: str) -> None:
-    exceeded = []
-    if metrics["drop"] > metrics["max_drop"] + 1e-9:
-        exceeded.append(
-            f"accuracy fell from {metrics['model_accuracy']:.2%} to {metrics['accuracy']:.2%} "
-            f"(limit: {100 * metrics['max_drop']:g} points)"
-        )
-    if metrics["agreement"] < metrics["min_agreement"] - 1e-9:
-        exceeded.append(
-            f"it agrees with its model on {metrics['agreement']:.2%} (limit: {metrics['min_agreement']:.2%})"
-        )
-    if exceeded:
-        raise CheckFailed(
-            f"The file for '{name}' is not good enough on {metrics['images']:,} test images: {'; '.join(exceeded)}. "
-            "Use a profile with less quantization or with wider limits, or better calibration images."
-        )

@@ -26,9 +26,34 @@ def model_table(models: list[dict]) -> Table:
 
     def cell(row: dict, key: str, pattern: str) -> str:
         value = row.get(key)
+        if key == "name" and row.get("refused"):
+            return f"{value} (refused)"
         return "–" if value is None else pattern.format(value).removesuffix("%")
 
     return [title for title, _, _ in COLUMNS], [[cell(row, key, p) for _, key, p in COLUMNS] for row in models]
+
+
+def refused_model(refused: dict) -> dict:
+    """The row of `models` for a file that is not written. `refused`: its row of `refused`."""
+    return {"name": refused["name"], "refused": True, "accuracy": (refused.get("check") or {}).get("accuracy")}
+
+
+def refusals(report: dict) -> list[str]:
+    """The files that are not written, why, and what to try, in sentences."""
+    return [f"{row['name']}: {row['reason']} {row['advice']}".rstrip() for row in report.get("refused") or ()]
+
+
+def file_notes(report: dict) -> list[str]:
+    """What so many test images can show about the files, and which limits chance has exceeded, in sentences."""
+    checks = {file.get("path", "a file"): file["check"] for file in report.get("files") or () if file.get("check")}
+    checks |= {row["name"]: row["check"] for row in report.get("refused") or () if row.get("check")}
+    names: dict[str, list[str]] = {}
+    for name, check in checks.items():
+        if check.get("resolution"):  # a report of an earlier version has none
+            limits = f"Limits of {100 * check['max_drop']:g} points and {100 * check['min_agreement']:g} % agreement"
+            names.setdefault(f"{limits}: {check['resolution']}", []).append(name)
+    notes = [f"{sentence} ({', '.join(of)})" for sentence, of in names.items()]
+    return notes + [f"{name}: {check['note']}" for name, check in checks.items() if check.get("note")]
 
 
 def layer_table(layers: list[dict]) -> Table:
@@ -78,6 +103,7 @@ def to_markdown(report: dict) -> str:
         "one image, for files on one CPU thread.",
         "",
         *_seeds(report),
+        *_files(report),
         *_compressions(report),
         *_calibration(report),
         f"- Command: `{report['command']}`",
@@ -105,6 +131,12 @@ def warnings(report: dict) -> list[str]:
     """What makes the numbers doubtful, such as a teacher near chance or unscaled inputs; without repetitions."""
     fits = [f"{name}: {fit['warning']}" for name, fit in report.get("training", {}).items() if fit.get("warning")]
     return list(dict.fromkeys([*(report.get("warnings") or ()), *fits]))
+
+
+def _files(report: dict) -> list[str]:
+    refused, notes = refusals(report), file_notes(report)
+    lines = ["Refused, and not written:", "", *(f"- {sentence}" for sentence in refused), ""] if refused else []
+    return [*lines, *(line for note in notes for line in (note, ""))]
 
 
 def _compressions(report: dict) -> list[str]:

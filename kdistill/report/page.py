@@ -59,7 +59,8 @@ def render(report: dict, pictures: Mapping[str, bytes] | None = None) -> str:
         ("compression", "Compression", _compressions(report)),
         ("origin", "Recipe and origin", origin(report)),
     ]
-    warnings = part("caveats", [f"Warning: {warning}" for warning in markdown.warnings(report)])
+    refused = [f"Refused, and not written: {sentence}" for sentence in markdown.refusals(report)]
+    warnings = part("caveats", [*(f"Warning: {warning}" for warning in markdown.warnings(report)), *refused])
     top = verdict_card(report) + warnings + _tiles(report)
     return document(report["recipe"]["name"], report["recipe"]["variant"], top, sections, numbers="report.json")
 
@@ -305,10 +306,13 @@ def _files(report: dict) -> Markup:
             return "–"
 
     exported = report.get("files") or []
-    if not exported:
+    refused = [{**row, "path": f"{row['name']} (refused)"} for row in report.get("refused") or ()]
+    if not exported and not refused:
         return NOTHING
-    rows = [[cell(value, file) for _, value in FILE_COLUMNS] for file in exported]
+    rows = [[cell(value, file) for _, value in FILE_COLUMNS] for file in [*exported, *refused]]
     content = table([title for title, _ in FILE_COLUMNS], rows, "Files")
+    notes = markdown.file_notes(report)
+    content += note(" ".join(notes)) if notes else NOTHING
     reasons = [
         [file.get("profile", "–"), *(str(layer.get(key)) for key in ("layer", "operator", "reason"))]
         for file in exported

@@ -10,16 +10,19 @@ import keras
 from kdistill import files, provenance
 from kdistill.compression.compress import Compressed, compress
 from kdistill.conversion import verify
-from kdistill.conversion.build import build, build_converted
+from kdistill.conversion.build import NAME, build, build_converted, remove
+from kdistill.conversion.export import refused_row
 from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
 from kdistill.data.splits import Splits
+from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.networks import saving
 from kdistill.recipe import SCHEMES, Distill, Profile, Schedule, Stage
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.objective import at_the_end
 from kdistill.recipe.values import as_dict
+from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms
 
 LABELS = "_labels"  # ends the name of a student that was fine-tuned on labels alone
@@ -77,12 +80,15 @@ def _run_stage(
         **objective,
     )
     about = {"recipe": as_dict(arms.recipe), "data": arms.splits.fingerprint}
-    file = write_file(result, arms.folder.path / name, arms.splits, about)
+    file, refused = _file_or_refusal(result, f"{name}.tflite", arms.folder.path / name, arms.splits, arms.say, about)
+    if file:
+        file = {"name": name, **file, "path": str(Path(file["path"]).relative_to(arms.folder.path))}
     record = {
         "seconds": time.perf_counter() - start,
         **as_record(result),
         "teacher": with_teacher,
-        "file": {"name": name, **file, "path": str(Path(file["path"]).relative_to(arms.folder.path))},
+        "file": file,
+        "refused": refused,
     }
     arms.folder.finish(name, result.model, record)
     return result.model, record
@@ -110,15 +116,19 @@ def to_folder(student: keras.Model, stage: Stage, teacher, splits: Splits, out: 
 
     Every file is written whole or not at all. The models after the finished steps are in `out`/steps, from where the
     same compression resumes after an interruption. Returns the content of `compression.json`, in which `models` has a
-    row for the student before and after and for the file, measured on the test images.
+    row for the student before and after and for the file, measured on the test images. If the file is not good enough,
+    `file` is None and `refused` states why.
     """
     result = compress(student, stage, teacher, splits, keep=out / "steps", say=say, **options)
-    file = write_file(result, out, splits)
+    name = f"{stage.scheme}.tflite"
+    file, refused = _file_or_refusal(result, name, out, splits, say)
+    out.mkdir(parents=True, exist_ok=True)
     saving.save_model(result.model, out / "student.keras")
     logits = None if teacher is None else predict(teacher, splits.test.images)
-    models = {"before": student, stage.scheme: result.model, f"{stage.scheme}.tflite": file["path"]}
+    models = {"before": student, stage.scheme: result.model, **({name: file["path"]} if file else {})}
     rows = [{"name": name, **evaluate(model, splits.test, teacher_logits=logits)} for name, model in models.items()]
-    report = {**as_record(result), "file": file, "models": rows, **provenance.of_run()}
+    rows += [refused_model(refused)] if refused else []
+    report = {**as_record(result), "file": file, "refused": refused, "models": rows, **provenance.of_run()}
     files.write_text(out / "compression.json", json.dumps(report, indent=1) + "\n")
     return report
 
@@ -128,6 +138,18 @@ def as_record(result: Compressed) -> dict:
     history."""
     names = ("scheme", "layers", "tables", "sizes", "notes", "history")
     return {name: getattr(result, name) for name in names}
+
+
+def _file_or_refusal(
+    result: Compressed, name: str, folder: Path, splits: Splits, say, about: dict | None = None
+) -> tuple[dict | None, dict | None]:
+    """What `write_file` returns, or why the file is not written, a `refused_row`."""
+    try:
+        return write_file(result, folder, splits, about), None
+    except (CheckFailed, InputError) as error:
+        remove(folder / NAME)  # of an earlier compression, which the models beside it do not match
+        say(f"Refused: {error}")
+        return None, refused_row(name, error)
 
 
 def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | None = None) -> dict:
@@ -144,5 +166,5 @@ def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | N
         built = build(student, load_profile("reference"), None, splits.class_names, about)
     kept = result.check_file(built.content)
     logits = predict(result.model, splits.test.images)
-    file = verify.write_checked(built, folder, student, logits, splits.test)
+    file = verify.write_checked(built, folder / NAME, student, logits, splits.test)
     return {**file, "deflated": files.byte_sizes(Path(file["path"]).read_bytes())["deflated"], "kept": kept}

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from kdistill import provenance
-from kdistill.conversion import verify
+from kdistill.conversion import worker
+from kdistill.conversion.build import NAME, remove
+from kdistill.conversion.export import export_profiles, refused_row
 from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
 from kdistill.data.splits import Splits
@@ -14,6 +16,7 @@ from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.recipe import Profile
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
+from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms, numbered
 
 
@@ -21,20 +24,26 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     """Exports the first seed's student for every profile, and measures all models and files: the run's report.
 
     The first seed's student, because a file picked by its test accuracy would be reported better than it is.
-    `compressions` are those of `compressions.run_stages`. Raises `CheckFailed` for a file that is not good enough.
+    `compressions` are those of `compressions.run_stages`. A file that is not good enough is not written: it is a row of
+    `refused`, with its reason, and of `models`.
     """
     recipe, splits, models = arms.recipe, arms.splits, arms.models
+    if any(profile.quantization == "int8" for profile in profiles):
+        worker.start()  # in the background, while the models are measured
     logits = {name: arms.test_logits(name) for name in models}
     teacher = logits["teacher"]
     rows = [
         {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
         for name, model in models.items()
     ]
-    files = _exported(arms, profiles, logits["student"])
-    files |= {f"{name}.tflite": record["file"] for name, record in compressions.items()}
+    files, refused = _exported(arms, profiles, logits["student"])
+    for name, record in compressions.items():
+        written = record["file"] is not None
+        (files if written else refused)[f"{name}.tflite"] = record["file"] if written else record["refused"]
     for name, file in files.items():
         rows.append({"name": name, **evaluate(arms.folder.path / file["path"], splits.test, teacher_logits=teacher)})
         file["deflated"] = rows[-1]["deflated"]
+    rows += [refused_model(row) for row in refused.values()]
     temperature, validation = softness(recipe.distill), predict(models["teacher"], splits.validation.images)
     return {
         "recipe": as_dict(recipe),
@@ -49,6 +58,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "diagnostics": diagnostics.diagnose_models(models, splits, temperature, logits, validation),
         "differences": disagreement.write_pictures(logits["student"], teacher, splits.test, arms.folder.path),
         "files": list(files.values()),
+        "refused": list(refused.values()),
     }
 
 
@@ -77,23 +87,22 @@ def judge_seeds(arms: Arms) -> dict:
     return verdict.judge(*accuracies, len(labels), only, margin=recipe.margin, looks=looks)
 
 
-def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> dict[str, dict]:
-    """Profile -> its checked file. `logits` are the student's on the test images."""
+def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Profile -> its checked file, and profile -> why there is none. `logits` are the student's on the test images."""
     student, splits, folder = prepare(arms.models["student"]), arms.splits, arms.folder.path
-    about, files = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}, {}
-    for profile in profiles:
-        arms.say(f"Exporting {profile.name}")
-        # A student in mixed precision, or with a normalization before it, computes other logits than its file.
-        same = student.model is arms.models["student"] and not (profile.mean or profile.std)
-        file = verify.export_checked(
-            student,
-            folder / profile.name,
-            profile,
-            splits.train.images,
-            splits.test,
-            model_logits=logits if same else None,
-            class_names=splits.class_names,
-            about=about,
-        )
-        files[profile.name] = {**file, "path": str(Path(file["path"]).relative_to(folder))}
-    return files
+    files, refused = export_profiles(
+        student,
+        folder,
+        profiles,
+        splits.train.images,
+        splits.test,
+        # A student in mixed precision computes other logits than its files, which are float32.
+        model_logits=logits if student.model is arms.models["student"] else None,
+        class_names=splits.class_names,
+        about={"recipe": as_dict(arms.recipe), "data": splits.fingerprint},
+        say=arms.say,
+    )
+    for name in refused:
+        remove(folder / name / NAME)  # of an earlier session, with other settings
+    files = {name: {**file, "path": str(Path(file["path"]).relative_to(folder))} for name, file in files.items()}
+    return files, {name: refused_row(name, error) for name, error in refused.items()}

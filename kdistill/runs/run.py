@@ -51,12 +51,13 @@ def run(
         say: receives each line of progress.
 
     Returns:
-        The report, as in `report.json`, with `folder`. Of several workers only the chief, worker 0, writes and returns
-        it; the others return an empty dict.
+        The report, as in `report.json`, with `folder`. A file that is not good enough is not written, and stands in
+        `refused` (name, reason, advice, check) instead of `files`. Of several workers only the chief, worker 0, writes
+        and returns the report; the others return an empty dict.
 
     Raises:
         InputError: something in the arguments cannot work; nothing has been trained.
-        CheckFailed: a loss is not finite, a file is not good enough, or a worker was lost.
+        CheckFailed: a loss is not finite, or a worker was lost.
 
     Example:
 

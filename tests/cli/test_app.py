@@ -110,9 +110,16 @@ def test_a_file_beyond_its_limit_is_status_1_and_not_kept(student, tmp_path):
         "from kdistill.recipe import Profile\n"
         "def profile(): return Profile('strict', quantization='int8', input_type='int8', min_agreement=1.0)\n"
     )
-    ended = call("export", student, "--profile", profile, "--out", tmp_path / "out")
+    words = ("--profile", profile, "--profile", "phone_cpu", "--out", tmp_path / "out", "--min-agreement")
+    ended = call("export", student, *words[:2], *words[4:6])
     assert ended.exit_code == 1 and "limit" in ended.output and "Traceback" not in ended.output
-    assert not list((tmp_path / "out").rglob("*.tflite"))
+    assert "strict (refused)" in ended.output and not list((tmp_path / "out").rglob("*.tflite"))
+    # The other profiles are exported, before and after it; a profile that does not suit the model is status 2.
+    logits = tmp_path / "odd.py"
+    logits.write_text("from kdistill.recipe import Profile\ndef profile(): return Profile('odd', mean=(1.0, 2.0))\n")
+    ended = call("export", student, "--profile", logits, *words[:4], "--out", tmp_path / "out", "--max-drop", "100")
+    assert ended.exit_code == 2 and "mean expects 1 or 1 numbers" in ended.output and "limit" in ended.output
+    assert [path.parent.name for path in (tmp_path / "out").rglob("*.tflite")] == ["phone_cpu"]
 
 
 def test_unsafe_and_damaged_models_are_refused(student, tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
 from kdistill.compression.compress import Compressed, compress
+from kdistill.conversion import verify
 from kdistill.data.splits import Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import SCHEMES, Data, Stage
@@ -104,6 +105,41 @@ def test_a_file_that_lost_what_was_done_is_not_written(splits, tmp_path):
     with pytest.raises(CheckFailed, match="lost the compression of layer"):
         compressions.write_file(whole, tmp_path / "file", splits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def other_outputs(monkeypatch):
+    """Files give the opposite of what they compute."""
+    original = verify.predict_isolated
+    monkeypatch.setattr(verify, "predict_isolated", lambda *args: -original(*args))
+
+
+def test_a_file_that_is_not_good_enough_does_not_end_the_run(splits, recipe, tmp_path, other_outputs):
+    folder, lines = RunFolder(tmp_path / "run"), []
+    arms = arms_in(folder, splits, dataclasses.replace(recipe, compress=STAGES[:1]))
+    arms.say = lines.append
+    records = compressions.run_stages(arms)
+    folder.close()
+    assert set(records) == {"prune", "prune_labels"} <= set(arms.models)
+    for name, record in records.items():
+        assert record["file"] is None and record["refused"]["name"] == f"{name}.tflite"
+        assert "accuracy fell" in record["refused"]["reason"] and record["refused"]["check"]["accuracy"] < 0.5
+        assert (folder.path / f"{name}.keras").exists() and not (folder.path / name).exists()
+    assert sum(line.startswith("Refused: The file for 'reference'") for line in lines) == 2
+    json.dumps(records)
+
+
+def test_the_command_writes_everything_but_a_refused_file(files, tmp_path, other_outputs):
+    out = tmp_path / "small"
+    out.mkdir()
+    (out / "student.tflite").write_text("of an earlier student")
+    words = ("--scheme", "prune", "--data", "npz", "--data-dir", files / "data.npz", "--epochs", 1, "--out", out)
+    ended = call(files / "student.keras", *words)
+    assert ended.exit_code == 1 and "1 file is refused and not written: prune.tflite" in ended.output, ended.output
+    assert "prune.tflite (refused)" in ended.output
+    report = json.loads((out / "compression.json").read_text())
+    assert report["file"] is None and "accuracy fell" in report["refused"]["reason"]
+    assert {path.name for path in out.iterdir()} == {"student.keras", "compression.json", "steps"}
 
 
 def test_stages_of_a_recipe_are_values(recipe):

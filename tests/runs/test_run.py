@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from kdistill.cli.commands import app
 from kdistill.data import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -105,6 +108,49 @@ def test_a_finished_run_resumes_to_the_same_report_without_training(finished, mo
     again = run(QUICK, folder, resume=True, say=lambda text: None)
     without_time = [{k: v for k, v in row.items() if k != "microseconds"} for row in result["models"]]
     assert [{k: v for k, v in row.items() if k != "microseconds"} for row in again["models"]] == without_time
+
+
+def test_a_refused_file_loses_its_place_and_not_the_run(finished, tmp_path):
+    folder, copy = finished[0], tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "strict").mkdir()
+    (copy / "strict" / "student.tflite").write_text("of an earlier session")
+    profile = tmp_path / "strict.py"
+    profile.write_text(
+        "from kdistill.recipe import Profile\n"
+        "def profile(): return Profile('strict', 'int8', 'int8', 'int8', batch=1, max_drop=0.0, min_agreement=1.0)\n"
+    )
+    odd = tmp_path / "odd.py"
+    odd.write_text("from kdistill.recipe import Profile\ndef profile(): return Profile('odd', mean=(1.0, 2.0))\n")
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from kdistill.recipe import Recipe, from_dict\n"
+        f"def recipe(variant): return from_dict(Recipe, {as_dict(SMOKE)!r})\n"
+    )
+    words = ["run", str(recipe), "--out", str(copy), "--resume", "--force", "--set"]
+    ended = CliRunner().invoke(app, [*words, f"exports={odd},{profile},reference"])
+    assert ended.exit_code == 1 and "Traceback" not in ended.output, ended.output
+    assert "2 files are refused and not written: odd, strict." in ended.output.replace("\n", " ")
+    report = json.loads((copy / "report.json").read_text())
+    assert [row["name"] for row in report["refused"]] == ["odd", "strict"]
+    assert "mean expects 1 or 1 numbers" in report["refused"][0]["reason"] and report["refused"][0]["check"] is None
+    check = report["refused"][1]["check"]
+    assert check["agreement"] < 1.0 and "limit: 100.00%" in report["refused"][1]["reason"]
+    assert report["refused"][1]["bytes"] > 5000 and "phone_cpu" in report["refused"][1]["advice"]
+    assert [file["profile"] for file in report["files"]] == ["reference"]
+    rows = {row["name"]: row for row in report["models"]}
+    assert rows["strict"] == {"name": "strict", "refused": True, "accuracy": check["accuracy"]}
+    assert (
+        "resolution" in check
+        and f"| strict (refused) | {100 * check['accuracy']:.2f} |" in (copy / "report.md").read_text()
+    )
+    assert "strict (refused)" in (copy / "report.html").read_text()
+    assert not (copy / "strict").exists() and not (copy / "odd").exists()
+    # In Python the run returns its report.
+    again = run(
+        dataclasses.replace(SMOKE, exports=(str(profile),)), copy, resume=True, force=True, say=lambda text: None
+    )
+    assert [row["name"] for row in again["refused"]] == ["strict"] and again["files"] == []
 
 
 def test_refusals(finished, tmp_path):
@@ -210,10 +256,6 @@ def test_a_run_that_was_killed_at_its_very_start_starts_again(tmp_path):
 
 
 def test_a_full_disk_is_one_message_and_status_2(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from kdistill.cli.commands import app
-
     def full(model, path, **options):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
