@@ -17,11 +17,13 @@ from tf_keras.src.engine.keras_tensor import KerasTensor
 
 from kdistill.compression import bridge_layers
 from kdistill.errors import InputError
-from kdistill.networks.keras_internals import graph_of, operation_behind, run_graph, takes_training
+from kdistill.networks import copying
+from kdistill.networks.keras_internals import calls_its_graph, graph_of, operation_behind, run_graph, takes_training
 
 Handlers = dict[type, Callable]
 # tfmot's wrappers; the layer inside keeps its own name.
 WRAPPERS = ("PruneLowMagnitude", "ClusterWeights", "ClusterWeightsRNN", "ClusterWeightsMHA")
+EXAMPLES = 4  # of noise, on which both models are compared
 QUANTIZERS = ("QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate")
 
 
@@ -103,6 +105,9 @@ def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -
         pairs += bridge_layers.matched(layer, [weight for part in parts for weight in _effective(part)])
     for variable, value in pairs:
         variable.assign(value)
+    for layer in _weighted(graph):
+        if not isinstance(layer, keras.layers.Normalization):  # it received nothing
+            copying.derive_state(layer)
     if check and not any(type(layer).__name__ in (*QUANTIZERS, "QuantizeLayer") for layer in bridged.layers):
         _compare(graph, bridged, names)
     return model
@@ -120,18 +125,13 @@ def _graph_of(model) -> keras.Function:
         return graph
     if not isinstance(model, keras.Model):
         raise InputError(f"Expected a Keras 3 model, received {type(model).__module__}.{type(model).__name__}.")
-    if graph_of(model) is None or not _calls_its_graph(model):
+    if graph_of(model) is None or not calls_its_graph(model):
         raise InputError(
             f"'{model.name}' is a subclassed model ({type(model).__name__}): its layers cannot be read from a graph. "
             "Pass a Functional or Sequential model (for a Distiller: distiller.student), or rewrite it as one: "
             "keras.Model(inputs, outputs)."
         )
     return model
-
-
-def _calls_its_graph(model: keras.Model) -> bool:
-    """Whether the `call` of a functional model is Keras's own."""
-    return type(model).call.__module__.partition(".")[0] == "keras"
 
 
 def _is_nested(operation) -> bool:
@@ -262,27 +262,8 @@ def _effective(layer) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _random_inputs(graph: keras.Function):
-    """For every input, two examples like standardized data and two like pixels, or small integers."""
-    generator = np.random.default_rng(0)
-
-    def make(tensor):
-        shape = [4 if tensor.shape[0] is None else tensor.shape[0], *(64 if n is None else n for n in tensor.shape[1:])]
-        kind = np.dtype("float32" if "float" in tensor.dtype else tensor.dtype)
-        if kind.kind in "biu" and tensor.dtype != "uint8":
-            values = generator.integers(0, 2, shape)
-        else:
-            values = generator.uniform(0, 255, shape)
-            if tensor.dtype != "uint8":
-                values[::2] = generator.normal(size=values[::2].shape)
-        return tf.cast(values.astype(kind), tensor.dtype)
-
-    return keras.tree.map_structure(make, graph.input)
-
-
 def _compare(graph: keras.Function, bridged: tf_keras.Model, names: dict[int, str]) -> None:
     """Raises `InputError`, which names the first layer that differs, unless both models have equal outputs."""
-    inputs = _random_inputs(graph)
     steps = {}
 
     def apply(operation, call, args, kwargs):
@@ -291,11 +272,12 @@ def _compare(graph: keras.Function, bridged: tf_keras.Model, names: dict[int, st
         steps[_numbered(names[id(operation)], call)] = operation, operation(*args, **kwargs)
         return steps[_numbered(names[id(operation)], call)][1]
 
-    expected = _walk(graph, inputs, apply)
-    received = bridged(inputs, training=False)
-    if all(_equal(a, b) for a, b in zip(keras.tree.flatten(expected), tf.nest.flatten(received), strict=True)):
-        return
-    raise InputError(_first_difference(bridged, inputs, steps, names))
+    def both(inputs):
+        return _walk(graph, inputs, apply), bridged(inputs, training=False)
+
+    inputs, outputs = copying.outputs_on_noise(graph, both, EXAMPLES)
+    if inputs is not None and not copying.same(*outputs):
+        raise InputError(_first_difference(bridged, inputs, steps, names))
 
 
 def _first_difference(bridged, inputs, steps: dict, names: dict[int, str]) -> str:
@@ -309,30 +291,12 @@ def _first_difference(bridged, inputs, steps: dict, names: dict[int, str]) -> st
         if twin is None or len(twin._inbound_nodes) != 1 or len(values) != len(tf.nest.flatten(twin.output)):
             continue  # a difference in a shared layer shows at the layer behind it
         received = tf.nest.flatten(tf_keras.Model(bridged.inputs, twin.output)(tf.nest.flatten(inputs), training=False))
-        if not all(_equal(a, b) for a, b in zip(values, received, strict=True)):
-            distance = max(_distance(a, b) for a, b in zip(values, received, strict=True))
+        if not copying.same(values, received):
             return (
                 f"Layer '{operation.name}' ({type(operation).__name__}) has other outputs in tf_keras (largest "
-                f"difference {distance:.2g}). Pass a handler for it, or replace the layer."
+                f"difference {copying.distance(values, received):.2g}). Pass a handler for it, or replace the layer."
             )
     return (
         f"The tf_keras model has other outputs than '{bridged.name}' in Keras 3, though no single layer differs: "
         "a layer keeps state, or draws random numbers in prediction."
     )
-
-
-def _distance(a, b) -> float:
-    a, b = (np.asarray(tf.cast(x, tf.float64)) for x in (a, b))
-    if a.shape != b.shape:
-        return float("inf")
-    gap = np.abs(np.where(a == b, 0.0, a - b)[~(np.isnan(a) & np.isnan(b))])
-    return float(np.max(gap, initial=0.0))
-
-
-def _equal(a, b) -> bool:
-    """Whether two outputs are equal but for rounding, which is coarser if a model computes in 16 bits."""
-    if a.dtype in (tf.string,):
-        return bool(tf.reduce_all(a == b))
-    a_values = np.asarray(tf.cast(a, tf.float64))
-    scale = np.max(np.abs(a_values[np.isfinite(a_values)]), initial=1e-6)
-    return _distance(a, b) <= (1e-4 if a.dtype.size >= 4 else 5e-2) * scale

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from kdistill.errors import InputError
-from kdistill.networks.keras_internals import takes_training
+from kdistill.networks.keras_internals import layers_of, takes_training
 
 # Equal functions in both Keras that tfmot quantizes as the activation of a layer.
 FUSED = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu")
@@ -153,6 +153,17 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
     if policy.startswith(("int8", "int4", "float8")):
         raise InputError(
             f"Layer '{layer.name}' is already quantized ({policy}). Pass the model from before model.quantize()."
+        )
+    if kind == "SpectralNormalization":  # tf_keras's own calls `tf.keras`, which is Keras 3
+        raise InputError(
+            f"Layer '{layer.name}' (SpectralNormalization) has no twin in tf_keras that works, which pruning, "
+            "clustering and quantization-aware training need. In prediction it computes what the layer inside of it "
+            f"computes: build the model with that layer alone, and give it the weights of '{layer.layer.name}'."
+        )
+    if getattr(layer, "stateful", False):
+        raise InputError(
+            f"Layer '{layer.name}' ({kind}) keeps its state from batch to batch (stateful=True), which training on "
+            "shuffled batches mixes up. Build the model with stateful=False and the same weights."
         )
     if kind == "Activation":
         return activation_layers(layer.activation, name, policy)
@@ -318,12 +329,13 @@ def matched(layer, candidates: list[tuple[str, object]]) -> list[tuple[object, o
 
     Raises `InputError` if a variable has no counterpart of its shape.
     """
-    if isinstance(layer, keras.layers.Normalization):
-        return []  # its numbers are options of the twin
+    # The numbers of a Normalization are options of its twin, inside of a TimeDistributed too.
+    norms = [part for part in [layer, *layers_of(layer)] if isinstance(part, keras.layers.Normalization)]
+    options = {id(variable) for norm in norms for variable in norm.weights}
     names = {name for name, _ in candidates}
     remaining = list(candidates)
     pairs = []
-    for variable in layer.weights:
+    for variable in (variable for variable in layer.weights if id(variable) not in options):
         wanted = last_name(variable.path)
         if wanted not in names:
             wanted = OTHER_NAMES.get(wanted, wanted)

@@ -21,6 +21,7 @@ from kdistill.conversion.float32 import prepare
 from kdistill.conversion.graph import layer_of
 from kdistill.errors import InputError
 from kdistill.files import byte_sizes
+from kdistill.networks.copying import clone
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
@@ -233,12 +234,7 @@ class _Trainer:
 
 def _copy(model: keras.Model) -> keras.Model:
     """An equal model with its own weights."""
-    # `recursive` keeps a layer one that a nested model shares with the model around it.
-    copy = keras.models.clone_model(
-        model, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
-    )
-    copy.set_weights(model.get_weights())
-    return copy
+    return clone(model)
 
 
 def _weight_sizes(model: keras.Model) -> dict[str, int]:

@@ -67,16 +67,29 @@ def wrap(
 
     `preserved`: what earlier steps did, `pruned` and `clustered`. Raises `InputError` if no layer can be wrapped.
     """
-    if step == "qat":
-        wrapped, decisions = quantize(network, "pruned" in preserved, "clustered" in preserved, skip)
-    elif step == "cluster":
-        wrapped, decisions = cluster(network, goals, "pruned" in preserved, skip)
-    else:
-        wrapped, decisions = prune(network, training_steps, goals, step == "prune_2_4", skip)
+    try:
+        if step == "qat":
+            wrapped, decisions = quantize(network, "pruned" in preserved, "clustered" in preserved, skip)
+        elif step == "cluster":
+            wrapped, decisions = cluster(network, goals, "pruned" in preserved, skip)
+        else:
+            wrapped, decisions = prune(network, training_steps, goals, step == "prune_2_4", skip)
+    except InputError:
+        raise
+    except Exception as error:  # tfmot and tf_keras raise many kinds
+        raise InputError(
+            f"tensorflow-model-optimization cannot wrap the layers of this model for the step '{step}': "
+            f"{_first_line(error)} Masks (Masking, Embedding with mask_zero=True) cannot pass its wrappers. Replace "
+            "that layer, or name it in skip."
+        ) from error
     if all(decisions.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in decisions.items())
         raise InputError(f"The step '{step}' can do nothing with this model. {reasons}.")
     return wrapped, decisions
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tuple[tf_keras.Model, Decisions]:

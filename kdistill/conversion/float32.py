@@ -7,11 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kdistill.conversion.graph import with_channel
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed, InputError
+from kdistill.networks import copying
 from kdistill.networks.heads import Head, head_of, image_shape, main_output, noise_images, numpy_outputs
 from kdistill.networks.keras_internals import layers_of
-from kdistill.networks.precision import dtype_policy
+from kdistill.networks.precision import check_not_quantized, dtype_policy
 from kdistill.networks.saving import load_model
 
 
@@ -39,8 +41,9 @@ def prepare(student: keras.Model | str | Path) -> Prepared:
     if not isinstance(model, keras.Model):
         raise InputError(f"export expects a keras.Model or the path of a .keras file, received {model!r}.")
     shape = image_shape(model)
+    check_not_quantized(model, allowed=("int4",))  # the converter takes no other mode
     _check_finite(model)
-    plain = model if _is_float32(model) else _in_float32(model)
+    plain = with_channel(model if _is_float32(model) else _in_float32(model))
     precision = getattr(model, "compute_dtype", None)
     return Prepared(plain, precision, shape, head_of(plain), _weights_sha256(plain))
 
@@ -55,26 +58,30 @@ def _check_finite(model: keras.Model) -> None:
             )
 
 
-def _is_float32(model: keras.Model) -> bool:
+def _precision(model: keras.Model) -> str:
+    """The other precisions in which a model computes, in words."""
+    return ", ".join(sorted({layer.compute_dtype for layer in [model, *layers_of(model)]} - {"float32", None}))
+
+
+def _is_float32(model: keras.layers.Layer) -> bool:
     policies = [layer.dtype_policy for layer in [model, *layers_of(model)]]
     return {dtype for p in policies for dtype in (p.compute_dtype, p.variable_dtype)} <= {"float32", None}
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    own = {type(layer).__name__: type(layer) for layer in [model, *layers_of(model)]}
-    own = {name: kind for name, kind in own.items() if not kind.__module__.startswith("keras.")}
     try:
         # The global policy is for the layers that a subclassed model creates itself.
-        with dtype_policy("float32"), keras.saving.custom_object_scope(own):
+        with dtype_policy("float32"), copying.own_classes(model):
             rebuilt = type(model).from_config(_float32_config(model.get_config()))
-            rebuilt(noise_images(model))  # builds a subclassed model
-            rebuilt.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
+            copying.build(rebuilt, model)
+            copying.copy_weights(model, rebuilt, compare=False)  # which `_check_same` does, with another tolerance
         if not _is_float32(rebuilt):
-            raise InputError("some of its layers have a fixed dtype.")
+            fixed = ", ".join(f"'{layer.name}'" for layer in layers_of(rebuilt) if not _is_float32(layer))
+            raise InputError(f"the dtype of its layers {fixed} is fixed.")
     except Exception as error:  # a user's own layers may raise anything
         raise InputError(
-            f"The model '{model.name}' computes in {model.compute_dtype} and cannot be rebuilt in float32: {error} "
-            "Give its layers get_config(), or build it under the policy 'float32' and load the weights into it."
+            f"The model '{model.name}' computes in {_precision(model)} and cannot be rebuilt in float32: "
+            f"{copying.cause_of(model, error)} Or build it under the policy 'float32' and load the weights into it."
         ) from error
     _check_same(model, rebuilt)
     return rebuilt
@@ -87,7 +94,8 @@ def _check_same(model: keras.Model, rebuilt: keras.Model) -> None:
     if not difference <= 0.1 * spread:  # bfloat16 has 2 to 3 digits
         raise CheckFailed(
             f"The model '{model.name}', rebuilt in float32, differs by {difference:.3g} from itself in "
-            f"{model.compute_dtype} (its outputs go up to {spread:.3g}). Train it in float32."
+            f"{_precision(model)} (its outputs go up to {spread:.3g}): "
+            f"{copying.difference(model, rebuilt, images, tolerance=0.1)} Or train it in float32."
         )
 
 

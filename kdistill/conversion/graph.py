@@ -5,11 +5,20 @@ import numpy as np
 from keras import layers
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, image_shape, subject_of
+from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, image_shape, input_shape, subject_of
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import Profile
 
 GRAY = (0.299, 0.587, 0.114)  # the weights of red, green and blue, of ITU-R Rec. 601
+
+
+def with_channel(model: keras.Model) -> keras.Model:
+    """The model, or one for images `[batch, height, width, 1]` around a model that takes `(height, width)`."""
+    shape = input_shape(model)
+    if len(shape) == 3:
+        return model
+    image = keras.Input((*shape, 1), name="image")
+    return keras.Model(image, model(layers.Reshape(shape, name="without_channel")(image)), name=model.name)
 
 
 def with_normalization(model: keras.Model, profile: Profile) -> keras.Model:

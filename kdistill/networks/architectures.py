@@ -170,6 +170,11 @@ def build(network: Network, shape: tuple[int, int, int], classes: int, download:
     """
     if network.name not in {**NETWORKS, **APPLICATIONS}:
         raise unknown("network", network.name, {**NETWORKS, **APPLICATIONS})
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError(
+            "Keras is set to images with their channels first (image_data_format in ~/.keras/keras.json). kdistill's "
+            "images are [batch, height, width, channels]: call keras.config.set_image_data_format('channels_last')."
+        )
     try:
         if network.name in APPLICATIONS:
             return application(network.name, shape, classes, download=download, **network.options)

@@ -7,6 +7,7 @@ its vocabulary. Such state goes the way on which Keras saves and loads it, and i
 import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import keras
@@ -60,15 +61,23 @@ def clone(model: keras.Model, change: Change | None = None) -> keras.Model:
         return type(layer).from_config(config)
 
     try:
-        if graph_of(model) is None:
-            copied = type(model).from_config(model.get_config())
-            build(copied, model)
-        else:  # `recursive` keeps a layer one that a nested model shares with the model around it
-            copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
+        with own_classes(model):
+            if graph_of(model) is None:
+                copied = type(model).from_config(model.get_config())
+                build(copied, model)
+            else:  # `recursive` keeps a layer one that a nested model shares with the model around it
+                copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
     except Exception as error:  # a user's own layers may raise anything
-        raise InputError(f"The model '{model.name}' cannot be copied: {_cause(model, error)}") from error
+        raise InputError(f"The model '{model.name}' cannot be copied: {cause_of(model, error)}") from error
     copy_weights(model, copied)
     return copied
+
+
+def own_classes(model: keras.Model) -> AbstractContextManager:
+    """Lets Keras create the layers of a model from configs, those of a user's classes that are not registered too."""
+    classes = {type(layer).__name__: type(layer) for layer in [model, *layers_of(model)]}
+    own = {name: kind for name, kind in classes.items() if not kind.__module__.startswith("keras.")}
+    return keras.saving.custom_object_scope(own)
 
 
 def build(copied: keras.Model, model: keras.Model) -> None:
@@ -155,11 +164,12 @@ def _numbers(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float32) if values.dtype.kind == "V" else np.asarray(values)
 
 
-def _cause(model: keras.Model, error: Exception) -> str:
+def cause_of(model: keras.Model, error: Exception) -> str:
     """Why a model cannot be copied: its first layer that cannot be created from its config, and the error."""
     for layer in layers_of(model):
         try:
-            type(layer).from_config(layer.get_config())
+            with own_classes(model):
+                type(layer).from_config(layer.get_config())
         except Exception as own_error:  # a user's own layers may raise anything
             return (
                 f"layer '{layer.name}' ({type(layer).__name__}) cannot be created from its config "
@@ -175,11 +185,11 @@ def _first_line(error: Exception) -> str:
 # -- comparison -------------------------------------------------------------------------------------------------------
 
 
-def noise(model: keras.Model, examples: int = EXAMPLES):
+def noise(model: keras.Model, examples: int = EXAMPLES, small: bool = False):
     """Inputs of a model, always the same: by turns an example like standardized data and one like pixels.
 
-    Inputs of integers are 0 and 1, those of type uint8 pixels. None where the model does not state what it takes, and
-    for one with state that every call changes (`stateful=True`).
+    Inputs of integers are 0 and 1, those of type uint8 pixels; all are 0 and 1 if `small`. None where the model does
+    not state what it takes, and for one with state that every call changes (`stateful=True`).
     """
     if any(getattr(layer, "stateful", False) for layer in layers_of(model)):
         return None
@@ -195,14 +205,14 @@ def noise(model: keras.Model, examples: int = EXAMPLES):
     if any(spec.sparse or getattr(spec, "ragged", False) or spec.dtype == "string" for spec in specified):
         return None
     generator = np.random.default_rng(0)
-    return keras.tree.map_structure(lambda spec: _noise(spec, examples, generator), specs)
+    return keras.tree.map_structure(lambda spec: _noise(spec, examples, generator, small), specs)
 
 
-def _noise(spec: keras.KerasTensor, examples: int, generator: np.random.Generator):
+def _noise(spec: keras.KerasTensor, examples: int, generator: np.random.Generator, small: bool):
     batch, *sizes = spec.shape
     shape = [examples if batch is None else batch, *(UNKNOWN_SIZE if size is None else size for size in sizes)]
-    if "float" not in spec.dtype and spec.dtype != "uint8":
-        return keras.ops.convert_to_tensor(generator.integers(0, 2, shape), spec.dtype)
+    if small or ("float" not in spec.dtype and spec.dtype != "uint8"):
+        return keras.ops.cast(keras.ops.convert_to_tensor(generator.integers(0, 2, shape)), spec.dtype)
     values = generator.uniform(0, 255, shape)
     if spec.dtype != "uint8":
         values[::2] = generator.normal(size=values[::2].shape)
@@ -211,12 +221,11 @@ def _noise(spec: keras.KerasTensor, examples: int, generator: np.random.Generato
 
 def check_equal(model: keras.Model, copied: keras.Model) -> None:
     """Raises `InputError`, which names the first layer that differs, unless both models have equal outputs on noise."""
-    inputs = noise(model)
-    if inputs is None:
-        return
     try:
-        expected = model(inputs, training=False)
+        inputs, expected = outputs_on_noise(model, lambda inputs: model(inputs, training=False))
     except Exception:  # the model accepts no noise, such as a lookup without a place for unknown values
+        return
+    if inputs is None:
         return
     received = copied(inputs, training=False)
     if same(expected, received) or not same(expected, model(inputs, training=False)):  # the model draws at random
@@ -224,6 +233,21 @@ def check_equal(model: keras.Model, copied: keras.Model) -> None:
     raise InputError(
         f"The copy of the model '{model.name}' computes something else: {difference(model, copied, inputs)}"
     )
+
+
+def outputs_on_noise(model: keras.Model, call: Callable, examples: int = EXAMPLES) -> tuple:
+    """Noise for a model, and what `call` gives for it; None and None where the model does not state what it takes.
+
+    If `call` refuses the noise, as an `Embedding` does beyond its last row, numbers are 0 and 1.
+    """
+    inputs = noise(model, examples)
+    if inputs is None:
+        return None, None
+    try:
+        return inputs, call(inputs)
+    except Exception:  # of the operations of a model: many types
+        inputs = noise(model, examples, small=True)
+        return inputs, call(inputs)
 
 
 def difference(
@@ -271,10 +295,10 @@ def calls_of(model: keras.Model, inputs, prefix: str = "") -> Iterator[Call]:
 
 def noise_calls(model: keras.Model) -> Iterator[Call]:
     """`calls_of` a model on noise; none where it has no graph, or accepts no noise."""
-    inputs = noise(model)
-    if inputs is not None and graph_of(model) is not None:
+    if graph_of(model) is not None:
         with contextlib.suppress(Exception):  # such as a lookup without a place for unknown values
-            yield from calls_of(model, inputs)
+            _, calls = outputs_on_noise(model, lambda inputs: calls_of(model, inputs))
+            yield from calls or ()
 
 
 def same(expected, received, tolerance: float | None = None) -> bool:

@@ -281,7 +281,13 @@ def main_output(outputs, model: str = "the model"):
 
 
 def image_shape(model: "keras.Model") -> tuple[int, int, int]:
-    """(height, width, channels) of the images that a model takes."""
+    """(height, width, channels) of the images for a model; 1 channel for a model that takes (height, width)."""
+    shape = input_shape(model)
+    return shape if len(shape) == 3 else (*shape, 1)
+
+
+def input_shape(model: "keras.Model") -> tuple[int, ...]:
+    """(height, width, channels) or (height, width), which a model takes."""
     if not model.built:
         raise InputError(f"The model '{model.name}' is not built. Call it once on a batch of images before export.")
     try:
@@ -295,12 +301,31 @@ def image_shape(model: "keras.Model") -> tuple[int, int, int]:
         )
     if isinstance(shape, dict) or not all(size is None or isinstance(size, int) for size in shape):
         raise InputError(f"The model '{model.name}' has several inputs: {shape}. Export takes models with one image.")
-    if len(shape) != 4 or None in shape[1:]:
+    if len(shape) not in (3, 4) or None in shape[1:]:
         raise InputError(
             f"The model '{model.name}' takes {tuple(shape)}; export expects images [batch, height, width, channels] "
             "of a fixed size. Build it with keras.Input((height, width, channels))."
         )
+    _check_channels_last(model, tuple(shape[1:]))
     return tuple(shape[1:])
+
+
+def _check_channels_last(model: "keras.Model", shape: tuple[int, ...]) -> None:
+    """Raises `InputError` for a model that takes (channels, height, width)."""
+    from kdistill.networks.keras_internals import layers_of
+
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[2] in (1, 3):
+        return
+    for layer in layers_of(model):
+        moves = getattr(layer, "dims", None) == (2, 3, 1)  # a Permute
+        if moves or getattr(layer, "data_format", None) == "channels_first":
+            reason = "moves the channels to the end" if moves else "has data_format='channels_first'"
+            raise InputError(
+                f"The model '{model.name}' takes images channels first, {shape}: its layer '{layer.name}' {reason}. "
+                "kdistill takes [batch, height, width, channels]. Build it with data_format='channels_last', or put "
+                f"keras.layers.Permute((3, 1, 2)) before it: image = keras.Input({(*shape[1:], shape[0])}); "
+                "keras.Model(image, model(keras.layers.Permute((3, 1, 2))(image)))."
+            )
 
 
 def subject_of(model, role: str) -> str:
@@ -348,7 +373,7 @@ def head_of(model: "keras.Model") -> Head:
 
 def noise_images(model: "keras.Model") -> np.ndarray:
     """Four images of random pixels, 0 to 255, float32, in the shape that a model takes; always the same."""
-    return np.random.default_rng(0).integers(0, 256, (4, *image_shape(model))).astype(np.float32)
+    return np.random.default_rng(0).integers(0, 256, (4, *input_shape(model))).astype(np.float32)
 
 
 def numpy_outputs(model: "keras.Model", images: np.ndarray):

@@ -1,9 +1,12 @@
-"""The precision in which Keras layers compute: the global dtype policy, set for a while."""
+"""The precision in which Keras layers compute: the global dtype policy, set for a while, and layers with integers."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import keras
+
+from kdistill.errors import InputError
+from kdistill.networks.keras_internals import layers_of
 
 
 @contextmanager
@@ -18,3 +21,15 @@ def dtype_policy(policy: str | keras.DTypePolicy) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(previous)
+
+
+def check_not_quantized(model: keras.Model, allowed: Collection[str] = ()) -> None:
+    """Raises `InputError` for a layer that `model.quantize()` has quantized, except in the `allowed` modes."""
+    for layer in layers_of(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None and mode not in allowed:
+            raise InputError(
+                f"Layer '{layer.name}' ({type(layer).__name__}) of the model '{model.name}' is already quantized "
+                f"({mode}), by model.quantize(). kdistill quantizes itself, by a profile or a stage: pass the model "
+                "from before model.quantize()."
+            )

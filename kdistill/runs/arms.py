@@ -13,7 +13,7 @@ from kdistill.distillation.distiller import Distiller, from_recipe
 from kdistill.distillation.supervised import Supervised
 from kdistill.evaluation import disagreement, input_checks
 from kdistill.evaluation.evaluate import predict
-from kdistill.networks import saving, weights
+from kdistill.networks import copying, saving, weights
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.folder import RunFolder
@@ -222,9 +222,7 @@ class Arms:
         """A model without a strategy: from its file, or a copy where a teacher with trained weights has none."""
         if path.is_file():
             return saving.load_model(path)
-        copy = keras.models.clone_model(self.models[name])
-        copy.set_weights(self.models[name].get_weights())
-        return copy
+        return copying.clone(self.models[name])
 
 
 def numbered(name: str, place: int) -> str:

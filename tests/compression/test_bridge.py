@@ -155,6 +155,17 @@ def gated():
     return keras.Model(x, L.MultiHeadAttention(1, 2, use_gate=True)(x, x))
 
 
+class Doubling(L.Wrapper):
+    """A wrapper of the user."""
+
+    def call(self, x):
+        return 2 * self.layer(x)
+
+
+def kept_state(layer):
+    return keras.Sequential([keras.Input(batch_shape=(4, 5, 3)), layer])
+
+
 def squared_sum(kernel):
     return ops.sum(kernel**2)
 
@@ -194,6 +205,25 @@ def wrong(layer):
         (lambda: chain((4,), L.Dense(2, kernel_regularizer=squared_sum)), None, "kernel_regularizer without a counter"),
         (lambda: keras.Sequential([keras.Input((4,), sparse=True), L.Dense(2)]), None, "is sparse"),
         (lambda: chain((4, 3), L.TimeDistributed(chain((3,), L.Dense(2)))), None, "'student' stands inside a wrapper"),
+        (lambda: chain((4,), L.SpectralNormalization(L.Dense(2, name="in"), name="s")), None, "'s' .Spectral.*of 'in'"),
+        (
+            lambda: chain((6, 6, 2), L.SpectralNormalization(L.Conv2D(2, 3), name="s")),
+            None,
+            "'s' .SpectralNorm.*no twin",
+        ),
+        (
+            lambda: chain((4, 3), L.TimeDistributed(L.SpectralNormalization(L.Dense(2), name="s"))),
+            None,
+            "'s' .Spectral",
+        ),
+        (lambda: chain((4,), Doubling(L.Dense(2), name="w")), None, r"'w' \(Doubling\) has weights and no twin"),
+        (
+            lambda: kept_state(L.LSTM(2, stateful=True, name="m")),
+            None,
+            "'m' .LSTM. keeps its state from batch to batch",
+        ),
+        (lambda: kept_state(L.GRU(2, stateful=True, name="m")), None, "'m' .GRU. keeps its state from batch to batch"),
+        (lambda: kept_state(L.Bidirectional(L.GRU(2, stateful=True), name="m")), None, "keeps its state from batch to"),
     ],
 )
 def test_refusals(build, handlers, message):

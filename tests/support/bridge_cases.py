@@ -78,6 +78,12 @@ def adapted():
     return chain((3,), norm, L.Dense(2))
 
 
+def adapted_inside():
+    norm = L.Normalization()
+    norm.adapt(np.random.default_rng(1).normal(3, 2, (50, 3)).astype("float32"))
+    return chain((4, 3), L.TimeDistributed(norm), L.Dense(2))
+
+
 def frozen_part():
     base = chain((4,), L.Dense(4), L.BatchNormalization())
     base.trainable = False
@@ -102,6 +108,7 @@ CASES = {
     "embedding": embedding,
     "states": states,
     "adapted": adapted,
+    "adapted inside of a wrapper": adapted_inside,
     "frozen part": frozen_part,
     "mixed": mixed,
     "strange names": strange_names,
