@@ -49,10 +49,14 @@ SIGNED = (Scale("(inputs + 1) * 127.5", -1.0, 1 / 127.5), Scale("(inputs + 1) / 
 
 
 class Finding(NamedTuple):
-    """A sentence about inputs in the wrong range, and the change that fits."""
+    """A sentence about inputs in the wrong range, and the change that fits.
+
+    `measured`: by accuracy or a batch normalization, and not guessed from what a layer receives.
+    """
 
     sentence: str
     scale: Scale
+    measured: bool = True
 
 
 # -- mean and std -----------------------------------------------------------------------------------------------------
@@ -233,11 +237,26 @@ def _is_trained(norm: "keras.layers.BatchNormalization") -> bool:
     return bool((mean != 0).any() or (variance != 1).any())
 
 
-def is_plain(model: "keras.Model", images: np.ndarray, subject: str) -> bool:
-    """Whether the layers of a model show that raw pixels are right for it: then its accuracies are not compared."""
+def find(
+    images: np.ndarray,
+    subject: str,
+    model: "keras.Model | None" = None,
+    predict: Callable[[np.ndarray], np.ndarray] | None = None,
+    labels: np.ndarray | None = None,
+) -> Finding | None:
+    """Whether a trained model gets images in another range than it expects.
+
+    The statistics of a batch normalization decide, else accuracy, where there are labels `[n]` and `predict`, else what
+    the first layer with weights receives. A model whose layers show that raw pixels are right does not predict at all.
+    """
     from kdistill.networks.keras_internals import graph_of
 
-    return other_scales(images) is RAW and graph_of(model) is not None and look_into(model, images, subject) is None
+    finding = None if model is None else look_into(model, images, subject)
+    if labels is None or predict is None or (finding and finding.measured):
+        return finding
+    if finding is None and model is not None and graph_of(model) is not None and other_scales(images) is RAW:
+        return None
+    return compare_accuracies(predict, images, labels, subject)[1]
 
 
 def _by_statistics(model, images: np.ndarray, first: dict, subject: str) -> Finding | None:
@@ -294,13 +313,14 @@ def _by_contrast(images: np.ndarray, first: dict, subject: str) -> Finding | Non
     scales = other_scales(images)
     if low >= 0 and high >= UNSCALED and not isinstance(layer, keras.layers.BatchNormalization):
         received = f"receives inputs from {low:g} to {high:g}: they look unscaled."
-        return Finding(f"The layer '{layer.name}' of {subject} {received}", RAW[0])
+        return Finding(f"The layer '{layer.name}' of {subject} {received}", RAW[0], measured=False)
     contrast = np.ptp(values.reshape(-1, values.shape[-1]), axis=0).max()
     if scales in (UNIT, SIGNED) and np.ptp(images) > SQUEEZED and contrast < SQUEEZED * max(1, abs(low), abs(high)):
         return Finding(
             f"The images are from {images.min():g} to {images.max():g}, and {subject} scales them itself: its layer "
             f"'{layer.name}' receives inputs from {low:.4g} to {high:.4g}, almost without contrast.",
             scales[0],
+            measured=False,
         )
     return None
 
@@ -323,7 +343,7 @@ def range_warning(
         images: `[n, height, width, channels]`; as many as are needed are read.
         subject: names the model, such as "the model 'net'".
         model: The model, if it is one of Keras.
-        predict: images -> scores `[n, classes]`. With it and labels, accuracy decides, else what the layers receive.
+        predict: images -> scores `[n, classes]`, for the accuracy, see `find`.
         labels: Classes `[n]`; below 0 means "unlabeled". Other labels count as none.
         stated: The mean and std that were passed. Then accuracy alone may object.
         labeled: The number of images on which accuracies are compared, at most.
@@ -336,12 +356,9 @@ def range_warning(
     if len(places) == 0:
         return None
     numbers = images[places] if stated is None else normalized(images[places], *stated)
-    finding = None
-    if len(labels):
-        if model is None or not is_plain(model, numbers, subject):
-            finding = compare_accuracies(predict, numbers, labels[places], subject)[1]
-    elif model is not None and stated is None:
-        finding = look_into(model, numbers, subject)
+    finding = find(
+        numbers, subject, model if stated is None else None, predict, labels[places] if len(labels) else None
+    )
     return None if finding is None else f"{finding.sentence} {_advice(finding.scale, stated)}"
 
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from support.ranges import PIXELS, RANGES, brightness, convolution, fitted
 
 from kdistill.errors import InputError
 from kdistill.teachers.input_range import (
@@ -19,24 +20,13 @@ from kdistill.teachers.input_range import (
     range_warning,
 )
 
-RANDOM = np.random.default_rng(0)
-PIXELS = RANDOM.integers(0, 256, (80, 10, 10, 3)).astype(np.uint8)
-RANGES = {"raw": PIXELS.astype("float32"), "unit": PIXELS / 255.0, "signed": PIXELS / 127.5 - 1}
+RANDOM = np.random.default_rng(1)
 FITTING = {  # what a model was trained on, and what it gets -> the change that fits
     ("unit", "raw"): RAW[0],
     ("signed", "raw"): RAW[1],
     ("raw", "unit"): UNIT[0],
     ("raw", "signed"): SIGNED[0],
 }
-
-
-def fitted(model: keras.Model, own: np.ndarray) -> keras.Model:
-    """The model with the statistics of these images in all its batch normalizations, from the inside out."""
-    for _ in range(2):
-        for norm in [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]:
-            norm.momentum = 0.0
-        model(own, training=True)
-    return model
 
 
 def subclassed(inner: keras.Model) -> keras.Model:
@@ -51,17 +41,6 @@ def subclassed(inner: keras.Model) -> keras.Model:
     model = Subclassed()
     model(np.zeros((1, 10, 10, 3)))
     return model
-
-
-def convolution(*before, bias: bool = False, relu: bool = False) -> keras.Model:
-    keras.utils.set_random_seed(1)
-    middle = [
-        layers.Conv2D(8, 3, use_bias=bias),
-        *([layers.ReLU()] if relu else []),
-        layers.BatchNormalization(name="norm"),
-    ]
-    end = [layers.ReLU(), layers.GlobalAveragePooling2D(), layers.Dense(3, name="last")]
-    return keras.Sequential([keras.Input((10, 10, 3)), *before, *middle, *end], name="net")
 
 
 def nested() -> keras.Model:
@@ -151,18 +130,6 @@ def test_models_that_cannot_be_looked_into():
     assert look_into(convolution(), PIXELS[:, :2, :2], "it") is None  # images that the model does not take
     two = [keras.Input((4,)), keras.Input((4,))]
     assert look_into(keras.Model(two, layers.Dense(2)(layers.add(two))), PIXELS, "it") is None
-
-
-def brightness(classes: int, own: str):
-    """Images of one brightness for each class, raw, and a model that tells them apart in the range `own`."""
-    labels = np.arange(120) % classes
-    levels = (np.arange(classes) + 0.5) / classes * 255
-    images = np.broadcast_to(levels[labels][:, None, None, None], (120, 4, 4, 1)).astype(np.uint8)
-    centers = {"raw": levels, "unit": levels / 255, "signed": levels / 127.5 - 1}[own]
-    image = keras.Input((4, 4, 1))
-    model = keras.Model(image, layers.Dense(classes, name="last")(layers.GlobalAveragePooling2D()(image)), name="net")
-    model.layers[-1].set_weights([2 * centers[None], -(centers**2)])
-    return model, images, labels
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
