@@ -220,7 +220,7 @@ class _Trainer:
         history = finetune.fit(
             wrapped,
             self.batches,
-            self.loss,
+            self.loss.of_step(step),
             epochs=self.stage.epochs,
             learning_rate=self.stage.learning_rate,
             callbacks=tfmot.callbacks(step),

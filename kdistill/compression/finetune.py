@@ -1,5 +1,6 @@
 """Fine-tunes a tf_keras network in tfmot's wrappers on labels and on a frozen Keras 3 teacher."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from kdistill.data.batches import PREFETCH, without_autotuning
 from kdistill.distillation.losses import hard_cross_entropy
 from kdistill.distillation.step_loss import is_labeled, is_right, step_loss
 from kdistill.errors import CheckFailed
-from kdistill.networks.heads import SMALLEST_PROBABILITY
+from kdistill.networks.heads import SMALLEST_PROBABILITY, TINIEST
 from kdistill.recipe import Term
 
 Predict = Callable[[tf.Tensor], tf.Tensor]
@@ -70,6 +71,7 @@ class StudentLoss:
         terms: Mapping[str, Term] | None = None,
     ):
         self._teacher, self._probabilities, self._terms = teacher, probabilities, dict(terms or {})
+        self._smallest = TINIEST
         self._numbers = {"distillation_weight": distillation_weight}
         if "kd" not in self._terms:
             self._numbers["temperature"] = temperature
@@ -79,10 +81,16 @@ class StudentLoss:
             self._numbers |= {f"{name}.{key}": schedule for key, schedule in schedules.items()}
         self.names = tuple(dict.fromkeys(("loss", "hard", "kd", *self._terms, "accuracy")))
 
+    def of_step(self, step: str) -> "StudentLoss":
+        """The loss for a step of a scheme: in quantization-aware training small probabilities are rounded to 0."""
+        loss = copy.copy(self)
+        loss._smallest = SMALLEST_PROBABILITY if step == "qat" else TINIEST
+        return loss
+
     def __call__(self, images, labels, outputs, step) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         # log p are logits of p: the softmax of a quantized network does not give its own.
         logits = (
-            tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), SMALLEST_PROBABILITY))
+            tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), self._smallest))
             if self._probabilities
             else outputs
         )
