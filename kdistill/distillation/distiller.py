@@ -7,15 +7,21 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from kdistill.distillation.pairing import (
+    check_pair,
+    check_shared_layers,
+    other_classes,
+    teacher_failed,
+    warn_if_swapped,
+)
 from kdistill.distillation.step_loss import step_loss
 from kdistill.distillation.supervised import Supervised
 from kdistill.distillation.terms import in_steps, term_in_steps
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import as_logits, class_count
+from kdistill.networks.heads import as_logits, check_shape
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Distill, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE, check_term, teacher_taps
-from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -39,10 +45,17 @@ class Distiller(Supervised):
         terms: a dict of named `Term`s. Each is added to the loss and logged under its name. A term named `kd` replaces
             the KL: `w` weighs it, and there is no `temperature`.
         teacher_weights: one positive number per teacher of a list.
+        outputs: what the student gives: `logits`, or `probabilities` (whose rows are normalized). None: its first
+            outputs show it. For a teacher: `Adapted(teacher, outputs=...)`.
+
+    The outputs of both are those of exclusive classes: logits or, however they come about, probabilities, of which the
+    logarithm is taken. Sigmoids and other numbers are refused in the first step.
 
     Raises:
-        InputError: a setting is out of range or has no effect, a term names an unknown loss or layer, or student and
-            teacher have different numbers of classes.
+        InputError: a setting is out of range or has no effect, a term names an unknown loss or layer, student and
+            teacher have different numbers of classes or different inputs, or share a layer that is trained.
+
+    Warns (`UserWarning`) of a student that is larger than its teacher, as after (teacher, student).
 
     Example:
         distiller = Distiller(student, teacher, distillation_weight=0.9, temperature=4.0)
@@ -68,12 +81,14 @@ class Distiller(Supervised):
         temperature: float | Schedule | None = None,
         terms: dict[str, Term] | None = None,
         teacher_weights: Sequence[float] | None = None,
+        outputs: str | None = None,
         **kwargs,
     ):
         terms = dict(terms or {})
         for name, term in terms.items():
             check_term(name, term, (Schedule,))
-        super().__init__(student, ("hard", "kd", *(name for name in terms if name != "kd")), **kwargs)
+        parts = ("hard", "kd", *(name for name in terms if name != "kd"))
+        super().__init__(student, parts, outputs=outputs, **kwargs)
         self._schedules, self._numbers = {}, {}
         self._terms = terms
         self._teacher_weights = teacher_weights
@@ -102,8 +117,10 @@ class Distiller(Supervised):
             self._tapped = lambda inputs, training: model(inputs, training=training)
         if not any(isinstance(term.projector, str) for term in terms.values()):
             self._add_projectors({})
+        self._check_teacher = None
         if teacher is not None:
             self.set_teacher(teacher)
+            warn_if_swapped(student, teacher)
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -113,19 +130,13 @@ class Distiller(Supervised):
     def set_teacher(self, teacher) -> None:
         """Replaces the teacher. A Distiller that was loaded from a file needs this before it can train.
 
-        Raises `InputError` if the teacher is the student itself, or has another number of classes.
+        Raises `InputError` if the teacher is the student itself, shares a trained layer with it, or has another number
+        of classes or other inputs.
         """
-        teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-        if any(item is self.student or getattr(item, "teacher", None) is self.student for item in teachers):
-            raise InputError("teacher and student are the same model. Give the student a network of its own.")
-        expected = class_count(self.student)
-        for item in teachers:
-            model = item.teacher if isinstance(item, Adapted) else item
-            received = class_count(model) if isinstance(model, keras.Model) else None
-            if expected is not None and received is not None and expected != received:
-                raise _other_classes(expected, received)
-        # A function: Keras would track a model that is an attribute, and save it with the student.
+        check_pair(self.student, teacher)
+        # Functions: Keras would track a model that is an attribute, and save it with the student.
         self._teach = frozen(teacher, self._teacher_weights, teacher_taps(self._terms))
+        self._check_teacher = lambda: check_shared_layers(self, teacher)
         if len(self._projectors) < sum(term.projector is not None for term in self._terms.values()):
             outputs = tf.function(self._teach).get_concrete_function(self._input_spec).structured_outputs
             with self.distribute_strategy.scope():
@@ -210,10 +221,11 @@ class Distiller(Supervised):
         return tf.convert_to_tensor(self._numbers[name])
 
     def get_config(self):
-        own = ("distillation_weight", "temperature")
-        schedules = {n: keras.saving.serialize_keras_object(s) for n, s in self._schedules.items() if n in own}
+        own = [name for name in ("distillation_weight", "temperature") if name in self._numbers]
+        numbers = {name: self._schedules.get(name, float(self._numbers[name])) for name in own}
+        numbers = {name: keras.saving.serialize_keras_object(value) for name, value in numbers.items()}
         terms = [[name, self._term_config(name, term)] for name, term in self._terms.items()]
-        return {**super().get_config(), **schedules, "terms": terms, "teacher_weights": self._teacher_weights}
+        return {**super().get_config(), **numbers, "terms": terms, "teacher_weights": self._teacher_weights}
 
     def _term_config(self, name: str, term: Term) -> dict:
         def current(key, default):
@@ -227,7 +239,6 @@ class Distiller(Supervised):
 
     @classmethod
     def from_config(cls, config):
-        # The saved variables contain the numbers; only schedules are rebuilt.
         config = dict(config)
         for name in ("distillation_weight", "temperature"):
             if name in config:
@@ -236,6 +247,20 @@ class Distiller(Supervised):
         config["terms"] = {name: Term(**keras.saving.deserialize_keras_object(item)) for name, item in terms}
         return super().from_config(config)
 
+    def _check_models(self):
+        super()._check_models()
+        if self._check_teacher is not None:  # again, because a shared layer that was frozen may be trainable by now
+            self._check_teacher()
+
+    def _check_without_labels(self):
+        with tf.init_scope():  # the number itself, also while a step is traced
+            weight = "a schedule" if "distillation_weight" in self._schedules else f"{self.distillation_weight:g}"
+        if weight != "1":
+            raise InputError(
+                f"The data has no labels, but the distillation weight is {weight}: the student learns from labels too. "
+                "Call fit(x, y), or learn from the teacher alone: Distiller(..., distillation_weight=1.0)."
+            )
+
     def _forward(self, inputs, training):
         if not any(term.student_tap for term in self._terms.values()):
             return super()._forward(inputs, training)
@@ -243,7 +268,8 @@ class Distiller(Supervised):
         features = {}
         for name, term in self._terms.items():
             if term.student_tap:
-                tap = as_logits(outputs["logits"]) if term.student_tap == "logits" else outputs[term.student_tap]
+                tap = outputs[term.student_tap]
+                tap = self._logits(inputs, tap) if term.student_tap == "logits" else tap
                 projector = self._projectors.get(name)
                 features[name] = tap if projector is None else projector(tap, training=training)
         return outputs["logits"], features
@@ -256,38 +282,48 @@ class Distiller(Supervised):
                     f"The terms {', '.join(tapping)} need layers of the teacher, which stored teacher logits do not "
                     "contain. Fit on labels alone, so that the teacher runs, or remove these terms."
                 )
-            return tf.cast(teacher_logits, tf.float32)
+            check_shape(teacher_logits, "'teacher_logits' of the data")
+            return as_logits(tf.cast(teacher_logits, tf.float32))  # they may be probabilities after all
         if self._teach is None:
             raise InputError(
                 "This Distiller has no teacher (a saved one contains none). Call distiller.set_teacher(teacher) and "
                 "compile again, fit on targets with its logits, {'labels': ..., 'teacher_logits': ...}, or use "
                 "distiller.student to predict."
             )
-        return self._teach(inputs)
+        try:
+            return self._teach(inputs)
+        except InputError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            if tf.executing_eagerly():
+                raise
+            raise teacher_failed(error) from error
 
     def _loss_parts(self, batch, outputs, features):
-        student_logits, teacher_logits = as_logits(outputs), _logits(batch.targets)
+        student_logits, teacher_logits = self._logits(batch.inputs, outputs), _logits(batch.targets)
         if student_logits.shape[-1] != teacher_logits.shape[-1]:
-            raise _other_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+            raise other_classes(student_logits.shape[-1], teacher_logits.shape[-1])
         pairs = {name: (tap, batch.targets[self._terms[name].teacher_tap]) for name, tap in features.items()}
         settings = {name: self._value(name) for name in self._numbers}
         hard = self._hard(batch, outputs)
         return step_loss(hard, student_logits, teacher_logits, batch.labels, settings, self._terms, pairs)
 
     def _hits(self, batch, outputs):
-        same = tf.argmax(as_logits(outputs), axis=-1) == tf.argmax(_logits(batch.targets), axis=-1)
+        logits, teacher_logits = self._logits(batch.inputs, outputs), _logits(batch.targets)
+        same = tf.argmax(logits, axis=-1) == tf.argmax(teacher_logits, axis=-1)
         return {**super()._hits(batch, outputs), "agreement": tf.cast(same, tf.float32)}
 
 
 def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int) -> Distiller:
     """The Distiller of a recipe, with schedules over a training of `steps` steps."""
-    return Distiller(
+    distiller = Distiller(
         student,
-        teacher,
         distillation_weight=in_steps(distill.distillation_weight, steps),
         temperature=in_steps(distill.temperature, steps),
         terms={name: term_in_steps(term, steps) for name, term in distill.terms.items()},
     )
+    distiller.set_teacher(teacher)  # not in the constructor: a recipe names the roles, so a large student is no mistake
+    return distiller
 
 
 def _logits(targets) -> tf.Tensor:
@@ -320,10 +356,3 @@ def _projector(name: str, kind: str, student: tuple, teacher: tuple, policy) -> 
     if kind == "conv1x1":
         return keras.layers.Conv2D(teacher[-1], 1, dtype=policy, name=f"{name}_projector")
     return keras.layers.Dense(teacher[-1], dtype=policy, name=f"{name}_projector")
-
-
-def _other_classes(student: int, teacher: int) -> InputError:
-    return InputError(
-        f"The student has {student} classes, the teacher {teacher}. Give both models one output for each class, "
-        "in the same order."
-    )

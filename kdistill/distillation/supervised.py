@@ -4,28 +4,21 @@ It handles what is easy to get wrong: division by the global batch, loss scaling
 regularization losses, sample weights, and a step counter that also counts the scaled steps that are skipped.
 """
 
-from typing import NamedTuple
+import functools
+import inspect
 
 import keras
 import tensorflow as tf
 
-from kdistill.distillation import losses
+from kdistill.distillation import arguments, losses
+from kdistill.distillation.batch import Batch, ClassWeights, as_tensors, example_weights, is_real, split_targets
+from kdistill.distillation.hard_loss import HardLoss
 from kdistill.distillation.step_loss import are_classes, is_labeled, is_right
 from kdistill.errors import InputError
-from kdistill.networks.heads import as_logits
-from kdistill.networks.keras_internals import OwnBuild, loss_tracker, user_metrics
-
-
-class Batch(NamedTuple):
-    """The data of a step and its counts: `count` and `labeled` on this replica, `share` over all of them."""
-
-    inputs: object
-    labels: tf.Tensor
-    weights: tf.Tensor  # [batch], ones without sample weights
-    targets: object  # what the student learns from besides labels: the teacher's outputs; no gradient flows into them
-    count: tf.Tensor  # the examples, without padding
-    labeled: tf.Tensor  # the examples with a label
-    share: tf.Tensor  # labeled examples of all examples, over all replicas
+from kdistill.networks.heads import check_stated, class_count, subject_of
+from kdistill.networks.keras_internals import OwnBuild, loss_tracker
+from kdistill.networks.precision import check_not_quantized
+from kdistill.teachers.first_look import FirstLook
 
 
 @keras.saving.register_keras_serializable(package="kdistill")
@@ -40,6 +33,7 @@ class Supervised(OwnBuild, keras.Model):
     Args:
         student: the model to train, `supervised.student` afterwards. It may end in logits or in softmax.
         parts: the names of the parts of the loss that are logged.
+        outputs: what the student gives, `logits` or `probabilities`. None: its first outputs show it.
 
     Example:
         model = Supervised(student)
@@ -49,12 +43,19 @@ class Supervised(OwnBuild, keras.Model):
 
     _rates = ("accuracy",)
 
-    def __init__(self, student: keras.Model, parts: tuple[str, ...] = ("hard",), **kwargs):
+    def __init__(
+        self, student: keras.Model, parts: tuple[str, ...] = ("hard",), *, outputs: str | None = None, **kwargs
+    ):
+        own = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
+        arguments.check_names(type(self).__name__, kwargs, [*own, *arguments.LAYER_ARGUMENTS])
         if not isinstance(student, keras.Model):
             raise InputError(f"student expects a keras.Model, received {student!r}.")
+        check_not_quantized(student, allowed=("float8",))  # which Keras trains in; integers do not train
+        check_stated(outputs)
         kwargs.setdefault("dtype", student.dtype_policy)  # compile() adds loss scaling by this model's own policy
         super().__init__(**kwargs)
         self.student = student
+        self._first_look = FirstLook(lambda x: student(x, training=False), subject_of(student, "student"), outputs)
         self.part_names = tuple(parts)
         self.global_step = self.add_weight(name="global_step", shape=(), dtype="int64", trainable=False)
         # The first step at which the loss and each part was not finite, else -1. See callbacks.StopWhenNotFinite.
@@ -67,7 +68,7 @@ class Supervised(OwnBuild, keras.Model):
             trainable=False,
         )
         self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *self.part_names, *self._rates)]
-        self.hard_loss = None
+        self.hard_loss = self._loss_weight = self._class_weights = None
         if student.built:
             self.built = True
 
@@ -79,23 +80,127 @@ class Supervised(OwnBuild, keras.Model):
             self.student.build(input_shape)
         self.built = True
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """As `keras.Model.compile`. `loss`: a Keras loss on (labels, outputs); None is cross-entropy on logits."""
-        self.hard_loss = keras.losses.get(loss) if loss is not None else None
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, **kwargs):
+        """As `keras.Model.compile`.
+
+        Args:
+            loss: a Keras loss on (labels, outputs), `hard` in the logs; None is cross-entropy on logits.
+            loss_weights: a factor of `hard`.
+            metrics, weighted_metrics: metrics of (labels, outputs) over the labeled examples.
+
+        Raises:
+            InputError: an argument that Keras does not have, more than one loss, a metric with a name that is logged
+                already.
+        """
+        arguments.check_names("compile", kwargs, inspect.signature(super().compile).parameters)
+        outputs = getattr(self.student, "output_names", ())
+        loss = arguments.only("loss", loss, outputs)
+        loss_weights = arguments.loss_weight(arguments.only("loss_weights", loss_weights, outputs))
+        metrics, weighted_metrics = (
+            arguments.own_metrics(argument, outputs, [tracker.name for tracker in self._trackers])
+            for argument in (metrics, weighted_metrics)
+        )
+        if metrics:  # `accuracy` is logged in any case, with the values that Keras would give
+            metrics = [metric for metric in metrics if metric != "accuracy"] or None
+        self.hard_loss = None if loss is None else HardLoss(loss)
+        self._loss_weight = loss_weights
+        self._first_look.kind = None  # of numbers that tell nothing, the loss decides
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)  # so that its slots are loaded from the file
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        self._check_models()
+        self._check_targets(given)
+        self._set_class_weights(given.pop("class_weight", None))
+        directions = {tracker.name: "max" if tracker.name in self._rates else "min" for tracker in self._trackers}
+        arguments.set_directions(given.get("callbacks"), directions)
+        with arguments.readable_errors():
+            return super().fit(**given)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        given = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
+        if not given.get("kwargs"):  # in `fit`, which has checked its validation data
+            self._check_targets(given)
+        with arguments.readable_errors():
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        given = inspect.signature(super().train_on_batch).bind(*args, **kwargs).arguments
+        self._check_models()
+        self._check_targets(given)
+        self._set_class_weights(given.pop("class_weight", None))
+        with arguments.readable_errors():
+            return super().train_on_batch(**given)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        self._check_targets(inspect.signature(super().test_on_batch).bind(*args, **kwargs).arguments)
+        with arguments.readable_errors():
+            return super().test_on_batch(*args, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """As `keras.Model.export`, of the student: a file contains no teacher and nothing of the training."""
+        self.student.export(filepath, *args, **kwargs)
+
+    def _check_models(self):
+        """Raises `InputError` for a student that cannot be trained."""
+        if self.student.built and not self.trainable_variables:
+            raise InputError(
+                f"The student '{self.student.name}' has no trainable weights. Set student.trainable = True, or that of "
+                "some of its layers, and compile again."
+            )
+
+    def _check_targets(self, given: dict):
+        """Checks the labels that `fit` and the like receive, as far as they are arrays."""
+        classes = class_count(self.student)
+        if classes == 1:  # the step explains what to do with a single output
+            return
+        arguments.check_labels(given.get("y"), classes)
+        validation = given.get("validation_data")
+        if isinstance(validation, (list, tuple)) and len(validation) > 1:
+            arguments.check_labels(validation[1], classes, "validation_data")
+
+    def _set_class_weights(self, class_weight):
+        """Weighs the examples by their class in the step: Keras's own way takes neither dicts nor class -1."""
+        class_weights = ClassWeights.of(class_weight)
+        if class_weights != self._class_weights:
+            self._class_weights, self.train_function = class_weights, None
+
+    def _check_without_labels(self):
+        """Raises `InputError` if the data needs labels; called when a step without labels is traced."""
+        raise InputError("The student learns from labels, but the data has none. Call fit(x, y).")
+
     @property
     def metrics(self):
-        own = list(self._trackers)
-        extra = [m for m in super().metrics if m is not loss_tracker(self) and all(m is not t for t in own)]
-        return own + extra
+        # Those of `compile` have no result before the first batch with labels.
+        return [*self._trackers, *(metric for metric in self._user_metrics() if getattr(metric, "built", True))]
+
+    def _user_metrics(self) -> list:
+        own = [loss_tracker(self), *self._trackers]
+        return [metric for metric in super().metrics if all(metric is not other for other in own)]
 
     def get_config(self):
-        return {"name": self.name, "student": keras.saving.serialize_keras_object(self.student)}
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+            "outputs": self._first_look.stated,
+            "student": keras.saving.serialize_keras_object(self.student),
+        }
 
     @classmethod
     def from_config(cls, config):
@@ -106,16 +211,38 @@ class Supervised(OwnBuild, keras.Model):
     # -- the step ---------------------------------------------------------------------------------------------------
 
     def _hard(self, batch: Batch, outputs) -> tf.Tensor:
-        """The loss on labels, `[batch]`, scaled so that its mean over all examples is the mean over the labeled."""
+        """The loss on labels, `[batch]`, scaled so that its mean over all examples is its reduction over the labeled.
+
+        The reduction is the mean, or what the loss passed to `compile` says.
+        """
+        logits = self._logits(batch.inputs, outputs)
+        width = getattr(outputs, "shape", (None,))[-1]
+        if width is not None and not are_classes(batch.labels) and batch.labels.shape[-1] != width:
+            raise arguments.other_width(batch.labels.shape[-1], width)
         if self.hard_loss is None:
-            per_example = losses.hard_cross_entropy(batch.labels, as_logits(outputs))
+            per_example = losses.hard_cross_entropy(batch.labels, logits)
         else:
-            labels, labeled = batch.labels, is_labeled(batch.labels)
-            if are_classes(labels):  # a Keras loss accepts no class below 0
-                labels = tf.maximum(labels, tf.zeros_like(labels))
-            per_example = getattr(self.hard_loss, "call", self.hard_loss)(labels, outputs)
-            per_example = tf.where(labeled > 0, tf.cast(per_example, tf.float32), tf.zeros_like(labeled))
-        return tf.math.divide_no_nan(tf.cast(per_example, tf.float32), batch.share)
+            per_example = self.hard_loss(batch.labels, outputs)
+        if self._is_mean:
+            hard = tf.math.divide_no_nan(tf.cast(per_example, tf.float32), batch.share)
+        else:
+            hard = per_example * _sum_over_replicas(batch.count)
+            if self.hard_loss.reduction == "weighted mean":
+                weights = tf.reduce_sum(batch.weights * is_labeled(batch.labels))
+                hard = tf.math.divide_no_nan(hard, _sum_over_replicas(weights))
+        return hard if self._loss_weight is None else self._loss_weight * hard
+
+    @property
+    def _is_mean(self) -> bool:
+        """Whether `hard` is a mean over the labeled examples, each with its sample weight."""
+        return self.hard_loss is None or self.hard_loss.reduction == "mean"
+
+    def _logits(self, inputs, outputs) -> tf.Tensor:
+        """The logits `[batch, classes]` of the student's outputs for these inputs."""
+        logits = self._first_look.logits(outputs, inputs, otherwise=self.hard_loss and self.hard_loss.takes)
+        if self.hard_loss is not None:
+            self.hard_loss.check_outputs(outputs, self._first_look)
+        return logits
 
     def _forward(self, inputs, training: bool) -> tuple:
         """The student's outputs, and its features by the name of the term that compares them."""
@@ -128,7 +255,7 @@ class Supervised(OwnBuild, keras.Model):
 
     def _hits(self, batch: Batch, outputs) -> dict:
         """0 or 1 for each example, `[batch]`, of which the rates are the means."""
-        return {"accuracy": is_right(batch.labels, as_logits(outputs))}
+        return {"accuracy": is_right(batch.labels, self._logits(batch.inputs, outputs))}
 
     def _targets(self, inputs, teacher_logits):
         """What the student learns from besides labels, computed outside of the gradient tape.
@@ -137,17 +264,29 @@ class Supervised(OwnBuild, keras.Model):
         """
         return None
 
-    def _batch(self, data) -> Batch:
-        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        labels, teacher_logits = _split_targets(labels)
+    def _batch(self, data, class_weights: ClassWeights | None = None) -> Batch:
+        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(as_tensors(data))
+        labels, teacher_logits = split_targets(labels)
+        has_labels = labels is not None
+        if not has_labels:
+            self._check_without_labels()
+            labels = -tf.ones(tf.shape(keras.tree.flatten(inputs)[0])[:1], tf.int32)
         weights = weights["labels"] if isinstance(weights, dict) else weights  # Keras copies them to every target
-        weights = _weights(weights, labels)
-        count, labeled = tf.reduce_sum(_is_real(labels, weights)), tf.reduce_sum(is_labeled(labels))
+        if class_weights is not None:
+            if weights is not None or not has_labels:
+                raise InputError(
+                    f"class_weight expects labels without sample weights, received {'' if has_labels else 'no '}labels"
+                    f"{' with sample_weight' if weights is not None else ''}. Leave out one of them."
+                )
+            weights = class_weights.of_labels(labels)
+        weights = example_weights(weights, labels)
+        count, labeled = tf.reduce_sum(is_real(labels, weights)), tf.reduce_sum(is_labeled(labels))
         share = tf.math.divide_no_nan(_sum_over_replicas(labeled), _sum_over_replicas(count))
-        return Batch(inputs, labels, weights, self._targets(inputs, teacher_logits), count, labeled, share)
+        targets = self._targets(inputs, teacher_logits)
+        return Batch(inputs, labels, weights, targets, count, labeled, share, has_labels)
 
     def train_step(self, data):
-        batch = self._batch(data)
+        batch = self._batch(data, self._class_weights)
         with tf.GradientTape() as tape:
             outputs, features = self._forward(batch.inputs, training=True)
             total, parts = self._loss_parts(batch, outputs, features)
@@ -197,22 +336,30 @@ class Supervised(OwnBuild, keras.Model):
         safe = tf.maximum(count, 1.0)
         values = {"loss": tf.reduce_sum(total * weights) / safe + penalty}
         values |= {name: tf.reduce_sum(part * weights) / safe for name, part in parts.items()}
-        # `hard` is scaled by the share over all replicas; this replica logs the mean over its own labels.
-        values["hard"] = values["hard"] * batch.share * safe / tf.maximum(batch.labeled, 1.0)
+        if self._is_mean:
+            # `hard` is scaled by the share over all replicas; this replica logs the mean over its own labels.
+            values["hard"] = values["hard"] * batch.share * safe / tf.maximum(batch.labeled, 1.0)
         for tracker in self._trackers:
             if tracker.name in values:
-                examples = batch.labeled if tracker.name == "hard" else count
+                examples = batch.labeled if tracker.name == "hard" and self._is_mean else count
                 total = values[tracker.name] * examples
             else:
-                mask = is_labeled(labels) if tracker.name == "accuracy" else _is_real(labels, weights)
+                mask = is_labeled(labels) if tracker.name == "accuracy" else is_real(labels, weights)
                 total, examples = tf.reduce_sum(hits[tracker.name] * mask), tf.reduce_sum(mask)
             # update_state in a fifth of the operations, which makes training a small student measurably faster.
             tracker.total.assign(tracker.total + total)
             tracker.count.assign(tracker.count + examples)
-        for metric in super().metrics:
-            if metric is not loss_tracker(self) and all(metric is not tracker for tracker in self._trackers):
+        user_metrics = self._user_metrics()
+        if user_metrics and batch.has_labels:
+            if are_classes(labels):
+                labeled = is_labeled(labels) > 0
+                labels, outputs, weights = (tf.boolean_mask(value, labeled) for value in (labels, outputs, weights))
+            for metric in user_metrics:
                 metric.update_state(labels, outputs, sample_weight=weights)
         logs = self.get_metrics_result()
+        if not batch.has_labels:  # what needs labels would be 0, which looks like a result
+            names = {tracker.name for tracker in self._trackers} - {"hard", "accuracy"}
+            logs = {name: value for name, value in logs.items() if name in names}
         if _several_workers():  # Keras reduces logs over workers along their first axis, which a scalar does not have
             return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
         return logs
@@ -232,10 +379,10 @@ class Supervised(OwnBuild, keras.Model):
                 "On several replicas TensorFlow crashes with steps_per_execution above 1 or jit_compile=True. "
                 f"Leave out steps_per_execution={self.steps_per_execution}, jit_compile={self.jit_compile}."
             )
-        if user_metrics(self):
+        if self._user_metrics():
             raise InputError(
                 "On several replicas a Distiller logs its own metrics only (loss, hard, kd, accuracy, agreement). "
-                "Leave metrics= out of compile()."
+                "Leave metrics= and weighted_metrics= out of compile()."
             )
 
 
@@ -251,24 +398,3 @@ def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     if _replicas() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
-def _split_targets(targets) -> tuple:
-    """Labels, and the teacher's logits or None, of targets that may be `{"labels": ..., "teacher_logits": ...}`."""
-    if not isinstance(targets, dict):
-        return targets, None
-    if targets.keys() != {"labels", "teacher_logits"}:
-        raise InputError(
-            f"A dict of targets expects the keys 'labels' and 'teacher_logits', received {', '.join(targets)}."
-        )
-    return targets["labels"], targets["teacher_logits"]
-
-
-def _weights(weights, labels) -> tf.Tensor:
-    examples = tf.shape(labels)[:1]
-    return tf.ones(examples) if weights is None else tf.reshape(tf.cast(weights, tf.float32), examples)
-
-
-def _is_real(labels, weights) -> tf.Tensor:
-    """1 for every example, 0 for padding, which has neither a label nor a weight, `[batch]`."""
-    return tf.maximum(is_labeled(labels), tf.cast(weights != 0, tf.float32))

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from support.small_models import corners, network
 
 import kdistill
@@ -69,6 +70,37 @@ def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
         measured = evaluate(each, EXAMPLES, logits)
         for key in ("accuracy", "agreement", "kl", "ece"):
             assert measured[key] == pytest.approx(plain[key], abs=tolerance)
+
+
+def test_examples_may_be_a_pair_with_labels_of_every_form(model, files):
+    images, labels = EXAMPLES.images, np.where(np.arange(300) % 5, EXAMPLES.labels, (EXAMPLES.labels + 1) % 4)
+    expected = evaluate(model, kdistill.Examples(images, labels))["accuracy"]
+    assert 0.5 < expected < 0.9
+    for form in (labels, labels[:, None], np.eye(4)[labels], labels.astype("float32"), labels.tolist()):
+        assert evaluate(model, (images, form))["accuracy"] == expected
+    assert evaluate(files / "model.tflite", [tf.constant(images), labels])["accuracy"] == pytest.approx(expected)
+    for wrong, message in (
+        ((images, labels[:9]), "as many images as labels, received 300 and 9"),
+        (images, r"Examples or a pair \(images, labels\), received ndarray"),
+        (tf.data.Dataset.from_tensor_slices((images, labels)), "Collect the batches"),
+        ((images, labels + 0.5), "whole numbers from 0 to 3"),
+        ((images, labels + 1), "whole numbers from 0 to 3.*from 1 to 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, wrong)
+
+
+def test_of_a_distiller_its_student_is_measured(model):
+    distiller = kdistill.Distiller(model, network(filters=12))
+    found, expected = evaluate(distiller, EXAMPLES), evaluate(model, EXAMPLES)
+    assert [found[key] for key in ("accuracy", "parameters")] == [expected[key] for key in ("accuracy", "parameters")]
+
+
+def test_inputs_need_not_be_images():
+    values, labels = np.random.default_rng(0).normal(size=(64, 8)).astype("float32"), np.arange(64) % 5
+    small = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    expected = np.mean(small(values).numpy().argmax(axis=1) == labels)
+    assert evaluate(small, (values, labels))["accuracy"] == pytest.approx(expected)
 
 
 def test_a_model_of_mixed_precision_gives_float32():

@@ -1,0 +1,157 @@
+"""The loss on labels that is passed to `compile`: called as Keras calls it, but with one value for each example.
+
+A step needs the values one by one: some examples have no label, padding counts nowhere, and the mean is over the
+global batch. So Keras casts and computes, and the reduction follows here.
+"""
+
+import inspect
+import re
+
+import keras
+import tensorflow as tf
+
+from kdistill.distillation.step_loss import are_classes, is_labeled
+from kdistill.errors import InputError
+from kdistill.networks.heads import SUPPORTED
+from kdistill.networks.keras_internals import logits_before_softmax
+from kdistill.teachers.first_look import FirstLook
+
+# Keras's reductions. It trains on the sum of a loss without a reduction.
+REDUCTIONS = {
+    "sum_over_batch_size": "mean",
+    "mean": "mean",
+    "mean_with_sample_weight": "weighted mean",
+    "sum": "sum",
+    "none": "sum",
+    None: "sum",
+}
+# Losses of outputs that are not logits or probabilities of exclusive classes, by the names of Keras's functions.
+OF_NUMBERS = ("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error")
+OF_NUMBERS += ("mean_squared_logarithmic_error", "huber", "log_cosh", "poisson")
+OF_LABELS = ("binary_crossentropy", "binary_focal_crossentropy")
+NAMES_BY_LABELS = ("crossentropy", "ce")  # Keras picks the function for these names by the shape of the labels
+
+
+class HardLoss:
+    """A loss of `compile` as a function of labels and outputs that returns `[batch]`.
+
+    Args:
+        loss: a `keras.losses.Loss`, a function of (labels, outputs), or the name of one.
+
+    `reduction` is what the values become: their `mean`, their `weighted mean` (divided by the sum of the sample
+    weights), or their `sum`. `takes` is what a cross-entropy of classes expects as outputs by its `from_logits`,
+    `logits` or `probabilities`; None for other losses.
+
+    Raises:
+        InputError: something that is no loss.
+    """
+
+    def __init__(self, loss):
+        self.loss = _as_loss(loss)
+        self.reduction = REDUCTIONS[self.loss.reduction]
+        self._name, self._takes = _of_outputs(self.loss)
+        self.takes = None if self._name in OF_LABELS else self._takes
+        # The same loss without a reduction. Not copy.copy: it would save and load the loss as a Keras file.
+        self._unreduced = object.__new__(type(self.loss))
+        self._unreduced.__dict__.update(self.loss.__dict__, reduction="none")
+
+    def __call__(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """The loss of each example, float32 `[batch]`, 0 for an example without a label.
+
+        Of a loss with more than one value for an example it is their mean, or their sum if the loss is a sum. A loss
+        with one number for the whole batch gives this number for every example.
+
+        Raises:
+            InputError: the loss returns other shapes.
+        """
+        labeled = is_labeled(labels)
+        if are_classes(labels):  # a Keras loss accepts no class below 0
+            labels = tf.maximum(labels, tf.zeros_like(labels))
+        values = tf.cast(self._unreduced(labels, outputs), tf.float32)
+        if values.shape.rank == 0:
+            values = self._of_the_batch(values, labeled)
+        elif not values.shape[:1].is_compatible_with(labeled.shape):
+            raise InputError(
+                f"The loss '{self.loss.name}' returns the shape {tuple(values.shape)} for labels {tuple(labels.shape)} "
+                f"and outputs {tuple(outputs.shape)}; expected one value for each example, [batch]."
+            )
+        elif values.shape.rank > 1:
+            reduce = tf.reduce_sum if self.reduction == "sum" else tf.reduce_mean
+            values = reduce(values, axis=list(range(1, values.shape.rank)))
+        return tf.where(labeled > 0, values, tf.zeros_like(labeled))
+
+    def check_outputs(self, outputs: tf.Tensor, first_look: FirstLook) -> None:
+        """Raises `InputError` if the loss takes other outputs than the student gives.
+
+        Those of numbers and of labels take no logits of exclusive classes. `first_look` knows what the outputs are.
+        """
+        kind, subject = first_look.kind, first_look.subject
+        if kind == "logits" and not first_look.stated and self._name in OF_NUMBERS + OF_LABELS:
+            meaning = "of numbers" if self._name in OF_NUMBERS else "of labels that do not exclude each other"
+            raise InputError(
+                f"{subject} is trained with the loss {self._name}, which is one {meaning}. {SUPPORTED} Give them a "
+                "cross-entropy, or no loss, which is one. If the output contains logits of exclusive classes all the "
+                "same, state it: outputs='logits'."
+            )
+        # A loss in the outputs' own precision gets the logits that Keras keeps with them, whatever it states.
+        kept = logits_before_softmax(outputs) is not None and outputs.dtype == self.loss.dtype
+        if None not in (kind, self._takes) and kind != self._takes and not kept:
+            raise InputError(
+                f"{subject} gives {kind}, but the loss {self._name} takes {self._takes} "
+                f"(from_logits={self._takes == 'logits'}). Set from_logits={kind == 'logits'} in the loss, such as "
+                f"keras.losses.SparseCategoricalCrossentropy(from_logits={kind == 'logits'}), or give no loss."
+            )
+
+    def _of_the_batch(self, value: tf.Tensor, labeled: tf.Tensor) -> tf.Tensor:
+        if self.loss.reduction in ("sum", "mean_with_sample_weight"):
+            raise InputError(
+                f"The loss '{self.loss.name}' returns one number for the whole batch, so its reduction "
+                f"{self.loss.reduction!r} would do nothing. Return one value for each example, [batch]."
+            )
+        self.reduction = "mean"  # of equal values; a sum would count the number once for every example
+        tf.debugging.assert_greater(
+            tf.reduce_min(labeled),
+            0.0,
+            f"The loss {self.loss.name} returns one number for the whole batch, but examples of it have no label "
+            "(a class below 0), which must not count. Return one value for each example, [batch].",
+        )
+        return tf.fill(tf.shape(labeled), value)
+
+
+class _OfFunction(keras.losses.Loss):
+    """A function of (labels, outputs) with Keras's casts and its default reduction, the mean over the batch."""
+
+    def __init__(self, function):
+        name = getattr(function, "__name__", type(function).__name__)
+        super().__init__(name=re.sub(r"\W", "", name).strip("_"))  # a name of operations: "<lambda>" would not do
+        self._function = function
+
+    def call(self, y_true, y_pred):
+        return self._function(y_true, y_pred)
+
+
+def _of_outputs(loss: keras.losses.Loss) -> tuple[str, str | None]:
+    """The name of Keras's function behind a loss, or its own; and the outputs that it takes, if it states them."""
+    function = getattr(loss, "fn", getattr(loss, "_function", loss))
+    states = getattr(loss, "from_logits", None)
+    if states is None and callable(function) and not isinstance(function, keras.losses.Loss):
+        parameter = inspect.signature(function).parameters.get("from_logits")
+        states = parameter.default if parameter else None
+    name = getattr(getattr(function, "func", function), "__name__", loss.name)  # .func: of functools.partial
+    return name, {True: "logits", False: "probabilities"}.get(states)
+
+
+def _as_loss(loss) -> keras.losses.Loss:
+    if isinstance(loss, str) and loss.lower() in NAMES_BY_LABELS:
+        return _OfFunction(_crossentropy)
+    try:
+        loss = keras.losses.get(loss)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"loss expects a Keras loss, its name or a function, received {loss!r}: {error}") from error
+    return loss if isinstance(loss, keras.losses.Loss) else _OfFunction(loss)
+
+
+def _crossentropy(labels, outputs, from_logits=False):
+    if are_classes(labels):
+        return keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits)
+    return keras.losses.categorical_crossentropy(labels, outputs, from_logits)
