@@ -93,7 +93,7 @@ def as_examples(examples, name: str = "examples") -> tuple[np.ndarray | EncodedI
     """
     if isinstance(examples, Examples):
         images, labels = examples.images, examples.labels
-    elif isinstance(examples, (tuple, list)) and len(examples) == 2:
+    elif name == "examples" and isinstance(examples, (tuple, list)) and len(examples) == 2:
         images, labels = examples
     else:
         images, labels = examples, None

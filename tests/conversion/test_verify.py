@@ -52,7 +52,7 @@ ZEROS = Examples(np.zeros((8, 12, 12, 1), np.uint8), np.zeros(8, np.int32))
 
 def test_the_numbers_by_hand(file, answers):
     answers(eight(6) * 2)
-    found = check(file, eight(7), ZEROS, "npu", max_drop=0.5, min_agreement=0.5)
+    found = check(file, eight(7) * 2, ZEROS, "npu", max_drop=0.5, min_agreement=0.5)
     expected = {"accuracy": 6 / 8, "model_accuracy": 7 / 8, "drop": 1 / 8, "agreement": 7 / 8, "max_difference": 2.0}
     assert found.pop("per_class") == [{"class": 0, "images": 8, "accuracy": 6 / 8, "model_accuracy": 7 / 8}]
     assert 0.5 < found.pop("p_drop") <= 1 and found.pop("p_agreement") == 1 - 0.5**8

@@ -13,7 +13,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import Profile
 from kdistill.tflite import quantization_error
 
-EXAMPLES, IMAGES = corners(80, seed=7), corners(60).images
+EXAMPLES, IMAGES = corners(400, seed=7), corners(60).images
 INT8 = Profile("npu", "int8", "int8", "int8", batch=1, min_agreement=0.98)
 
 
