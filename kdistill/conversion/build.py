@@ -183,6 +183,8 @@ def calibration_images(images, shape: tuple[int, int, int]) -> np.ndarray:
 
     check(images is not None, "none")
     check(isinstance(images, (np.ndarray, EncodedImages)), type(images).__name__)
+    if images.ndim == 3 and shape[-1] == 1:
+        images = images[..., None]
     check(images.ndim == 4 and images.shape[1:] == shape, f"an array {images.shape}")
     check(len(images) > 0, "no image")
     check(images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating), str(images.dtype))

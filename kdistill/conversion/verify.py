@@ -97,6 +97,8 @@ def as_examples(examples, name: str = "examples") -> tuple[np.ndarray | EncodedI
         images, labels = examples
     else:
         images, labels = examples, None
+    if isinstance(images, np.ndarray) and images.ndim == 3:  # gray images without a channel
+        images = images[..., None]
     if not isinstance(images, (np.ndarray, EncodedImages)) or images.ndim != 4 or not len(images):
         received = f"{type(images).__name__} {getattr(images, 'shape', '')}".rstrip()
         raise InputError(

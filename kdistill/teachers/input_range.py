@@ -185,6 +185,8 @@ def first_inputs(model: "keras.Model", images: np.ndarray) -> dict[str, tuple["k
     def call(operation, *args, **kwargs):
         if graph_of(operation) is not None and len(args) == 1 and not isinstance(args[0], (dict, list, tuple)):
             return run_graph(graph_of(operation), args[0], call)
+        if isinstance(operation, keras.Model):  # a subclassed one: it may scale its inputs
+            raise _Stop
         if isinstance(operation, keras.layers.Layer) and operation.weights:
             inputs = args[0] if args else None
             if not isinstance(operation, keras.layers.Normalization):

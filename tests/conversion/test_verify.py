@@ -131,7 +131,7 @@ def test_without_labels_the_agreement_alone_is_measured(file, answers):
     "examples,message",
     [
         ("the test images", "examples expects kdistill.Examples.*received str"),
-        (np.zeros((8, 12, 12)), r"received ndarray \(8, 12, 12\)"),
+        (np.zeros((8, 144)), r"received ndarray \(8, 144\)"),
         (np.zeros((0, 12, 12, 1)), "1 image or more"),
         ((np.zeros((8, 12, 12, 1)), np.zeros(7)), r"a label for each of 8 images.*float64 \(7,\)"),
         ((np.zeros((8, 12, 12, 1)), np.array(["a"] * 8)), "whole numbers"),
