@@ -4,23 +4,28 @@ Nothing is trained here, and nothing is written, so that a refused command can b
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from kdistill.conversion import graph
+from kdistill.conversion.build import build
+from kdistill.conversion.float32 import prepare
+from kdistill.conversion.refusals import recurrent_layers
 from kdistill.data.splits import Splits
 from kdistill.distillation.distiller import Distiller, from_recipe
 from kdistill.errors import InputError
 from kdistill.files import cache_root
-from kdistill.recipe import Network, Recipe
+from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.networks import build_network, load_network
 from kdistill.teachers.blend import blend_models
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
 IMAGES = 2  # training images on which the terms are tried
+CALIBRATION_IMAGES = 32  # with which a conversion is tried
 STEPS = 100  # length of the schedules while they are tried
 
 
@@ -31,8 +36,11 @@ def check_run(
     cache: str = "auto",
     download: bool = False,
     say: Callable[[str], None] = print,
+    profiles: Sequence[Profile] = (),
 ) -> str:
     """Tries everything that a run of this recipe needs. Returns the cache to use: `auto`, `off` or a folder.
+
+    `profiles`: those for which the student will be exported.
 
     Raises `InputError` for what cannot work.
     """
@@ -56,6 +64,8 @@ def check_run(
             teacher = student
     if recipe.compress:
         _check_compression(recipe, student)
+    if profiles and not devices.strategy:
+        _check_exports(student, profiles, splits)
     return cache
 
 
@@ -83,6 +93,16 @@ def _check_compression(recipe: Recipe, student: keras.Model) -> None:
 
     for stage in recipe.compress:
         check_student(student, stage)
+
+
+def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Splits) -> None:
+    """Builds what the profiles add to the student; converts a recurrent one, which many profiles do not take."""
+    prepared = prepare(student)
+    for profile in profiles:
+        model = graph.with_normalization(prepared.model, profile)
+        graph.with_channels_and_softmax(model, profile, prepared.head.kind)
+        if recurrent_layers(prepared.model):
+            build(prepared, profile, splits.train.images[:CALIBRATION_IMAGES])
 
 
 def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:

@@ -73,7 +73,7 @@ def run(
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)
     with dtype_policy(recipe.precision):
-        cache = check_run(recipe, splits, devices, str(cache), download, say)
+        cache = check_run(recipe, splits, devices, str(cache), download, say, profiles)
         with open_folder(recipe, out, resume, devices) as folder:
             folder.settle(recipe, splits.fingerprint, force, say, str(devices))
             devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
 from kdistill.errors import InputError
+from kdistill.networks import architectures
 from kdistill.recipe import Distill, Network, Stage, Term
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
@@ -80,6 +81,38 @@ def test_a_teacher_file_that_does_not_fit(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         run(recipe, tmp_path / "out", say=lambda text: None)
     assert not (tmp_path / "out").exists()
+
+
+def recurrent(shape, classes, widths=()):
+    """A student that reads an image row by row."""
+    image = keras.Input(shape)
+    rows = keras.layers.Reshape(shape[:2])(keras.layers.Rescaling(1 / 255)(image))
+    return keras.Model(image, keras.layers.Dense(classes)(keras.layers.GRU(8, name="rows")(rows)))
+
+
+@pytest.mark.parametrize(
+    "fields,message",
+    [
+        ("mean=(1.0, 2.0)", "mean expects 1 or 1 numbers"),
+        ("channels=1, output='logits'", None),
+        ("quantization='int8', batch=1", "the recurrent layer 'rows'.*unroll=True"),
+        ("quantization='dynamic'", "the recurrent layer 'rows' needs with an open batch size"),
+    ],
+)
+def test_exports_that_cannot_work(fields, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "fit", lambda *a, **k: pytest.fail("trained"))
+    if message and "rows" in message:
+        monkeypatch.setitem(architectures.NETWORKS, "small_cnn", recurrent)
+    profile = tmp_path / "odd.py"
+    profile.write_text(f"from kdistill.recipe import Profile\ndef profile(): return Profile('odd', {fields})\n")
+    recipe, out = changed(exports=(str(profile),)), tmp_path / "run"
+    if message is None:
+        with pytest.raises(pytest.fail.Exception, match="trained"):
+            run(recipe, out, say=lambda text: None)
+        return
+    with pytest.raises(InputError, match=message):
+        run(recipe, out, say=lambda text: None)
+    assert not out.exists()
 
 
 def test_weights_that_fill_no_layer(tmp_path):
