@@ -1,7 +1,9 @@
 """What the commands share: the app, options, messages, exit status (0 success, 1 a failed check, 2 bad input)."""
 
+import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -25,6 +27,11 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's f
 CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (where it saves time), or its folder.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Datasets to download the data.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
+Mean = Annotated[
+    list[float] | None,
+    typer.Option(help="The model was trained on (pixel - mean) / std. Three times for three channels."),
+]
+Std = Annotated[list[float] | None, typer.Option(help="As --mean; 255 for a model that was trained on pixels / 255.")]
 
 
 def import_tensorflow() -> None:
@@ -44,7 +51,8 @@ def command(function: Callable, group: typer.Typer = app) -> Callable:
     @wraps(function)
     def guarded(*args, **kwargs):
         try:
-            function(*args, **kwargs)
+            with _warnings_as_messages():
+                function(*args, **kwargs)
         except InputError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
@@ -59,6 +67,14 @@ def command(function: Callable, group: typer.Typer = app) -> Callable:
             raise typer.Exit(2) from None
 
     return group.command(function.__name__.strip("_"))(guarded)
+
+
+@contextlib.contextmanager
+def _warnings_as_messages():
+    """Shows warnings for users of the Python API as a line of the command, without a place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place, **more: print(f"Warning: {message}", file=sys.stderr)
+        yield
 
 
 def say_to(as_json: bool) -> Callable[[str], None]:

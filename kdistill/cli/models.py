@@ -11,6 +11,8 @@ from kdistill.cli.app import (
     DataName,
     Download,
     Json,
+    Mean,
+    Std,
     command,
     data_of,
     fail_if_refused,
@@ -32,20 +34,30 @@ def evaluate(
     data_dir: DataDir = None,
     download: Download = False,
     teacher: Annotated[str | None, typer.Option(help="A .keras or .tflite file to compare with.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     as_json: Json = False,
 ):
     """Accuracy, agreement, calibration, size and latency of one model on the test images.
 
+    --mean and --std are for model and teacher, except for a .tflite that has its normalization inside.
+
     Example: kdistill evaluate runs/mnist-default-1/npu/student.tflite --teacher runs/mnist-default-1/teacher.keras
     """
     from kdistill.evaluation.evaluate import evaluate as measured
-    from kdistill.evaluation.evaluate import predict
+    from kdistill.evaluation.evaluate import predict, takes_raw_pixels
 
     if any(name and not name.endswith(".tflite") for name in (model, teacher)):
         import_tensorflow()
     splits = data_of(data, data_dir, download, say_to(as_json))
-    teacher_logits = predict(teacher, splits.test.images) if teacher else None
-    row = {"name": Path(model).name, **measured(model, splits.test, teacher_logits=teacher_logits)}
+    stated = {"mean": mean or None, "std": std or None}
+    raw = {name: takes_raw_pixels(name) for name in (model, teacher) if name and (mean or std)}
+
+    def own(name: str) -> dict:
+        return {} if raw.get(name) and not all(raw.values()) else stated  # where nothing takes them, they are refused
+
+    teacher_logits = predict(teacher, splits.test.images, **own(teacher)) if teacher else None
+    row = {"name": Path(model).name, **measured(model, splits.test, teacher_logits=teacher_logits, **own(model))}
     show([row], as_json, row)
 
 
@@ -106,9 +118,13 @@ def export(
     ] = None,
     license: Annotated[str | None, typer.Option(help="For the file's metadata, such as Apache-2.0.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model. Default: 1")] = None,
+    mean: Mean = None,
+    std: Std = None,
     as_json: Json = False,
 ):
     """Convert a Keras model to .tflite files, each checked against the model on the test images.
+
+    The files take raw pixels: --mean and --std become part of them, and replace those of the profiles.
 
     Example: kdistill export student.keras --profile npu --profile phone_cpu --out files
     """
@@ -118,9 +134,11 @@ def export(
     import_tensorflow()
     from kdistill.networks import saving
 
-    splits = data_of(data, data_dir, download, say_to(as_json))
-    from kdistill.conversion.export import export_profiles, refused_row
+    say = say_to(as_json)
+    splits = data_of(data, data_dir, download, say)
+    from kdistill.conversion.export import export_profiles, input_warning, refused_row
     from kdistill.conversion.float32 import prepare
+    from kdistill.conversion.graph import with_range
     from kdistill.conversion.verify import with_limits
     from kdistill.evaluation.evaluate import evaluate as measured
     from kdistill.report.markdown import refused_model
@@ -129,7 +147,10 @@ def export(
     names = splits.class_names if labels is None else _labels(labels)
     limits = [None if limit is None else limit / 100 for limit in (max_drop, min_agreement)]
     about = {"license": license, "version": version, "data": splits.fingerprint}
-    profiles = [with_limits(target, *limits) for target in profiles]
+    profiles = [with_range(with_limits(target, *limits), mean or None, std or None) for target in profiles]
+    texts = [input_warning(student, target, splits.test.images, splits.test.labels) for target in profiles]
+    for text in dict.fromkeys(filter(None, texts)):
+        say(f"Warning: {text}")
     options = {"class_names": names, "about": about}
     files, errors = export_profiles(student, out, profiles, splits.train.images, splits.test, **options)
     refused = [refused_row(name, error) for name, error in errors.items()]
@@ -179,11 +200,14 @@ def compress(
     layer_sparsity: Annotated[list[str] | None, typer.Option(help="LAYER=SHARE; may be repeated.")] = None,
     layer_clusters: Annotated[list[str] | None, typer.Option(help="LAYER=NUMBER; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of order, augmentation and clusters.")] = 0,
+    mean: Mean = None,
+    std: Std = None,
     as_json: Json = False,
 ):
     """Prune, cluster or quantize a Keras model while its teacher still teaches; writes model, .tflite and table.
 
-    After an interruption, the same command resumes behind the last finished step.
+    After an interruption, the same command resumes behind the last finished step. --mean and --std are for model and
+    teacher; the new model and its file take raw pixels.
 
     Example: kdistill compress student.keras --scheme pcqat --teacher teacher.keras --out small
     """
@@ -217,6 +241,7 @@ def compress(
     student = saving.load_checked(str(model), shape, classes)
     teacher_model = None if teacher is None else saving.load_checked(str(teacher), shape, classes)
     options = {**objective, "augment": Data(shift=shift), "seed": seed, "say": say}
+    options |= {"mean": mean or None, "std": std or None}
     report = compressions.to_folder(student, stage, teacher_model, splits, out, **options)
     if not as_json:
         show_table(*layer_table(report["layers"]))

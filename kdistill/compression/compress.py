@@ -25,6 +25,7 @@ from kdistill.networks.copying import clone
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
+from kdistill.teachers.input_range import normalization
 from kdistill.tflite.flatbuffer import parse, stayed_float
 
 CALIBRATION_IMAGES = 500
@@ -97,6 +98,8 @@ def compress(
     keep: str | Path | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    mean=None,
+    std=None,
     **settings,
 ) -> Compressed:
     """Compresses a trained student; the student itself does not change.
@@ -125,6 +128,9 @@ def compress(
             same steps share them.
         seed: of the order of the data, augmentation, and the first cluster centers.
         say: receives lines of progress.
+        mean, std: student and teacher were trained on `(pixel - mean) / std`: numbers, or one for each channel. The new
+            model computes this in its first layer, so that it and its file take raw pixels. None: both get the images
+            as they are; a `UserWarning` names another range if accuracy or layers show that they expect it.
         settings: fields of `Stage`, such as `epochs=3` or `final_sparsity=0.5`, where `stage` is a name.
 
     Returns:
@@ -143,10 +149,13 @@ def compress(
     if temperature is None and "kd" not in terms:
         temperature = TEMPERATURE
     inputs.check_objective(distillation_weight, temperature, terms, teacher)
-    prepared = prepare(student)
+    prepared, stated = prepare(student), normalization(mean, std)
     inputs.check_head(prepared)
     shape, head = prepared.image_shape, prepared.head
     batches = inputs.batches_of(data, stage.batch_size, seed, (None, *shape), augment)
+    inputs.warn_of_range(prepared, teacher, data, stated)
+    if stated is not None:
+        prepared, teacher = inputs.with_range(prepared, teacher, *stated)
     if stage.scheme == "int8":
         return _quantize_after_training(prepared.model, batches, say)
     network = to_tf_keras(prepared.model, handlers)
@@ -155,7 +164,15 @@ def compress(
     loss = finetune.StudentLoss(predict, distillation_weight, temperature, head.kind == "probabilities", terms)
     goals = tfmot.Goals.of_stage(stage)
     settings = settings_of(
-        prepared.model, stage, distillation_weight, temperature, terms, seed, predict is not None, batches.steps
+        prepared.model,
+        stage,
+        distillation_weight,
+        temperature,
+        terms,
+        seed,
+        predict is not None,
+        batches.steps,
+        *(stated or ()),
     )
     finished = FinishedSteps(keep, settings, goals, say)
     model = _copy(prepared.model)

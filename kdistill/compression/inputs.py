@@ -1,6 +1,7 @@
 """The inputs of `compress`: values pass the recipe's checks; data, teacher and names of layers must fit the model."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 
 import keras
@@ -9,15 +10,20 @@ import tensorflow as tf
 
 from kdistill.compression.bridge import to_tf_keras
 from kdistill.compression.finetune import Batches
+from kdistill.conversion.export import input_warning
 from kdistill.conversion.float32 import Prepared, prepare
+from kdistill.conversion.graph import with_normalization
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError, unknown
 from kdistill.networks.heads import exclusive_kind, subject_of
-from kdistill.recipe import Data, Stage, Term
+from kdistill.recipe import Data, Profile, Stage, Term
 from kdistill.recipe.checks import check_stage
 from kdistill.recipe.objective import check_mix, check_term
+from kdistill.teachers.adapted import Adapted
+from kdistill.teachers.fit_inputs import first_examples, warn_of_teacher
 from kdistill.teachers.frozen import frozen
+from kdistill.teachers.input_range import normalized
 
 NOISE_IMAGES = 4
 SCHEDULES = (keras.optimizers.schedules.LearningRateSchedule,)
@@ -96,6 +102,34 @@ def batches_of(data, batch_size: int, seed: int, input_shape, augment: Data | No
         images = tf.data.Dataset.from_tensor_slices((validation.images, validation.labels)).batch(256)
         validation = without_autotuning(images.map(_with_float_images))
     return Batches(of_epoch, steps, validation)
+
+
+def warn_of_range(student: Prepared, teacher, data, stated) -> None:
+    """Warns if student or teacher get these images in another range than they expect.
+
+    `stated`: mean and std, see `teachers.input_range.normalization`. A `tf.data.Dataset` is not looked at: that would
+    change the order of what it shuffles.
+    """
+    data = getattr(data, "train", data)
+    if isinstance(data, tf.data.Dataset):
+        return
+    images, labels = (data.images, data.labels) if hasattr(data, "images") else map(np.asarray, data)
+    profile = Profile("compress") if stated is None else Profile("compress", mean=stated[0], std=stated[1])
+    warning = input_warning(student, profile, images, labels)
+    if warning:
+        warnings.warn(warning, UserWarning, stacklevel=3)
+    if teacher is not None:
+        examples, labels = first_examples(images, labels)
+        warn_of_teacher(teacher, examples if stated is None else normalized(examples, *stated), labels)
+
+
+def with_range(student: Prepared, teacher, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Prepared, object]:
+    """Student and teacher with `(pixel - mean) / std` before them, so that both take raw pixels."""
+    model = with_normalization(student.model, Profile("compress", mean=mean, std=std))
+    student = dataclasses.replace(student, model=model)
+    if isinstance(teacher, (list, tuple)):
+        return student, [Adapted(item, mean=mean, std=std) for item in teacher]
+    return student, None if teacher is None else Adapted(teacher, mean=mean, std=std)
 
 
 def _with_float_images(images, labels):

@@ -27,6 +27,11 @@ from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
 CALIBRATION_IMAGES = 500  # more change nothing
+GIVE = "Give 100 to 500 of them."
+SCALED = (
+    "Give raw pixels. If the model was trained on scaled ones, add its mean and std, such as mean=0, std=255, which "
+    "become part of the file; or mean=0, std=1 for a file that takes scaled pixels."
+)
 VALUES = {  # by kind of head: what an output that is not of exclusive classes contains
     "labels": "probabilities of labels that do not exclude each other, each from a sigmoid",
     "numbers": "one number for each image",
@@ -60,7 +65,7 @@ def build(
     about = _checked_about(about)
     _check_class_names(class_names, student.head.classes)
     if profile.quantization == "int8":
-        calibration = calibration_images(calibration, student.image_shape)
+        calibration = calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
     model = graph.with_normalization(student.model, profile)
     model = graph.with_channels_and_softmax(model, profile, student.head.kind)
     if calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
@@ -171,14 +176,14 @@ def evenly_spaced(images) -> np.ndarray:
     return images[places.round().astype(int)]
 
 
-def calibration_images(images, shape: tuple[int, int, int]) -> np.ndarray:
-    """Up to 500 of these images, evenly spaced, checked."""
+def calibration_images(images, shape: tuple[int, int, int], any_range: bool = False) -> np.ndarray:
+    """Up to 500 of these images, evenly spaced, checked: raw pixels, or with `any_range` numbers as the model takes."""
 
-    def check(holds: bool, received: str) -> None:
+    def check(holds: bool, received: str, advice: str = GIVE) -> None:
         if not holds:
             raise InputError(
                 f"calibration expects training images [n, {', '.join(map(str, shape))}], raw pixels from 0 to 255, "
-                f"uint8 or float, for int8; received {received}. Give 100 to 500 of them."
+                f"uint8 or float, for int8; received {received}. {advice}"
             )
 
     check(images is not None, "none")
@@ -192,8 +197,10 @@ def calibration_images(images, shape: tuple[int, int, int]) -> np.ndarray:
     check(bool(np.isfinite(images).all()), "pixels that are NaN or infinite")
     low, high = float(images.min()), float(images.max())
     check(bool((images != images[0]).any()), f"the same image {len(images)} time(s)")
-    check(low >= 0 and high <= 255, f"pixels from {low:g} to {high:g}")
-    check(high > 1, f"pixels from {low:g} to {high:g}, which are scaled already (the model does that itself)")
+    if not any_range:
+        is_scaled = low < 0 or high <= 1
+        scaled = ", which are scaled already" if is_scaled else ""
+        check(low >= 0 and 1 < high <= 255, f"pixels from {low:g} to {high:g}{scaled}", SCALED if is_scaled else GIVE)
     return images
 
 
@@ -239,7 +246,7 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
         "signature": "serving_default",
         "input": {
             **file.input,
-            "values": "raw pixels 0..255",
+            "values": metadata.OWN_RANGE if graph.keeps_range(built.profile) else metadata.RAW_PIXELS,
             "mean": [0.0],
             "std": [1.0],
             "quantized": "pixel / scale + zero_point" if quantized else "the pixel itself",

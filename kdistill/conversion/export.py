@@ -7,14 +7,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kdistill.conversion import worker
+from kdistill.conversion import graph, worker
 from kdistill.conversion.build import NAME, Built, build, calibration_images, evenly_spaced, write
 from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.conversion.verify import METRICS, as_examples, export_checked, logits_of, measured
 from kdistill.data.splits import Examples
 from kdistill.errors import FileRefused, InputError
+from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Profile
 from kdistill.recipe.loading import load_profile
+from kdistill.teachers.input_range import range_warning
 
 
 def export(
@@ -27,6 +29,8 @@ def export(
     *,
     examples=None,
     check: str | None = "warn",
+    mean=None,
+    std=None,
 ) -> dict:
     """Writes a model as a `.tflite` file for a profile, and compares the file with the model.
 
@@ -46,6 +50,10 @@ def export(
             not the calibration images. Default: the calibration images. The drop of accuracy needs labels.
         check: What happens if the file loses more than the limits of the profile and chance allow, see
             `kdistill.check`: "warn" writes it with a warning, "raise" does not write it, None compares nothing.
+        mean, std: The model was trained on `(pixel - mean) / std`, which becomes part of the file, so that it takes raw
+            pixels: numbers, or one for each channel. They replace those of the profile. With mean=0, std=1 the file
+            takes the numbers on which the model was trained, and so do calibration and examples. None: those of the
+            profile; then a `UserWarning` names another range if the images do not look like those of the training.
 
     Returns:
         A dict: path, profile, bytes, sha256, weights_sha256 (of the Keras model), min_runtime, input, output, outputs,
@@ -61,7 +69,7 @@ def export(
     Example:
         kdistill.export(student, "files/npu", "npu", x_train, examples=(x_test, y_test))["agreement"]
     """
-    path, profile = Path(path), load_profile(profile)
+    path, profile = Path(path), graph.with_range(load_profile(profile), mean, std)
     path = path if path.suffix == ".tflite" else path / NAME
     _check_mode(check, examples, calibration)
     student = prepare(student)
@@ -69,6 +77,12 @@ def export(
         worker.start()  # in the background, while the model runs
     comparison = None if check is None else _Comparison(student, profile, examples, calibration)
     built = build(student, profile, calibration, class_names, about)
+    images, labels = (comparison.images, comparison.labels) if comparison else (None, None)
+    if comparison is None and profile.quantization == "int8":
+        images = evenly_spaced(calibration)
+    warning = None if images is None else input_warning(student, profile, images, labels)
+    if warning:
+        warnings.warn(warning, UserWarning, stacklevel=2)
     if comparison is None or comparison.images is None:
         return {**write(built, path), "agreement": None, "drop": None, "check": None}
     report = write(built, path, lambda part: comparison.measure(built, part, strict=check == "raise"))
@@ -135,6 +149,18 @@ def refused_row(name: str, error: Exception) -> dict:
     return {**row, "bytes": refusal.size}
 
 
+def input_warning(student: Prepared, profile: Profile, images, labels: np.ndarray | None = None) -> str | None:
+    """A warning if a student gets these images, with the profile's normalization, in another range than it expects."""
+    return range_warning(
+        images,
+        f"the model '{student.model.name}'",
+        student.model,
+        lambda numbers: predict(student.model, numbers),
+        labels if student.head.exclusive else None,
+        (profile.mean or (0.0,), profile.std or (1.0,)) if profile.mean or profile.std else None,
+    )
+
+
 class _Comparison:
     """File against model on the examples, or on the calibration images.
 
@@ -148,7 +174,7 @@ class _Comparison:
         self.student, self.metrics, self.refusal = student, None, None
         self.images, self.labels = (None, None) if examples is None else as_examples(examples)
         if examples is None and profile.quantization == "int8":
-            self.images = calibration_images(calibration, student.image_shape)
+            self.images = calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
         elif examples is None and calibration is not None:
             self.images = evenly_spaced(as_examples(calibration, "calibration")[0])
         # The model first: images that it does not take are refused before the conversion.

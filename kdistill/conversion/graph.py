@@ -1,5 +1,7 @@
 """The graph that ships: the layers for pixels before the model, the softmax after it, and the names of its layers."""
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import layers
@@ -8,6 +10,7 @@ from kdistill.errors import InputError
 from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, image_shape, input_shape, subject_of
 from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import Profile
+from kdistill.teachers.input_range import normalization
 
 GRAY = (0.299, 0.587, 0.114)  # the weights of red, green and blue, of ITU-R Rec. 601
 
@@ -21,9 +24,21 @@ def with_channel(model: keras.Model) -> keras.Model:
     return keras.Model(image, model(layers.Reshape(shape, name="without_channel")(image)), name=model.name)
 
 
+def with_range(profile: Profile, mean=None, std=None) -> Profile:
+    """The profile with this mean and std, each a number or one for each channel; its own if both are None."""
+    stated = normalization(mean, std)
+    return profile if stated is None else dataclasses.replace(profile, mean=stated[0], std=stated[1])
+
+
+def keeps_range(profile: Profile) -> bool:
+    """Whether the profile states mean 0 and std 1: then the file takes the numbers on which the model was trained."""
+    stated = bool(profile.mean or profile.std)
+    return stated and all(mean == 0 for mean in profile.mean) and all(std == 1 for std in profile.std)
+
+
 def with_normalization(model: keras.Model, profile: Profile) -> keras.Model:
     """The model with the profile's `(pixel - mean) / std` before it, so that it takes raw pixels."""
-    if not profile.mean and not profile.std:
+    if keeps_range(profile) or not (profile.mean or profile.std):
         return model
     shape = image_shape(model)
     channels = shape[-1]

@@ -46,6 +46,8 @@ def check(
     max_drop: float | None = None,
     min_agreement: float | None = None,
     seconds: float = SECONDS,
+    mean=None,
+    std=None,
 ) -> dict:
     """Compares a `.tflite` with its model on images; the file runs in a process of its own, without TensorFlow.
 
@@ -60,6 +62,7 @@ def check(
             Outputs that are not those of exclusive classes (sigmoids, a single number) agree on an image if every
             number is as near as 5 % of the range.
         seconds: The time limit for all images.
+        mean, std: As they were passed to `kdistill.export`; None: those of the profile.
 
     Returns:
         A dict: accuracy, model_accuracy, drop, lost and gained (the images that only the model and only the file
@@ -77,7 +80,7 @@ def check(
     Example:
         kdistill.check("files/npu/student.tflite", student, (x_test, y_test), "npu")["agreement"]
     """
-    profile = with_limits(load_profile(profile), max_drop, min_agreement)
+    profile = graph.with_range(with_limits(load_profile(profile), max_drop, min_agreement), mean, std)
     images, labels = as_examples(examples)
     if not isinstance(model, np.ndarray):
         model = logits_of(prepare(model), profile, images)

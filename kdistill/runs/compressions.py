@@ -111,22 +111,29 @@ def _objective(distill: Distill) -> tuple[dict, list[str]]:
     return {**at_the_end(distill), "terms": constant}, [name for name in distill.terms if name not in terms]
 
 
-def to_folder(student: keras.Model, stage: Stage, teacher, splits: Splits, out: Path, *, say, **options) -> dict:
+def to_folder(
+    student: keras.Model, stage: Stage, teacher, splits: Splits, out: Path, *, say, mean=None, std=None, **options
+) -> dict:
     """`kdistill compress`: compresses, and writes `student.tflite` (checked), `student.keras` and `compression.json`.
 
     Every file is written whole or not at all. The models after the finished steps are in `out`/steps, from where the
     same compression resumes after an interruption. Returns the content of `compression.json`, in which `models` has a
     row for the student before and after and for the file, measured on the test images. If the file is not good enough,
-    `file` is None and `refused` states why.
+    `file` is None and `refused` states why. `mean` and `std` are those of student and teacher; the new model and its
+    file take raw pixels, see `compress`.
     """
-    result = compress(student, stage, teacher, splits, keep=out / "steps", say=say, **options)
+    own = {"mean": mean, "std": std}
+    result = compress(student, stage, teacher, splits, keep=out / "steps", say=say, **own, **options)
     name = f"{stage.scheme}.tflite"
     file, refused = _file_or_refusal(result, name, out, splits, say)
     out.mkdir(parents=True, exist_ok=True)
     saving.save_model(result.model, out / "student.keras")
-    logits = None if teacher is None else predict(teacher, splits.test.images)
+    logits = None if teacher is None else predict(teacher, splits.test.images, **own)
     models = {"before": student, stage.scheme: result.model, **({name: file["path"]} if file else {})}
-    rows = [{"name": name, **evaluate(model, splits.test, teacher_logits=logits)} for name, model in models.items()]
+    rows = [
+        {"name": name, **evaluate(model, splits.test, teacher_logits=logits, **(own if model is student else {}))}
+        for name, model in models.items()
+    ]
     rows += [refused_model(refused)] if refused else []
     report = {**as_record(result), "file": file, "refused": refused, "models": rows, **provenance.of_run()}
     files.write_text(out / "compression.json", json.dumps(report, indent=1) + "\n")

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from support.ranges import brightness
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
@@ -156,3 +157,34 @@ def test_nan_in_the_data_and_wrong_labels(tmp_path):
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     ended = call("run", "mnist", "--data-dir", tmp_path / "d.npz", "--out", tmp_path / "run")
     assert ended.exit_code == 2 and "1 pixels are NaN" in ended.output and not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory):
+    """A data set of one brightness per class, and a model for it that was trained on pixels / 255."""
+    folder = tmp_path_factory.mktemp("bright")
+    model, images, labels = brightness(4, "unit")
+    saving.save_model(model, folder / "net.keras")
+    images = np.minimum(images + np.random.default_rng(0).integers(0, 9, images.shape), 255).astype(np.uint8)
+    np.savez(folder / "own.npz", x_train=images[:80], y_train=labels[:80], x_test=images[80:], y_test=labels[80:])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_mean_and_std_of_evaluate_and_export(bright, tmp_path):
+    data = ("--data", "npz", "--data-dir", bright / "own.npz")
+    ended = call("evaluate", bright / "net.keras", *data, "--json")
+    assert (
+        "Warning: The accuracy of the model 'net' is 25.0% on 40 images, but 100.0% with pixels / 255" in ended.stderr
+    )
+    ended = call("evaluate", bright / "net.keras", *data, "--mean", 0, "--std", 255, "--json")
+    assert json.loads(ended.stdout)["accuracy"] == 1.0 and "Warning" not in ended.stderr
+    ended = call("export", bright / "net.keras", *data, "--profile", "npu", "--std", 255, "--out", tmp_path, "--json")
+    file = json.loads(ended.stdout)[0]
+    assert ended.exit_code == 0 and file["check"]["accuracy"] == 1.0 and "Warning" not in ended.stderr
+    # The file has its normalization inside, the teacher has not.
+    ended = call("evaluate", file["path"], "--teacher", bright / "net.keras", *data, "--std", 255, "--json")
+    assert json.loads(ended.stdout)["agreement"] == 1.0
+    ended = call("evaluate", file["path"], *data, "--std", 255)
+    assert ended.exit_code == 2 and "its normalization is inside. Leave out mean and std" in ended.stderr

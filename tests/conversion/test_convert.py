@@ -112,7 +112,7 @@ def test_what_stays_float_is_told_with_its_layer_and_reason(tmp_path):
     kept = {(each["operator"], each["layer"]): each["reason"] for each in dynamic["float_layers"]}
     assert set(kept) == {("CONV_2D", "first"), ("CONV_2D", "thin"), ("FULLY_CONNECTED", "last")}
     assert kept["CONV_2D", "first"].startswith("72 elements: ") and "1,024" in kept["CONV_2D", "first"]
-    full = export(net, tmp_path, "npu", IMAGES)
+    full = export(net, tmp_path, "npu", IMAGES, mean=0, std=1)
     assert [(each["operator"], each["layer"]) for each in full["float_layers"]] == [("ELU", "bend")]
     assert "no int8 version" in full["float_layers"][0]["reason"]
     assert export(net, tmp_path, "phone_gpu")["float_layers"] == []

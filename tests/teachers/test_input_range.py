@@ -127,6 +127,9 @@ def test_models_that_cannot_be_looked_into():
     tokens = keras.Sequential([keras.Input((7,)), layers.Embedding(300, 4), layers.Flatten(), layers.Dense(2)])
     assert look_into(tokens, RANDOM.integers(0, 300, (5, 7)), "it") is None
     assert look_into(subclassed(convolution()), PIXELS, "it") is None
+    image = keras.Input((10, 10, 3))  # a subclassed model inside may scale its inputs, too
+    around = keras.Model(image, layers.Dense(2)(subclassed(convolution())(image)))
+    assert look_into(around, PIXELS, "it") is None
     assert look_into(convolution(), PIXELS[:, :2, :2], "it") is None  # images that the model does not take
     two = [keras.Input((4,)), keras.Input((4,))]
     assert look_into(keras.Model(two, layers.Dense(2)(layers.add(two))), PIXELS, "it") is None
