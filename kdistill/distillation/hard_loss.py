@@ -49,8 +49,8 @@ class HardLoss:
     def __init__(self, loss):
         self.loss = _as_loss(loss)
         self.reduction = REDUCTIONS[self.loss.reduction]
-        self._name, self._takes = _of_outputs(self.loss)
-        self.takes = None if self._name in OF_LABELS else self._takes
+        self._function_name, self._takes = _of_outputs(self.loss)
+        self.takes = None if self._function_name in OF_LABELS else self._takes
         # The same loss without a reduction. Not copy.copy: it would save and load the loss as a Keras file.
         self._unreduced = object.__new__(type(self.loss))
         self._unreduced.__dict__.update(self.loss.__dict__, reduction="none")
@@ -85,11 +85,11 @@ class HardLoss:
 
         Those of numbers and of labels take no logits of exclusive classes. `first_look` knows what the outputs are.
         """
-        kind, subject = first_look.kind, first_look.subject
-        if kind == "logits" and not first_look.stated and self._name in OF_NUMBERS + OF_LABELS:
-            meaning = "of numbers" if self._name in OF_NUMBERS else "of labels that do not exclude each other"
+        kind, subject, name = first_look.kind, first_look.subject, self._function_name
+        if kind == "logits" and not first_look.stated and name in OF_NUMBERS + OF_LABELS:
+            meaning = "of numbers" if name in OF_NUMBERS else "of labels that do not exclude each other"
             raise InputError(
-                f"{subject} is trained with the loss {self._name}, which is one {meaning}. {SUPPORTED} Give them a "
+                f"{subject} is trained with the loss {name}, which is one {meaning}. {SUPPORTED} Give them a "
                 "cross-entropy, or no loss, which is one. If the output contains logits of exclusive classes all the "
                 "same, state it: outputs='logits'."
             )
@@ -97,7 +97,7 @@ class HardLoss:
         kept = logits_before_softmax(outputs) is not None and outputs.dtype == self.loss.dtype
         if None not in (kind, self._takes) and kind != self._takes and not kept:
             raise InputError(
-                f"{subject} gives {kind}, but the loss {self._name} takes {self._takes} "
+                f"{subject} gives {kind}, but the loss {name} takes {self._takes} "
                 f"(from_logits={self._takes == 'logits'}). Set from_logits={kind == 'logits'} in the loss, such as "
                 f"keras.losses.SparseCategoricalCrossentropy(from_logits={kind == 'logits'}), or give no loss."
             )

@@ -187,9 +187,9 @@ class Supervised(OwnBuild, keras.Model):
     @property
     def metrics(self):
         # Those of `compile` have no result before the first batch with labels.
-        return [*self._trackers, *(metric for metric in self._user_metrics() if getattr(metric, "built", True))]
+        return [*self._trackers, *(metric for metric in self._compiled_metrics() if getattr(metric, "built", True))]
 
-    def _user_metrics(self) -> list:
+    def _compiled_metrics(self) -> list:
         own = [loss_tracker(self), *self._trackers]
         return [metric for metric in super().metrics if all(metric is not other for other in own)]
 
@@ -349,7 +349,7 @@ class Supervised(OwnBuild, keras.Model):
             # update_state in a fifth of the operations, which makes training a small student measurably faster.
             tracker.total.assign(tracker.total + total)
             tracker.count.assign(tracker.count + examples)
-        user_metrics = self._user_metrics()
+        user_metrics = self._compiled_metrics()
         if user_metrics and batch.has_labels:
             if are_classes(labels):
                 labeled = is_labeled(labels) > 0
@@ -379,7 +379,7 @@ class Supervised(OwnBuild, keras.Model):
                 "On several replicas TensorFlow crashes with steps_per_execution above 1 or jit_compile=True. "
                 f"Leave out steps_per_execution={self.steps_per_execution}, jit_compile={self.jit_compile}."
             )
-        if self._user_metrics():
+        if self._compiled_metrics():
             raise InputError(
                 "On several replicas a Distiller logs its own metrics only (loss, hard, kd, accuracy, agreement). "
                 "Leave metrics= and weighted_metrics= out of compile()."

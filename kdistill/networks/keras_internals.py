@@ -97,11 +97,6 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:
     return model._loss_tracker
 
 
-def user_metrics(model: keras.Model):
-    """The `metrics` given to `compile`, or None. Keras returns them in serialized form only."""
-    return None if model._compile_metrics is None else model._compile_metrics._user_metrics
-
-
 class OwnBuild:
     """A base class beside `keras.Model`: `fit` and `evaluate` call `build_before_fit` before the first batch.
 

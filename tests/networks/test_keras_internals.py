@@ -15,7 +15,6 @@ PACKAGE = Path(kdistill.__file__).parent
 # Private names of Keras 3 that a model, a tensor, an optimizer or a metric may carry.
 PRIVATE = {
     "_call_has_training_arg",
-    "_compile_metrics",
     "_flatten_layers",
     "_functional",
     "_get_variable_index",
@@ -36,7 +35,6 @@ PRIVATE = {
     "_run_through_graph",
     "_symbolic_build",
     "_tracker",
-    "_user_metrics",
     "_velocities",
 }
 # tf_keras, which is Keras 2, has some of the same names: (module, name) of its objects.
@@ -142,13 +140,11 @@ def test_momentums_and_velocities():
     np.testing.assert_allclose(keras_internals.momentum_of(sgd, second).numpy(), [-0.3], rtol=1e-5)
 
 
-def test_loss_tracker_and_compile_metrics():
+def test_loss_tracker():
     model = network()
-    assert keras_internals.loss_tracker(model) is None and keras_internals.user_metrics(model) is None
+    assert keras_internals.loss_tracker(model) is None
     model.compile("sgd", "mse")
-    assert keras_internals.loss_tracker(model) is model.metrics[0] and not keras_internals.user_metrics(model)
-    model.compile("sgd", "mse", metrics=["mae"])
-    assert keras_internals.user_metrics(model) == ["mae"]
+    assert keras_internals.loss_tracker(model) is model.metrics[0]
 
 
 @pytest.mark.parametrize("builds", [True, False])
