@@ -1,0 +1,302 @@
+"""What student and teacher give, in a Distiller: the right KL for probabilities of any origin, and early refusals."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from support.ends import DISTRIBUTIONS, SIGMOIDS, UNCLEAR, Subclassed, W, X, Y, model
+
+from kdistill.distillation.distiller import Distiller
+from kdistill.distillation.supervised import Supervised
+from kdistill.errors import InputError
+from kdistill.teachers.adapted import Adapted
+
+STUDENTS = ("clip", "identity", "ops.softmax", "lambda", "average", "merged", "subclassed", "traced")
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def logits(scale=1.0):
+    return scale * (X.astype("float64") @ W.astype("float64"))
+
+
+def kl(student, teacher, temperature):
+    p, q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return temperature**2 * (np.exp(p) * (p - q)).sum(-1).mean()
+
+
+def evaluated(student, teacher, temperature=1.0, loss=None, labels=Y, **options):
+    distiller = Distiller(student, teacher, distillation_weight=1.0, temperature=temperature, **options)
+    distiller.compile("sgd", loss)
+    return distiller.evaluate(X, labels, verbose=0, return_dict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_teacher_of_probabilities_is_not_softened_twice(name, temperature, tmp_path):
+    expected = kl(logits(0.3), logits(), temperature)
+    logs = evaluated(model(scale=0.3), DISTRIBUTIONS[name](tmp_path), temperature)
+    assert logs["kd"] == pytest.approx(expected, abs=1e-5)
+    assert abs(kl(logits(0.3), np.exp(log_softmax(logits())), temperature) - expected) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The student")  # that it is larger than its teacher
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_of_probabilities_trains_like_one_of_logits(name, tmp_path):
+    teacher, plain, student = model(scale=0.5), model(), DISTRIBUTIONS[name](tmp_path)
+    logs = evaluated(student, teacher, 2.0)
+    assert logs["kd"] == pytest.approx(kl(logits(), logits(0.5), 2.0), abs=1e-5)
+    assert logs["hard"] == pytest.approx(-log_softmax(logits())[np.arange(32), Y].mean(), abs=1e-5)
+    assert logs["accuracy"] == pytest.approx(np.mean(logits().argmax(-1) == Y)) and logs["agreement"] == 1
+    if name in ("average", "merged"):  # other weights: only their first step is that of the plain student
+        return
+    for network in (plain, student):
+        distiller = Distiller(network, teacher, distillation_weight=0.7, temperature=2.0)
+        distiller.compile(keras.optimizers.SGD(0.05))
+        distiller.fit(X, Y, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    np.testing.assert_allclose(student.weights[0], plain.weights[0], atol=1e-5)
+    assert abs(plain.weights[0].numpy() - W).max() > 1e-2
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
+def test_dropout_behind_a_softmax_in_training(eager):
+    """The numbers of the step itself do not sum to 1; those in inference mode do."""
+    student = model(layers.Softmax(), layers.Dropout(0.5))
+    distiller = Distiller(student, model())
+    distiller.compile("sgd", run_eagerly=eager)
+    distiller.fit(X, Y, verbose=0)
+    assert distiller.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"] > 0
+
+
+@pytest.mark.slow
+def test_every_way_into_a_step():
+    """`fit` of arrays, of a data set and of a generator that gives each batch once, `train_on_batch`, and by hand."""
+    expected = kl(logits(0.3), logits(), 4.0)
+
+    def distiller():
+        made = Distiller(model(scale=0.3), model(layers.Activation(tf.nn.softmax)), distillation_weight=1.0)
+        made.compile(keras.optimizers.SGD(0.0))
+        return made
+
+    batches, seen = [(X[:16], Y[:16]), (X[16:], Y[16:])], []
+
+    def once():
+        for batch in batches:
+            seen.append(len(batch[0]))
+            yield batch
+
+    ways = {
+        "data set": lambda d: d.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(16), verbose=0).history["kd"][0],
+        "generator": lambda d: d.fit(once(), verbose=0, steps_per_epoch=2).history["kd"][0],
+        "train_on_batch": lambda d: d.train_on_batch(X, Y, return_dict=True)["kd"],
+        "train_step": lambda d: float(d.train_step((tf.constant(X), tf.constant(Y)))["kd"]),
+        "traced": lambda d: float(tf.function(d.test_step)((tf.constant(X), tf.constant(Y)))["kd"]),
+    }
+    for name, way in ways.items():
+        assert way(distiller()) == pytest.approx(expected, abs=1e-5), name
+    assert seen == [16, 16]
+
+
+def test_stored_outputs_may_be_probabilities():
+    expected = kl(logits(0.3), logits(), 4.0)
+    for stored in (logits(), np.exp(log_softmax(logits()))):
+        distiller = Distiller(model(scale=0.3), distillation_weight=1.0)
+        distiller.compile("sgd")
+        targets = {"labels": Y, "teacher_logits": stored.astype("float32")}
+        assert distiller.evaluate(X, targets, verbose=0, return_dict=True)["kd"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGMOIDS)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_sigmoids_are_refused(role, name):
+    network = SIGMOIDS[name]()
+    classes = network(X[:1]).shape[-1]
+    other = model(weights=np.ones((8, classes), "float32"))
+    models = (network, other) if role == "student" else (other, network)
+    for loss in (None, "binary_crossentropy"):
+        distiller = Distiller(*models)
+        distiller.compile("sgd", loss)
+        for run in (distiller.fit, distiller.evaluate):
+            with pytest.raises(InputError, match=rf"^The output .*of the {role} '.*' ends in a sigmoid.*exclusive"):
+                run(X, np.ones((32, classes), "float32"), verbose=0)
+
+
+def test_the_control_refuses_them_too():
+    for loss in (None, "binary_crossentropy"):
+        supervised = Supervised(model(layers.Activation(tf.nn.sigmoid)))
+        supervised.compile("sgd", loss)
+        with pytest.raises(InputError, match="^The output 'activation.*' of the student 'net' ends in a sigmoid"):
+            supervised.fit(X, np.ones((32, 5), "float32"), verbose=0)
+
+
+@pytest.mark.parametrize("end", [[], ["sigmoid"]])
+def test_one_number_is_refused(end):
+    student = model(layers.Dense(1, activation=end[0] if end else None, name="score"))
+    distiller = Distiller(student, model(layers.Dense(1)))
+    distiller.compile("sgd", "binary_crossentropy")
+    with pytest.raises(InputError, match=r"has shape \(.*, 1\).*give the model two outputs, one for each class"):
+        distiller.evaluate(X, Y % 2, verbose=0)
+
+
+LOSSES_OF_OTHER_HEADS = [
+    "mse",
+    "mae",
+    keras.losses.Huber(),
+    keras.losses.MeanSquaredLogarithmicError(),
+    keras.losses.log_cosh,
+    "binary_crossentropy",
+    keras.losses.BinaryCrossentropy(from_logits=True),
+    keras.losses.BinaryFocalCrossentropy(from_logits=True),
+]
+
+
+def loss_name(loss) -> str:
+    """A name for the test's id: the text of a loss holds an address, which differs from process to process."""
+    return loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+
+
+@pytest.mark.parametrize("loss", LOSSES_OF_OTHER_HEADS, ids=loss_name)
+def test_a_loss_of_numbers_or_labels_is_refused_for_scores_that_are_not_stated_to_be_logits(loss):
+    for trainer in (Distiller(model(scale=0.3), model()), Supervised(model())):
+        trainer.compile("sgd", loss)
+        with pytest.raises(
+            InputError, match="^The output 'dense.*' of the student 'net' is trained with the loss .* of "
+        ):
+            trainer.fit(X, np.eye(5)[Y], verbose=0)
+    if loss == "mse":  # squared differences from one-hot labels can train a classifier
+        logs = evaluated(model(scale=0.3), model(), loss=loss, labels=np.eye(5, dtype="float32")[Y], outputs="logits")
+        assert logs["kd"] == pytest.approx(kl(logits(0.3), logits(), 1.0), abs=1e-5)
+        assert logs["hard"] == pytest.approx(((logits(0.3) - np.eye(5)[Y]) ** 2).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_crossentropy", keras.losses.CategoricalCrossentropy()], ids=loss_name)
+def test_these_losses_train_a_softmax(loss):
+    """The Brier score, and the cross-entropy of each class: probabilities of exclusive classes, in either case."""
+    for student in (model(layers.Softmax(), scale=0.3), model(layers.Lambda(tf.nn.softmax), scale=0.3)):
+        logs = evaluated(student, model(), loss=loss, labels=np.eye(5, dtype="float32")[Y])
+        assert logs["kd"] == pytest.approx(kl(logits(0.3), logits(), 1.0), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_from_logits_has_to_be_that_of_the_outputs():
+    for loss in (SPARSE(), "sparse_categorical_crossentropy", "ce"):
+        with pytest.raises(InputError, match=r"gives logits, but the loss .* takes prob.*Set from_logits=True"):
+            evaluated(model(), model(), loss=loss)
+    unknown = model(layers.Activation(tf.nn.softmax))
+    with pytest.raises(InputError, match=r"gives probabilities, but the loss .* takes logits .*from_logits=False"):
+        evaluated(unknown, model(), loss=SPARSE(from_logits=True))
+    own = -log_softmax(logits())[np.arange(32), Y].mean()
+    assert evaluated(unknown, model(), loss=SPARSE())["hard"] == pytest.approx(own, abs=1e-5)
+    assert evaluated(model(), model(), loss=SPARSE(True))["hard"] == pytest.approx(own, abs=1e-5)
+    with pytest.warns(UserWarning, match="from_logits=True"):  # Keras takes the logits that it keeps
+        logs = evaluated(model(layers.Softmax()), model(), loss=SPARSE(True))
+    assert logs["hard"] == pytest.approx(own, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The student")
+@pytest.mark.filterwarnings("ignore:.*from_logits=True")  # a softmax over the batch is a softmax for Keras
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_of_numbers_that_tell_nothing_the_loss_or_the_argument_decides(name):
+    student = UNCLEAR[name]()
+    numbers = np.asarray(student(X), np.float64)
+    classes = numbers.shape[1]
+    teacher = model(weights=W[:, :classes])
+    z = X.astype("float64") @ W[:, :classes]
+    with pytest.raises(InputError, match="of the student 'net' gives numbers from 0 to 1 that do not sum to 1"):
+        evaluated(student, teacher, labels=Y % classes)
+    p = kl(np.log(np.maximum(numbers, 1e-30)), z, 1.0)
+    assert evaluated(student, teacher, labels=Y % classes, outputs="probabilities")["kd"] == pytest.approx(p, rel=1e-5)
+    as_logits = evaluated(student, teacher, labels=Y % classes, outputs="logits")
+    assert as_logits["kd"] == pytest.approx(kl(numbers, z, 1.0), abs=1e-5)
+    by_loss = evaluated(student, teacher, labels=Y % classes, loss=SPARSE(True))
+    assert by_loss["kd"] == pytest.approx(as_logits["kd"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_outputs_are_an_argument_that_is_checked_saved_and_cloned(tmp_path):
+    with pytest.raises(InputError, match="outputs expects 'logits', 'probabilities' or None, received 'softmax'"):
+        Distiller(model(), model(), outputs="softmax")
+    with pytest.raises(InputError, match="of the student 'net' gives numbers down to -.*, which are no probabilities"):
+        evaluated(model(), model(), outputs="probabilities")
+    network = model(layers.Softmax(), layers.Reshape((5,)), scale=0.3)
+    distiller = Distiller(network, model(), outputs="logits", distillation_weight=1.0, temperature=1.0)
+    distiller.compile("sgd")
+    p = np.exp(log_softmax(logits(0.3)))
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    loaded.set_teacher(model())
+    for made in (distiller, loaded):
+        assert made.evaluate(X, Y, verbose=0, return_dict=True)["kd"] == pytest.approx(kl(p, logits(), 1.0), abs=1e-5)
+    assert keras.models.clone_model(distiller).get_config()["outputs"] == "logits"
+
+
+@pytest.mark.slow
+def test_a_saved_distiller_decides_the_same_again(tmp_path):
+    distiller = Distiller(model(keras.ops.softmax, scale=0.3), model(layers.Lambda(tf.nn.softmax)))
+    distiller.compile(keras.optimizers.SGD(0.05))
+    distiller.fit(X, Y, batch_size=16, verbose=0)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.saving.load_model(tmp_path / "distiller.keras")
+    loaded.set_teacher(model(layers.Lambda(tf.nn.softmax)))
+    for made in (distiller, loaded):
+        made.fit(X, Y, batch_size=16, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(distiller.student.weights[0], loaded.student.weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(dtype):
+    def net(end):
+        dense = layers.Dense(5, use_bias=False, dtype=dtype)
+        network = keras.Sequential([keras.Input((8,)), dense, layers.Activation(end, dtype=dtype)])
+        dense.set_weights([W])
+        return network
+
+    expected = kl(logits(0.3), logits(), 1.0)
+    for end in ("softmax", tf.nn.softmax):
+        assert evaluated(model(scale=0.3), net(end))["kd"] == pytest.approx(expected, abs=0.05)
+        assert evaluated(net(end), model(scale=0.3))["kd"] == pytest.approx(kl(logits(), logits(0.3), 1.0), abs=0.05)
+
+
+@pytest.mark.slow
+def test_terms_and_blends_get_the_same_logits():
+    from kdistill.recipe import Term
+
+    terms = {"again": Term("kl_logits")}
+    student = model(layers.Softmax(), layers.Reshape((5,)), scale=0.3)
+    logs = evaluated(student, model(layers.Activation(tf.nn.softmax)), terms=terms)
+    expected = kl(logits(0.3), logits(), 1.0)
+    for name in ("kd", "again"):
+        assert logs[name] == pytest.approx(expected, abs=1e-5), name
+    teachers = [model(), Adapted(model(layers.Lambda(tf.nn.softmax), scale=0.5)), Subclassed(tf.nn.softmax)]
+    p = np.exp(log_softmax(logits()))
+    blend = np.log(0.5 * p + 0.5 * np.exp(log_softmax(logits(0.5))))
+    logs = evaluated(model(scale=0.3), teachers, teacher_weights=[1, 2, 1])
+    assert logs["kd"] == pytest.approx(kl(logits(0.3), blend, 1.0), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_replicas_decide_the_same():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        student, teacher = model(layers.Lambda(tf.nn.softmax), scale=0.3), Subclassed(tf.nn.softmax)
+        distiller = Distiller(student, teacher, distillation_weight=1.0, temperature=1.0)
+        distiller.compile(keras.optimizers.SGD(0.05))
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)
+    assert distiller.evaluate(data, verbose=0, return_dict=True)["kd"] == pytest.approx(
+        kl(logits(0.3), logits(), 1.0), abs=1e-5
+    )
+    distiller.fit(data, verbose=0)
+    alone = Distiller(model(scale=0.3), model(), distillation_weight=1.0, temperature=1.0)
+    alone.compile(keras.optimizers.SGD(0.05))
+    alone.fit(X, Y, batch_size=32, shuffle=False, verbose=0)
+    np.testing.assert_allclose(student.weights[0].numpy(), alone.student.weights[0].numpy(), atol=1e-6)
