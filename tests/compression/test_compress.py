@@ -208,7 +208,7 @@ class Subclassed(keras.Model):
     """A model without a graph."""
 
     def call(self, x):
-        return x[:, 0, 0]
+        return 9 * x[:, 0, 0] - 4  # negative numbers too: logits
 
 
 def subclassed():
