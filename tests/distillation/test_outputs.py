@@ -11,6 +11,7 @@ from kdistill.distillation.distiller import Distiller
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
 from kdistill.teachers.adapted import Adapted
+from kdistill.training.strategy import choose_devices
 
 STUDENTS = ("clip", "identity", "ops.softmax", "lambda", "average", "merged", "subclassed", "traced")
 SPARSE = keras.losses.SparseCategoricalCrossentropy
@@ -286,7 +287,7 @@ def test_terms_and_blends_get_the_same_logits():
 
 @pytest.mark.slow
 def test_two_replicas_decide_the_same():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = choose_devices("mirrored").strategy  # one per process
     with strategy.scope():
         student, teacher = model(layers.Lambda(tf.nn.softmax), scale=0.3), Subclassed(tf.nn.softmax)
         distiller = Distiller(student, teacher, distillation_weight=1.0, temperature=1.0)
