@@ -90,9 +90,7 @@ class StudentLoss:
     def __call__(self, images, labels, outputs, step) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         # log p are logits of p: the softmax of a quantized network does not give its own.
         logits = (
-            tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), self._smallest))
-            if self._probabilities
-            else outputs
+            tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), self._smallest)) if self._probabilities else outputs
         )
         mask = is_labeled(labels)
         labeled, examples = tf.reduce_sum(mask), tf.cast(tf.shape(mask)[0], tf.float32)

@@ -58,9 +58,7 @@ def test_charts_and_pictures_have_text_alternatives(outline):
 
 def test_the_verdict_comes_first_and_numbers_are_those_of_the_report(outline):
     text = outline.text[outline.text.index("</style>") if "</style>" in outline.text else 0 :]
-    places = [
-        text.index(part) for part in ("Did distillation help?", "UNDECIDED", "Accuracy of the student", "KL to")
-    ]
+    places = [text.index(part) for part in ("Did distillation help?", "UNDECIDED", "Accuracy of the student", "KL to")]
     assert places == sorted(places)
     assert report()["verdict"]["word"] == "UNDECIDED"
     for number in ("95.00", "3,456", "9,876", "1.23", "40,000", "20 times", "+3.75", "0123456789abcdef", "98.75"):
