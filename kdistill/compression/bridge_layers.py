@@ -64,6 +64,11 @@ class KerasOperation(tf_keras.layers.Layer):
         operation = _calls[key]
         self._operation = lambda: operation  # a closure: tf_keras would track a Keras 3 layer that is an attribute
 
+    @property
+    def operation(self):
+        """The operation, or layer, of Keras 3."""
+        return self._operation().operation
+
     def call(self, inputs, training=None):
         training = bool(training) if not tf.is_tensor(training) else training
         return self._operation()(tf.nest.flatten(inputs), training)
@@ -73,6 +78,29 @@ class KerasOperation(tf_keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "key": self.key}
+
+
+@tf_keras.saving.register_keras_serializable(package="kdistill", name="GroupNormalization")
+class GroupNormalization(tf_keras.layers.GroupNormalization):
+    """Computes as in Keras 3, without masks: those of tf_keras become operators that TFLite cannot run."""
+
+    def call(self, inputs, mask=None):
+        shape, dynamic = inputs.shape.as_list(), tf.shape(inputs)
+        sizes = [-1, *(dynamic[axis] if size is None else size for axis, size in enumerate(shape) if axis)]
+        axis = self.axis % len(shape)
+        grouped = tf.reshape(inputs, [*sizes[:axis], self.groups, shape[axis] // self.groups, *sizes[axis + 1 :]])
+        others = [other for other in range(1, len(shape) + 1) if other != axis]
+        mean, variance = tf.nn.moments(grouped, others, keepdims=True)
+        outputs = tf.reshape((grouped - mean) * tf.math.rsqrt(variance + self.epsilon), sizes)
+        channels = [-1 if other == axis else 1 for other in range(len(shape))]
+        if self.scale:
+            outputs *= tf.reshape(self.gamma, channels)
+        if self.center:
+            outputs += tf.reshape(self.beta, channels)
+        return outputs
+
+
+TWINS = {"GroupNormalization": GroupNormalization}  # others have the twin of their name in tf_keras.layers
 
 
 def operation_layer(call: Call, name: str) -> KerasOperation:
@@ -195,7 +223,7 @@ def twins(layer, name: str, handlers: dict, inside: bool = False) -> list:
         return [scale, tf_keras.layers.Rescaling(1.0, layer.offset, name=f"{name}.offset", **common)]
     if kind == "SeparableConv2D" and not inside:  # tfmot quantizes it as two layers, and would lose the names
         return [*_separated(options, name, common), *following]
-    return [getattr(tf_keras.layers, kind)(**options, name=name, **common), *following]
+    return [TWINS.get(kind, getattr(tf_keras.layers, kind))(**options, name=name, **common), *following]
 
 
 def _handled(twin, layer, name):

@@ -4,6 +4,7 @@ Pruning and clustering make a file smaller once it is compressed (a zip, an app 
 it four times smaller, and faster on most phones. Every step of a scheme is fine-tuned, checked, and reported by layer.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +13,29 @@ import keras
 import numpy as np
 import tf_keras
 
-from kdistill.compression import checks, finetune, inputs, tfmot
+from kdistill.compression import checks, finetune, inputs, ranges, tfmot
 from kdistill.compression.bridge import Handlers, copy_back, to_tf_keras
-from kdistill.compression.quantized_file import convert_quantized
+from kdistill.compression.quantized_file import (
+    CALIBRATION_IMAGES,
+    INT8,
+    check_runs,
+    compare_with_int8,
+    convert_quantized,
+    first_images,
+)
 from kdistill.compression.resume import FinishedSteps, settings_of
 from kdistill.conversion.convert import convert
 from kdistill.conversion.float32 import prepare
 from kdistill.conversion.graph import layer_of
-from kdistill.errors import InputError
+from kdistill.errors import CheckFailed, InputError
 from kdistill.files import byte_sizes
 from kdistill.networks.copying import clone
 from kdistill.networks.keras_internals import leaf_layers
-from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
+from kdistill.recipe import SCHEMES, Data, Stage, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
 from kdistill.teachers.input_range import normalization
 from kdistill.tflite.flatbuffer import parse, stayed_float
 
-CALIBRATION_IMAGES = 500
 Number = float | keras.optimizers.schedules.LearningRateSchedule
 
 
@@ -42,7 +49,8 @@ class Compressed:
     each step of the scheme (pruned, clustered, quantized) "yes" or the reason why not.
     `tables`: step -> the table after it. `sizes`: bytes, raw and deflated, of the float32 weights before (`student`)
     and after each step, and of the `tflite`. `notes`: what differs from the request. `history`: step -> loss, hard, kd,
-    accuracy (and val_ of each, with validation images) of every epoch.
+    accuracy (and val_ of each, with validation images) of every epoch. `refusal`: the `CheckFailed` about a file
+    that is worse than int8 after training, if `check` did not raise it.
     """
 
     model: keras.Model
@@ -52,6 +60,7 @@ class Compressed:
     history: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     tables: dict[str, list[dict]] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+    refusal: CheckFailed | None = None
     _content: bytes | None = None
     _kernels: dict[str, np.ndarray] = field(default_factory=dict)
     _clustered: frozenset[str] = frozenset()
@@ -98,6 +107,7 @@ def compress(
     keep: str | Path | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    check: str | None = "raise",
     mean=None,
     std=None,
     **settings,
@@ -128,6 +138,9 @@ def compress(
             same steps share them.
         seed: of the order of the data, augmentation, and the first cluster centers.
         say: receives lines of progress.
+        check: what happens if quantization-aware training gives a file that is worse on the validation examples (else
+            the training examples) than int8 after training, by more than 0.5 points and chance allow: "raise", "warn",
+            or None; `refusal` of the result states it.
         mean, std: student and teacher were trained on `(pixel - mean) / std`: numbers, or one for each channel. The new
             model computes this in its first layer, so that it and its file take raw pixels. None: both get the images
             as they are; a `UserWarning` names another range if accuracy or layers show that they expect it.
@@ -138,7 +151,7 @@ def compress(
 
     Raises:
         InputError: a value is out of range or has no effect, or the student or the data cannot be used.
-        CheckFailed: a step did not do what it should, or the loss is not finite.
+        CheckFailed: a step did not do what it should, the loss is not finite, or see `check`.
 
     Example:
         result = kdistill.compress(student, "pqat", teacher, (images, labels), epochs=1)
@@ -146,6 +159,7 @@ def compress(
         Path("small.tflite").write_bytes(result.tflite())
     """
     stage, terms = inputs.checked_stage(stage, settings), dict(terms or {})
+    inputs.check_mode(check)
     if temperature is None and "kd" not in terms:
         temperature = TEMPERATURE
     inputs.check_objective(distillation_weight, temperature, terms, teacher)
@@ -160,6 +174,7 @@ def compress(
         return _quantize_after_training(prepared.model, batches, say)
     network = to_tf_keras(prepared.model, handlers)
     inputs.check_layers(stage, network)
+    inputs.check_quantizable(prepared.model, stage, network, lambda: to_tf_keras(prepared.model, handlers))
     predict = None if teacher is None else inputs.checked_teacher(teacher, shape, head.classes)
     loss = finetune.StudentLoss(predict, distillation_weight, temperature, head.kind == "probabilities", terms)
     goals = tfmot.Goals.of_stage(stage)
@@ -185,6 +200,7 @@ def compress(
         # The file of qat needs the trained ranges, which a Keras 3 model does not contain: qat always trains.
         record = None if step == "qat" else finished.load(steps, model)
         resumed = record is not None
+        model_before = _copy(model) if step == "qat" else None
         if not resumed:
             wrapped, record = trainer.train(place, step, network, preserved)
         network = to_tf_keras(model, handlers)
@@ -201,10 +217,25 @@ def compress(
     result._clustered = frozenset(checks.clustered(before if "qat" in decisions else kernels))
     if "qat" in decisions:
         result._content = convert_quantized(wrapped, head.kind)
+        check_runs(result._content)
         checks.mark_float(result._content, result.layers)
         result.check_file(result._content)
         result.sizes["tflite"] = byte_sizes(result._content)
+        _compare_with_int8(result, model_before, batches, check, say)
     return result
+
+
+def _compare_with_int8(result: Compressed, before: keras.Model, batches: finetune.Batches, check, say) -> None:
+    """What `check` of `compress` states."""
+    lines = f"{result.scheme}: qat, {{}}".format
+    result.refusal, note = compare_with_int8(result.tflite(), before, batches, lambda text: say(lines(text)))
+    if note:
+        result.notes.append(note)
+        say(lines(note))
+    if result.refusal and check == "raise":
+        raise result.refusal
+    if result.refusal and check == "warn":
+        warnings.warn(f"{result.refusal} check='raise' refuses such a file.", UserWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -234,6 +265,8 @@ class _Trainer:
             first_step=place * total,
             say=lambda text: self.say(f"{self.stage.scheme}: {step}, {text}"),
         )
+        if step == "qat":
+            ranges.measure(wrapped, self.batches)
         history = finetune.fit(
             wrapped,
             self.batches,
@@ -245,6 +278,8 @@ class _Trainer:
             frozen=frozen,
             watch=watch,
         )
+        if step == "qat":
+            ranges.measure(wrapped, self.batches)  # they follow the weights slowly
         copy_back(wrapped, self.model)
         return wrapped, {"history": history, "decisions": decisions}
 
@@ -269,8 +304,9 @@ def _note_preserved(step: str, applied: set[str], result: Compressed, say) -> No
 
 
 def _quantize_after_training(model: keras.Model, batches: finetune.Batches, say) -> Compressed:
-    images = _calibration_images(batches)
-    content = convert(model, Profile("int8", quantization="int8"), images)
+    images = first_images(batches, CALIBRATION_IMAGES)
+    content = convert(model, INT8, images)
+    check_runs(content)
     rows = [{**row, "quantized": "yes"} for row in checks.table(leaf_layers(model), {})]
     sizes = {"student": _weight_sizes(model), "tflite": byte_sizes(content)}
     result = Compressed(model, "int8", rows, tables={"int8": rows}, sizes=sizes, _content=content)
@@ -290,14 +326,3 @@ def _quantize_after_training(model: keras.Model, batches: finetune.Batches, say)
         result.check_file(content)
     say(f"int8: quantized after training, calibrated on {len(images)} images")
     return result
-
-
-def _calibration_images(batches: finetune.Batches) -> np.ndarray:
-    """The first images of the first epoch."""
-    images, count = [], 0
-    for batch, _ in batches.of_epoch(0):
-        images.append(batch.numpy())
-        count += len(images[-1])
-        if count >= CALIBRATION_IMAGES:
-            break
-    return np.concatenate(images)[:CALIBRATION_IMAGES]

@@ -2,22 +2,26 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
+from kdistill.compression import tfmot
 from kdistill.compression.bridge import to_tf_keras
 from kdistill.compression.finetune import Batches
+from kdistill.compression.quantized_file import check_runs, convert_quantized
 from kdistill.conversion.export import input_warning
 from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.conversion.graph import with_normalization
+from kdistill.conversion.refusals import recurrent_layers
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError, unknown
 from kdistill.networks.heads import exclusive_kind, subject_of
-from kdistill.recipe import Data, Profile, Stage, Term
+from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
 from kdistill.recipe.checks import check_stage
 from kdistill.recipe.objective import check_mix, check_term
 from kdistill.teachers.adapted import Adapted
@@ -155,7 +159,9 @@ def check_student(student: keras.Model, stage: Stage) -> None:
     """Raises `InputError` for a student, trained or not, that a stage cannot compress, and for an unknown layer."""
     prepared = prepare(student)
     check_head(prepared)
-    check_layers(stage, to_tf_keras(prepared.model))
+    network = to_tf_keras(prepared.model)
+    check_layers(stage, network)
+    check_quantizable(prepared.model, stage, network, lambda: to_tf_keras(prepared.model))
 
 
 def check_head(student: Prepared) -> None:
@@ -167,6 +173,47 @@ def check_head(student: Prepared) -> None:
             f"{error} To quantize this model without training, use kdistill.export with the profile 'npu' or "
             "'phone_cpu'."
         ) from None
+
+
+def check_mode(check: str | None) -> None:
+    """Raises `InputError` for a `check` that `compress` does not have."""
+    if check not in ("raise", "warn", None):
+        raise InputError(f"check expects 'raise', 'warn' or None, received {check!r}.")
+
+
+def check_quantizable(student: keras.Model, stage: Stage, network, rebuild: Callable[[], tf_keras.Model]) -> None:
+    """Raises `InputError` if the file of a student would not run after quantization-aware training.
+
+    With layers that tfmot does not quantize, the converter is tried on the untrained network.
+
+    Args:
+        student: the Keras 3 model.
+        stage: the stage; one without quantization-aware training passes.
+        network: the student, bridged to tf_keras.
+        rebuild: returns an equal network, which is consumed.
+    """
+    if "qat" not in SCHEMES[stage.scheme]:
+        return
+    loops = recurrent_layers(student)
+    if loops:
+        raise InputError(
+            f"The scheme '{stage.scheme}' cannot quantize the loop over time steps in {', '.join(map(repr, loops))}. "
+            "Build a model whose recurrent layers have unroll=True, and give it the same weights "
+            "(new.set_weights(model.get_weights())); or use 'prune' or 'cluster', which do not quantize."
+        )
+    unusual = tfmot.unusual(network)
+    if not unusual:
+        return
+    wrapped, _ = tfmot.quantize(rebuild(), False, False, stage.skip)
+    try:
+        check_runs(convert_quantized(wrapped, "logits"))
+    except InputError as error:
+        names = ", ".join(f"'{layer.name}' ({type(layer).__name__})" for layer in unusual)
+        raise InputError(
+            f"The file of '{student.name}' would not run after quantization-aware training: {error} It has layers that "
+            f"compute in float between int8 layers: {names}. Replace them, or "
+            "use the scheme 'int8', which quantizes after training."
+        ) from error
 
 
 def check_layers(stage: Stage, network) -> None:

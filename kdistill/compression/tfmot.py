@@ -13,6 +13,7 @@ import tf_keras
 from tf_keras import layers
 
 from kdistill.compression.bridge import load_tfmot
+from kdistill.compression.bridge_layers import MERGES, KerasOperation
 from kdistill.errors import InputError
 from kdistill.recipe import Stage
 
@@ -310,6 +311,18 @@ def _is_relu(layer) -> bool:
 def _rectifier(layer) -> Rectifier:
     options = layer.get_config() if type(layer) is layers.ReLU else {"name": layer.name}
     return Rectifier.from_config(options)
+
+
+def unusual(network) -> list[tf_keras.layers.Layer]:
+    """The layers of a bridged network that tfmot does not quantize, and operations of Keras 3 other than `MERGES`."""
+    plain = quantization.default_8bit.Default8BitQuantizeRegistry()
+
+    def is_unusual(layer) -> bool:
+        if isinstance(layer, KerasOperation):
+            return type(layer.operation).__name__ not in MERGES
+        return bool(_unquantizable(layer, plain))
+
+    return [layer for layer in network.layers if is_unusual(layer)]
 
 
 def _unquantizable(layer, plain) -> str:

@@ -9,6 +9,7 @@ import keras
 
 from kdistill import files, provenance
 from kdistill.compression.compress import Compressed, compress
+from kdistill.compression.quantized_file import QUANTIZED
 from kdistill.conversion import verify
 from kdistill.conversion.build import NAME, build, build_converted, remove
 from kdistill.conversion.export import refused_row
@@ -18,7 +19,7 @@ from kdistill.data.splits import Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.networks import saving
-from kdistill.recipe import SCHEMES, Distill, Profile, Schedule, Stage
+from kdistill.recipe import SCHEMES, Distill, Schedule, Stage
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.objective import at_the_end
 from kdistill.recipe.values import as_dict
@@ -26,8 +27,6 @@ from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms
 
 LABELS = "_labels"  # ends the name of a student that was fine-tuned on labels alone
-# What a quantized file may lose against its float32 model, whose weights were trained to be rounded.
-QUANTIZED = Profile("compressed", quantization="int8", max_drop=0.005, min_agreement=0.98)
 
 
 def run_stages(arms: Arms) -> dict[str, dict]:
@@ -77,6 +76,7 @@ def _run_stage(
         keep=arms.folder.checkpoints(name),
         seed=arms.recipe.seed,
         say=arms.say,
+        check=None,  # a refused file is a row of the report
         **objective,
     )
     about = {"recipe": as_dict(arms.recipe), "data": arms.splits.fingerprint}
@@ -123,7 +123,7 @@ def to_folder(
     file take raw pixels, see `compress`.
     """
     own = {"mean": mean, "std": std}
-    result = compress(student, stage, teacher, splits, keep=out / "steps", say=say, **own, **options)
+    result = compress(student, stage, teacher, splits, keep=out / "steps", say=say, check=None, **own, **options)
     name = f"{stage.scheme}.tflite"
     file, refused = _file_or_refusal(result, name, out, splits, say)
     out.mkdir(parents=True, exist_ok=True)
@@ -164,8 +164,11 @@ def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | N
 
     A scheme that quantizes has a file of its own; the others get the float32 file of the profile `reference`. The file
     is written only if it is as good as its model on the test images and has the model's zeros and clusters: `kept` in
-    the description has their counts by layer. Raises `CheckFailed`, and then leaves `folder` unchanged.
+    the description has their counts by layer. Raises `CheckFailed`, also that of `result.refusal`, and then leaves
+    `folder` unchanged.
     """
+    if result.refusal:
+        raise result.refusal
     student = prepare(result.model)
     if result.quantized:
         built = build_converted(result.tflite(), student, QUANTIZED, splits.class_names, about)
