@@ -151,6 +151,8 @@ def refused_row(name: str, error: Exception) -> dict:
 
 def input_warning(student: Prepared, profile: Profile, images, labels: np.ndarray | None = None) -> str | None:
     """A warning if a student gets these images, with the profile's normalization, in another range than it expects."""
+    if any(len(values) not in (0, 1, images.shape[-1]) for values in (profile.mean, profile.std)):
+        return None  # the export refuses such a profile, with the number of channels
     return range_warning(
         images,
         f"the model '{student.model.name}'",

@@ -84,7 +84,11 @@ def normalization(mean, std) -> tuple[tuple[float, ...], tuple[float, ...]] | No
 
 
 def normalized(images: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]) -> np.ndarray:
-    """`(image - mean) / std`, float32."""
+    """`(image - mean) / std`, float32. Raises `InputError` unless there is one number, or one for each channel."""
+    channels = images.shape[-1]
+    for name, values in (("mean", mean), ("std", std)):
+        if np.size(values) not in (1, channels):
+            raise InputError(f"{name} expects 1 or {channels} numbers, received {np.size(values)}.")
     return (images.astype(np.float32) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
@@ -251,13 +255,14 @@ def find(
     The statistics of a batch normalization decide, else accuracy, where there are labels `[n]` and `predict`, else what
     the first layer with weights receives. A model whose layers show that raw pixels are right does not predict at all.
     """
-    from kdistill.networks.keras_internals import graph_of
-
     finding = None if model is None else look_into(model, images, subject)
     if labels is None or predict is None or (finding and finding.measured):
         return finding
-    if finding is None and model is not None and graph_of(model) is not None and other_scales(images) is RAW:
-        return None
+    if finding is None and model is not None and other_scales(images) is RAW:
+        from kdistill.networks.keras_internals import graph_of  # a .tflite needs no TensorFlow
+
+        if graph_of(model) is not None:
+            return None
     return compare_accuracies(predict, images, labels, subject)[1]
 
 
