@@ -285,7 +285,7 @@ def test_calibration_that_cannot_be_used_is_refused(model, tmp_path):
     cases = {
         "received none": None,
         "received list": [1, 2],
-        r"an array \(200, 12, 12\)": IMAGES[..., 0],
+        r"an array \(200, 12\)": IMAGES[..., 0, 0],
         r"an array \(200, 24, 6, 1\)": IMAGES.reshape(200, 24, 6, 1),
         "no image": IMAGES[:0],
         "received int64": IMAGES.astype("int64"),
