@@ -124,7 +124,7 @@ class _Saved:
             if isinstance(child, h5py.Dataset):
                 continue
             is_part = "vars" in child or group.name.endswith("/layers")  # else it is a list or a dict of layers
-            part = f"{prefix}{_name(child, key)}" if is_part else name
+            part = f"{prefix}{_layer_name(child, key)}" if is_part else name
             inside = self._read(child, part, depth + 1)
             arrays |= {f"{key}/{path}": array for path, array in inside.items()}
             if is_part and inside:
@@ -335,7 +335,7 @@ def _inside(group: h5py.Group, key: str):
     return group[key]
 
 
-def _name(group: h5py.Group, key: str) -> str:
+def _layer_name(group: h5py.Group, key: str) -> str:
     """The name of the layer in a group. Files of an old Keras 3 have only the name of its class."""
     return str(group["vars"].attrs.get("name", key)) if "vars" in group else key
 
