@@ -190,7 +190,7 @@ def compress(
         *(stated or ()),
     )
     finished = FinishedSteps(keep, settings, goals, say)
-    model = _copy(prepared.model)
+    model = clone(prepared.model)
     result = Compressed(model, stage.scheme, sizes={"student": _weight_sizes(model)})
     trainer = _Trainer(model, stage, batches, loss, goals, callbacks, logs, seed, say)
     preserved, kernels, decisions = checks.applied(network), checks.kernels(network), {}
@@ -200,7 +200,7 @@ def compress(
         # The file of qat needs the trained ranges, which a Keras 3 model does not contain: qat always trains.
         record = None if step == "qat" else finished.load(steps, model)
         resumed = record is not None
-        model_before = _copy(model) if step == "qat" else None
+        model_before = clone(model) if step == "qat" else None
         if not resumed:
             wrapped, record = trainer.train(place, step, network, preserved)
         network = to_tf_keras(model, handlers)
@@ -282,11 +282,6 @@ class _Trainer:
             ranges.measure(wrapped, self.batches)  # they follow the weights slowly
         copy_back(wrapped, self.model)
         return wrapped, {"history": history, "decisions": decisions}
-
-
-def _copy(model: keras.Model) -> keras.Model:
-    """An equal model with its own weights."""
-    return clone(model)
 
 
 def _weight_sizes(model: keras.Model) -> dict[str, int]:
