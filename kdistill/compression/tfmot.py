@@ -252,6 +252,7 @@ def quantize(network, keep_zeros: bool, keep_clusters: bool, skip=()) -> tuple[t
         return quantization.quantize_annotate_layer(layer, _config(layer, graph, plain, keep_zeros or keep_clusters))
 
     objects = {"OutputOnly": OutputOnly, "NoOpActivation": NoOpActivation}
+    tf_keras.backend.reset_uids()  # tfmot's own layers are numbered by process, and a file states their names
     with quantization.quantize_scope(objects), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "No clustering performed": the table by layer says where
         annotated = tf_keras.models.clone_model(network, clone_function=annotate)

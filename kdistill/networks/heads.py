@@ -92,7 +92,8 @@ def kind_of(outputs: np.ndarray, end: Callable[[], str]) -> str:
         return "numbers"
     if are_probabilities(finite) or (operation == "softmax" and not len(finite)):
         return "probabilities"
-    return "logits" if operation == "scores" or not len(finite) else "unclear"
+    # Zeros alone are a layer of logits that starts at zero: sigmoids and parts of a softmax are never all zero.
+    return "logits" if operation == "scores" or not finite.any() else "unclear"
 
 
 def logits_of_probabilities(probabilities: np.ndarray) -> np.ndarray:

@@ -186,6 +186,12 @@ def test_the_check_of_the_file_fails_where_it_should(compressed):
         checks.check_file(compressed("qat").tflite(), clustered, {"first", "plain"})
 
 
+def test_a_file_is_the_same_whatever_was_quantized_before(student):
+    """tfmot numbers its layers by process; their names are in the file."""
+    first, second = (convert_quantized(tfmot.quantize(to_tf_keras(student), False, False)[0], "logits") for _ in "12")
+    assert first == second
+
+
 def test_kernels_before_a_relu_are_quantized_in_training(student):
     """tfmot alone would quantize no weights of a convolution with a ReLU layer behind it."""
     wrapped, _ = tfmot.quantize(to_tf_keras(student), False, False)

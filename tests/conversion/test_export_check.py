@@ -133,7 +133,7 @@ def test_limits_of_a_profile_decide(tmp_path):
         ({"check": True}, "received True"),
         ({"check": "raise"}, "check='raise' needs images"),
         ({"check": None, "examples": TEST}, "examples does nothing with check=None"),
-        ({"examples": TEST.images[..., 0]}, "examples expects kdistill.Examples"),
+        ({"examples": TEST.images[0, ..., 0]}, "examples expects kdistill.Examples"),
         ({"examples": (TEST.images, TEST.labels[:7])}, "a label for each of 300 images"),
         ({"examples": TEST.images[:, :6]}, "expects images"),
         ({"calibration": [1, 2]}, r"calibration expects images: an array.*received list"),

@@ -19,6 +19,7 @@ from kdistill.tflite.interpreter import File
 
 EXAMPLES = corners(100, seed=4)
 IMAGES = EXAMPLES.images
+AS_THEY_ARE = {"mean": (0.0,), "std": (1.0,)}  # of pixels
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +87,21 @@ def test_several_outputs_keep_their_names(tmp_path):
     logits = layers.Dense(4)(features)
     model = keras.Model(image, {"features": features, "logits": logits})
     calibration = corners(60).images
-    for profile in (Profile("plain"), Profile("int8", "int8", "int8", "int8", batch=1)):
-        found = export(model, tmp_path / profile.name, profile, calibration, class_names=CLASSES)
-        assert {each["name"] for each in found["outputs"]} == {"features", "logits"}
-        assert (found["output"]["name"], found["output"]["shape"][-1]) == ("logits", 4)
-        file = File(found["path"])
+    for profile in (Profile("plain", **AS_THEY_ARE), Profile("int8", "int8", "int8", "int8", batch=1, **AS_THEY_ARE)):
+        report = export(model, tmp_path / profile.name, profile, calibration, class_names=CLASSES)
+        assert {output["name"] for output in report["outputs"]} == {"features", "logits"}
+        assert (report["output"]["name"], report["output"]["shape"][-1]) == ("logits", 4)
+        file = File(report["path"])
         np.testing.assert_allclose(
             file.predict(IMAGES), predict(model, IMAGES), atol=1e-3 if profile.batch is None else 3
         )
-        told = metadata.of_file(found["path"])
-        assert {each["name"]: each["labels_file"] for each in told["outputs"]} == {
+        written = metadata.of_file(report["path"])
+        assert {output["name"]: output["labels_file"] for output in written["outputs"]} == {
             "features": None,
             "logits": "labels.txt",
         }
     ended = export(model, tmp_path / "ended", Profile("ended", output="probabilities"))
-    assert {each["name"] for each in ended["outputs"]} == {"features", "probabilities"}
+    assert {output["name"] for output in ended["outputs"]} == {"features", "probabilities"}
     np.testing.assert_allclose(File(ended["path"]).predict(IMAGES), softmax(predict(model, IMAGES)), atol=1e-4)
     nameless = keras.Model(image, {"a": logits, "b": features})
     with pytest.raises(InputError, match="outputs a, b; expected exactly one named 'logits'"):

@@ -59,7 +59,7 @@ def test_kinds_of_numbers():
     """What numbers alone tell, and what the operation that gives them has to tell."""
     distributions, halves = np.array([[0.25, 0.75], [1.0, 0.0]]), np.full((2, 2), 0.5)
     shares, outside = np.array([[0.25, 0.5], [0.9, 0.8]]), np.array([[0.25, 0.5], [-0.1, 1.1]])
-    broken = np.full((2, 2), np.nan)
+    broken, zeros = np.full((2, 2), np.nan), np.zeros((2, 2))
     expected = {
         "softmax": ["probabilities", "probabilities", "unclear", "logits", "probabilities"],
         "sigmoid": ["labels", "labels", "labels", "logits", "labels"],
@@ -71,6 +71,7 @@ def test_kinds_of_numbers():
             kind_of(rows, lambda end=end: end) for rows in (distributions, halves, shares, outside, broken)
         ] == kinds, end
         assert kind_of(shares[:, :1], lambda end=end: end) == ("labels" if end == "sigmoid" else "numbers")
+        assert kind_of(zeros, lambda end=end: end) == ("labels" if end == "sigmoid" else "logits")
     assert kind_of(np.concatenate([outside, broken]), lambda: pytest.fail("is not asked")) == "logits"
 
 
