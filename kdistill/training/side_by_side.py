@@ -37,6 +37,8 @@ class OncePerBatch:
         self.teach, self.inputs, self.outputs = teach, None, None
 
     def __call__(self, inputs):
+        if not tf.is_symbolic_tensor(inputs):  # the first look of a student at its teacher, in between
+            return self.teach(inputs)
         # In a traced step all students get the same tensor, so the graph has one forward pass of the teacher.
         if self.inputs is not inputs:
             self.inputs, self.outputs = inputs, self.teach(inputs)
