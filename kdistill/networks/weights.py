@@ -26,6 +26,7 @@ Mapping = dict[str, str] | None
 Arrays = dict[str, "_Array"]  # the arrays of a part of a model, by their path inside of the part
 OWN = "."  # the name of the weights that a model has itself, beside those of its layers
 DEEPEST = 64  # groups inside of each other; a damaged file may contain itself
+SHIPPED = Path(__file__).parent / "shipped"  # `shipped:NAME` is a file in here
 SEEDS = "seed_generator"  # the states of random generators, which are no weights
 
 
@@ -35,7 +36,7 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     A layer that contains layers (`Bidirectional`, `MultiHeadAttention`, your own) is loaded whole, by its structure.
 
     Args:
-        files: paths, each with a mapping from the layers of the file to those of the model (`block/conv` is `conv`
+        files: paths, or `shipped:mnist_cnn` (see networks/shipped), each with a mapping from the layers of the file to those of the model (`block/conv` is `conv`
             inside of the nested model or layer `block`, and `block/.` are the weights of the model `block` itself).
             None maps equal names. An `.npz` file has arrays `<layer>/<weight>`, in the order of the layer's weights;
             `.keras` and `.weights.h5` files come from Keras 3.
@@ -287,12 +288,23 @@ class _Target(_Saved):
         return not any(array.path in self.filled for arrays in self.parts[name] for array in arrays.values())
 
 
+def _shipped(name: str) -> str:
+    """The path of a file; `shipped:NAME` is one that ships with kdistill."""
+    if not name.startswith("shipped:"):
+        return name
+    available = {file.stem: file for file in SHIPPED.glob("*.npz")}
+    wanted = name.removeprefix("shipped:")
+    if wanted not in available:
+        raise unknown("shipped weights", wanted, available)
+    return str(available[wanted])
+
+
 def _opened(path: str | Path, copy: Path, stack: contextlib.ExitStack) -> _Saved:
     """A file with weights, which `stack` closes. `copy`: where a model is saved that is in a `.keras` file."""
-    name = os.fspath(path)
+    name = _shipped(os.fspath(path))
     files.existing_file(name, (".keras", ".weights.h5", ".npz"))
     if name.endswith(".keras"):
-        model = saving.load_model(path)
+        model = saving.load_model(name)
         return _Saved(f"'{path}'", _saved(model, copy, stack), model)
     try:
         if name.endswith(".npz"):
