@@ -36,10 +36,10 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     A layer that contains layers (`Bidirectional`, `MultiHeadAttention`, your own) is loaded whole, by its structure.
 
     Args:
-        files: paths, or `shipped:mnist_cnn` (see networks/shipped), each with a mapping from the layers of the file to those of the model (`block/conv` is `conv`
-            inside of the nested model or layer `block`, and `block/.` are the weights of the model `block` itself).
-            None maps equal names. An `.npz` file has arrays `<layer>/<weight>`, in the order of the layer's weights;
-            `.keras` and `.weights.h5` files come from Keras 3.
+        files: paths, or `shipped:mnist_cnn` (see networks/shipped), each with a mapping from the layers of the file to
+            those of the model (`block/conv` is `conv` inside of the nested model or layer `block`, and `block/.` are
+            the weights of the model `block` itself). None maps equal names. An `.npz` file has arrays
+            `<layer>/<weight>`, in the order of the layer's weights; `.keras` and `.weights.h5` files come from Keras 3.
 
     Returns:
         A report: `loaded` lists (file, its layer, the model's layer, shapes), `unused` lists (file, layer) that no
