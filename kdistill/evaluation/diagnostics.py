@@ -123,6 +123,31 @@ def temperature_scaling(validation: tuple[np.ndarray, np.ndarray], test: tuple[n
     return scaling
 
 
+def teacher_advantage(teacher: np.ndarray, control: np.ndarray, student: np.ndarray) -> dict:
+    """What the teacher knows and the control does not, and how much of it the student has.
+
+    Args:
+        teacher: whether the teacher classifies each of n examples correctly, bool `[n]`.
+        control, student: the same for the models of each seed, bool `[seeds, n]`.
+
+    Returns:
+        Numbers of examples, means over the seeds: `ahead` (the teacher is right, the control wrong), `learned` (of
+        these the student is right), `behind` (the control is right, the teacher wrong), `lost` (of these the student
+        is wrong); and all of it as `sentence`.
+    """
+    ahead, behind = teacher & ~control, control & ~teacher
+    values = {"ahead": ahead, "learned": ahead & student, "behind": behind, "lost": behind & ~student}
+    counts = {name: float(value.sum(axis=1).mean()) for name, value in values.items()}
+    said = {name: f"{count:,.1f}".removesuffix(".0") for name, count in counts.items()}
+    each = " (means over the seeds)" if len(control) > 1 else ""
+    sentence = (
+        f"Of {len(teacher):,} test examples the teacher classifies {said['ahead']} correctly that the control does not, "
+        f"and the student {said['learned']} of these. The control classifies {said['behind']} correctly that the "
+        f"teacher does not; of these the student gets {said['lost']} wrong{each}."
+    )
+    return {**counts, "sentence": sentence}
+
+
 def dead_units(model: "keras.Model", images: np.ndarray, batch_size: int = 256) -> dict:
     """Units behind a ReLU that are not active for any of the images: they compute nothing and learn nothing.
 

@@ -95,6 +95,7 @@ def to_markdown(report: dict) -> str:
         "",
         report["verdict"]["sentence"],
         "",
+        *((advantage(report), "") if advantage(report) else ()),
         *(line for warning in warnings(report) for line in (f"**Warning**: {warning}", "")),
         *markdown_table(model_table(report["models"])),
         "",
@@ -116,6 +117,11 @@ def to_markdown(report: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def advantage(report: dict) -> str:
+    """What the teacher knows and the control does not, in words; reports of older versions do not say."""
+    return (report.get("teacher_advantage") or {}).get("sentence", "")
 
 
 def provenance_lines(report: dict) -> list[str]:

@@ -80,7 +80,8 @@ def verdict_card(report: dict) -> Markup:
     text = verdict["sentence"].removeprefix(headline).lstrip(": ")
     chart = Markup(svg.interval("Student minus control, accuracy in points", verdict))
     tone = TONES.get(verdict["word"], "even")
-    return part("verdict", headline, tone, text[:1].upper() + text[1:], chart, template="run.html")
+    more = markdown.advantage(report)
+    return part("verdict", headline, tone, text[:1].upper() + text[1:], more, chart, template="run.html")
 
 
 def _tiles(report: dict) -> Markup:

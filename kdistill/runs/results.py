@@ -54,6 +54,9 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "compressions": compressions,
         "warnings": arms.warnings,
         "verdict": judge_seeds(arms),
+        "teacher_advantage": diagnostics.teacher_advantage(
+            teacher.argmax(axis=1) == splits.test.labels, *(_correct(arms, arm) for arm in ("control", "student"))
+        ),
         "models": rows,
         "diagnostics": diagnostics.diagnose_models(models, splits, temperature, logits, validation),
         "differences": disagreement.write_pictures(logits["student"], teacher, splits.test, arms.folder.path),
@@ -74,17 +77,19 @@ def describe_data(splits: Splits) -> dict:
 
 def judge_seeds(arms: Arms) -> dict:
     """The verdict, student against control, over the seeds that have been trained so far."""
-    recipe, labels = arms.recipe, arms.splits.test.labels
-    student, control = (
-        [arms.test_logits(numbered(arm, place)).argmax(axis=1) == labels for place in range(arms.seeds)]
-        for arm in ("student", "control")
-    )
+    recipe, student, control = arms.recipe, _correct(arms, "student"), _correct(arms, "control")
     accuracies = [[float(correct.mean()) for correct in arm] for arm in (student, control)]
     only = None
     if arms.seeds == 1:
         only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
     looks = range(recipe.seeds, recipe.max_seeds + 1) if recipe.max_seeds else ()
-    return verdict.judge(*accuracies, len(labels), only, margin=recipe.margin, looks=looks)
+    return verdict.judge(*accuracies, len(arms.splits.test), only, margin=recipe.margin, looks=looks)
+
+
+def _correct(arms: Arms, arm: str) -> np.ndarray:
+    """Whether the model of each seed classifies each test image correctly, bool `[seeds, n]`."""
+    labels = arms.splits.test.labels
+    return np.stack([arms.test_logits(numbered(arm, place)).argmax(axis=1) == labels for place in range(arms.seeds)])
 
 
 def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> tuple[dict[str, dict], dict[str, dict]]:

@@ -133,3 +133,22 @@ def test_diagnostics_of_a_run(digits: splits.Splits):
     rows = np.array(result["student"]["confusion"])
     assert rows.sum() == 256 and (rows.sum(axis=1) == np.bincount(digits.test.labels)).all()
     json.dumps(result, allow_nan=False)
+
+
+def test_what_the_teacher_knows_and_the_control_does_not():
+    teacher = np.array([1, 1, 1, 0, 0, 1], bool)
+    control = np.array([[1, 0, 0, 1, 0, 1], [1, 1, 0, 1, 1, 1]], bool)
+    student = np.array([[1, 1, 0, 0, 0, 1], [1, 1, 1, 1, 0, 0]], bool)
+    result = diagnostics.teacher_advantage(teacher, control, student)
+    # Seed 0: ahead in 1 and 2, of which the student has 1; behind in 3, which it loses. Seed 1: ahead in 2, which it
+    # has; behind in 3 and 4, of which it loses 4.
+    assert {name: result[name] for name in ("ahead", "learned", "behind", "lost")} == {
+        "ahead": 1.5,
+        "learned": 1.0,
+        "behind": 1.5,
+        "lost": 1.0,
+    }
+    assert (
+        "Of 6 test examples the teacher classifies 1.5 correctly that the control does not, and the student 1 of"
+        in (result["sentence"])
+    )
