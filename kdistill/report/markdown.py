@@ -156,7 +156,8 @@ def _compressions(report: dict) -> list[str]:
     ]
     for name, compression in compressions.items():
         lines += ["", f"`{name}`: " + " ".join([f"the scheme {compression['scheme']}.", *compression["notes"]]), ""]
-        lines += markdown_table(layer_table(compression["layers"]), left=(0, 1, 5, 6, 7))
+        if compression["layers"]:  # none, if the compression failed
+            lines += markdown_table(layer_table(compression["layers"]), left=(0, 1, 5, 6, 7))
     return [*lines, ""]
 
 
@@ -185,7 +186,7 @@ def _seed_range(report: dict) -> str:
 
 def seed_note(report: dict) -> str:
     """Which seed the files belong to."""
-    return f"All files are of the first seed, {report['recipe']['seed']}: choosing the best seed would flatter them."
+    return f"All files are of the first seed, {report['recipe'].get('seed', 0)}: choosing the best seed would flatter them."
 
 
 def _seeds(report: dict) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kdistill import files
+from kdistill.errors import InputError
 from kdistill.report import markdown, svg
 from kdistill.report.html import NOTHING, cards, details, document, figure, note, part, table, values
 from kdistill.report.svg import KINDS, Series
@@ -19,6 +20,8 @@ from kdistill.report.svg_parts import number, percent
 
 TONES = {"BETTER": "better", "WORSE": "worse"}
 MAX_CLASSES = 30  # of a confusion matrix; with more it is unreadable, and the page lists the most frequent mistakes
+PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes
+PICTURE_BYTES = 1 << 20  # of a picture; those of a run have at most 96 pixels a side
 LISTED = 20  # most frequent mistakes
 CURVES = (  # title, metric, as an error?, y axis, caption
     ("Validation error", "val_accuracy", True, "error %", "The share of wrongly classified validation images."),
@@ -41,9 +44,19 @@ def save(report: dict, folder: Path) -> None:
 
 
 def read_pictures(report: dict, folder: Path) -> dict[str, bytes]:
-    """The PNG files of a report by name, without those that are missing."""
-    names = [picture["file"] for picture in report.get("differences", {}).get("pictures", ())]
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    """The PNG files of a report by name, without those that are missing.
+
+    Raises `InputError` for a picture that is not inside of the folder, or no PNG file.
+    """
+    pictures = {}
+    for picture in (report.get("differences") or {}).get("pictures", ()):
+        path = files.inside(folder, picture["file"])
+        if path.is_file():
+            content = files.read_bytes(path, PICTURE_BYTES)
+            if not content.startswith(PNG):
+                raise InputError(f"'{files.shown_path(path)}' is no PNG file. Delete it: the page lacks it then.")
+            pictures[picture["file"]] = content
+    return pictures
 
 
 def render(report: dict, pictures: Mapping[str, bytes] | None = None) -> str:
@@ -329,8 +342,9 @@ def _compressions(report: dict) -> Markup:
     content = NOTHING
     for name, compression in (report.get("compressions") or {}).items():
         text = " ".join([f"The scheme {compression['scheme']}.", *compression["notes"]])
-        layers = table(*markdown.layer_table(compression["layers"]), f"{name}, layer by layer")
-        content += part("subsection", name, note(text) + layers)
+        layers = markdown.layer_table(compression["layers"])
+        shown = table(*layers, f"{name}, layer by layer") if layers[1] else NOTHING
+        content += part("subsection", name, note(text) + shown)
     return content
 
 

@@ -34,9 +34,11 @@ def run_stages(arms: Arms) -> dict[str, dict]:
 
     Every stage continues from the one before, once with the teacher (`pqat`) and once on labels alone (`pqat_labels`),
     beginning with the same student. Puts the models into `arms.models`; loads those that the run folder already has.
-    Returns name -> `as_record` of the compression, seconds, teacher (whether it was used) and file.
+    Returns name -> `as_record` of the compression, seconds, teacher (whether it was used) and file. A compression that
+    fails, and those that would continue from it, are `refused` with the reason; the next session tries them again.
     """
     records, students = {}, {"": arms.models["student"], LABELS: arms.models["student"]}
+    failures = {}  # the first failed compression, by the end of names
     names = [stage.scheme for stage in arms.recipe.compress]
     for place, stage in enumerate(arms.recipe.compress):
         scheme = stage.scheme if names.count(stage.scheme) == 1 else f"{stage.scheme}_{place + 1}"
@@ -44,9 +46,26 @@ def run_stages(arms: Arms) -> dict[str, dict]:
             if end and not SCHEMES[stage.scheme] and students[end] is students[""]:
                 continue  # without training, both would be the same
             name = scheme + end
-            students[end], records[name] = _run_stage(arms, name, stage, students[end], with_teacher=not end)
-            arms.models[name] = students[end]
+            if end in failures:
+                before = CheckFailed(f"It continues from '{failures[end]}', which failed.")
+                records[name] = _failed(arms, name, stage, before, with_teacher=not end)
+                continue
+            try:
+                students[end], records[name] = _run_stage(arms, name, stage, students[end], with_teacher=not end)
+                arms.models[name] = students[end]
+            except CheckFailed as error:
+                failures[end] = name
+                records[name] = _failed(arms, name, stage, error, with_teacher=not end)
     return records
+
+
+def _failed(arms: Arms, name: str, stage: Stage, error: CheckFailed, with_teacher: bool) -> dict:
+    """The record of a compression that has no model."""
+    arms.say(f"Refused: {name}: {error}")
+    remove(arms.folder.path / name / NAME)  # of an earlier session
+    empty = {"layers": [], "tables": {}, "sizes": {}, "history": {}, "notes": [str(error)]}
+    refused = refused_row(f"{name}.tflite", error)
+    return {"seconds": 0.0, "scheme": stage.scheme, **empty, "teacher": with_teacher, "file": None, "refused": refused}
 
 
 def _run_stage(

@@ -229,3 +229,17 @@ def test_a_wrong_command_is_one_clear_error(files, words, message, tmp_path):
     ended = call(files / "student.keras", *words, *data)
     assert ended.exit_code == 2 and message in ended.output, ended.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_compression_that_fails_is_a_row_and_ends_no_run(splits, tmp_path):
+    overflowing = (Stage("prune", epochs=1, batch_size=32, learning_rate=1e38), Stage("qat", epochs=1, batch_size=32))
+    recipe = dataclasses.replace(load_recipe("mnist", "smoke"), compress=overflowing, data=Data(shift=1))
+    folder = RunFolder(tmp_path)
+    arms = arms_in(folder, splits, recipe)
+    records = compressions.run_stages(arms)
+    folder.close()
+    assert list(records) == ["prune", "prune_labels", "qat", "qat_labels"]
+    assert "prune" not in arms.models and "The loss is nan" in records["prune"]["refused"]["reason"]
+    assert "continues from 'prune', which failed" in records["qat"]["refused"]["reason"]
+    assert all(record["file"] is None for record in records.values())
+    assert not list(tmp_path.rglob("*.tflite")) and json.dumps(records)
