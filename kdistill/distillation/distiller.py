@@ -22,6 +22,7 @@ from kdistill.networks.heads import as_logits, check_shape
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Distill, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE, check_term, teacher_taps
+from kdistill.teachers.fit_inputs import warn_of_teacher
 from kdistill.teachers.frozen import frozen
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -137,6 +138,7 @@ class Distiller(Supervised):
         # Functions: Keras would track a model that is an attribute, and save it with the student.
         self._teach = frozen(teacher, self._teacher_weights, teacher_taps(self._terms))
         self._check_teacher = lambda: check_shared_layers(self, teacher)
+        self.look_at_teacher = lambda inputs, labels: warn_of_teacher(teacher, inputs, labels)
         if len(self._projectors) < sum(term.projector is not None for term in self._terms.values()):
             outputs = tf.function(self._teach).get_concrete_function(self._input_spec).structured_outputs
             with self.distribute_strategy.scope():

@@ -19,6 +19,7 @@ from kdistill.networks.heads import check_stated, class_count, subject_of
 from kdistill.networks.keras_internals import OwnBuild, loss_tracker
 from kdistill.networks.precision import check_not_quantized
 from kdistill.teachers.first_look import FirstLook
+from kdistill.teachers.fit_inputs import look_once
 
 
 @keras.saving.register_keras_serializable(package="kdistill")
@@ -123,6 +124,7 @@ class Supervised(OwnBuild, keras.Model):
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         self._check_models()
         self._check_targets(given)
+        look_once(self, given)
         self._set_class_weights(given.pop("class_weight", None))
         directions = {tracker.name: "max" if tracker.name in self._rates else "min" for tracker in self._trackers}
         arguments.set_directions(given.get("callbacks"), directions)
@@ -207,8 +209,6 @@ class Supervised(OwnBuild, keras.Model):
         config = dict(config)
         student = keras.saving.deserialize_keras_object(config.pop("student"))
         return cls(student=student, **config)
-
-    # -- the step ---------------------------------------------------------------------------------------------------
 
     def _hard(self, batch: Batch, outputs) -> tf.Tensor:
         """The loss on labels, `[batch]`, scaled so that its mean over all examples is its reduction over the labeled.

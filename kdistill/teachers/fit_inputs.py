@@ -27,6 +27,17 @@ FEWEST = 8  # examples that tell anything
 Look = Callable[[np.ndarray, np.ndarray | None], None]  # inputs and classes, or None
 
 
+def look_once(model, given: dict) -> None:
+    """Lets the first `fit` of a `Supervised` look at its data, the arguments `given`; on several replicas it does not.
+
+    `model.check_inputs = False` turns this off. A Distiller's `look_at_teacher` gets the examples, too.
+    """
+    if getattr(model, "check_inputs", True) and model.distribute_strategy.num_replicas_in_sync == 1:
+        teacher = getattr(model, "look_at_teacher", None)
+        given["x"] = looked_at(given.get("x"), given.get("y"), model.student, teacher)
+    model.check_inputs = False
+
+
 def looked_at(x, y, student: keras.Model, teacher: Look | None = None):
     """The data `x` of `fit`. Warns of its first examples, for a data set when these are read.
 

@@ -59,6 +59,7 @@ def fit(
     devices.check_batch(batch_size, "batch_size")
     steps = steps_per_epoch(splits.train, training.batch_size)
     part = devices.part(batch_size)
+    model.check_inputs = False  # a run checks them before, and states it in the report
     validation = _validation_batches(splits, training.batch_size, devices, stored)
     _compile(model, training, steps, devices)
     restored = checkpoint.restore(model, checkpoints, say, devices)

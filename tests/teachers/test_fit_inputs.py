@@ -9,6 +9,8 @@ import tensorflow as tf
 from keras import layers
 from support.ranges import RANGES, brightness, convolution, fitted
 
+from kdistill.distillation.distiller import Distiller
+from kdistill.distillation.supervised import Supervised
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.fit_inputs import looked_at, warn_of_student, warn_of_teacher
 
@@ -170,3 +172,25 @@ def test_other_data_passes_as_it_is():
     assert looked_at(generator, None, student()) is generator and len(list(generator)) == 1
     several = tf.data.Dataset.from_tensor_slices((pair, LABELS)).batch(60)
     assert texts(lambda: list(looked_at(several, None, student()))) == []
+
+
+def test_the_first_fit_of_a_distiller_warns_once():
+    def distiller(model, teacher):
+        built = Distiller(model)
+        built.set_teacher(teacher)  # smaller than the student, which the constructor would name
+        return built
+
+    def fit(model, data, check=True):
+        model.compile(keras.optimizers.SGD(1e-6))
+        if not check:
+            model.check_inputs = False
+        return texts(lambda: [model.fit(*data, verbose=0, shuffle=False) for _ in range(2)])
+
+    data_set = (tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(40),)
+    for data in ((IMAGES.astype("float32"), LABELS), data_set):
+        first, second = fit(distiller(student(), TEACHER), data)
+        assert "student 'small' receives" in first and "Put kdistill.Adapted(teacher, mean=0, std=255)" in second
+        assert len(fit(Supervised(student()), data)) == 1
+        assert fit(distiller(student(), TEACHER), data, check=False) == []
+        good = distiller(student(layers.Rescaling(1 / 255)), Adapted(TEACHER, std=255))
+        assert fit(good, data) == []
