@@ -1,6 +1,7 @@
 """Weights under other names: every kind of file, several into one model, and what is told of mistakes."""
 
 import dataclasses
+import hashlib
 import types
 
 import keras
@@ -139,3 +140,18 @@ def test_mistakes_are_named_and_change_nothing(tmp_path):
             weights.load(target, files)
     for a, b in zip(before, target.weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_teacher_that_ships_with_kdistill(digits):
+    model = architectures.small_cnn((28, 28, 1), 10, widths=(32, 64, 128))
+    report = weights.load(model, [("shipped:mnist_cnn", None)])
+    assert not report["unused"] and not report["not_loaded"]
+    logits = model.predict(digits.test.images, batch_size=500, verbose=0)
+    assert np.mean(logits.argmax(axis=1) == digits.test.labels) > 0.99  # images that it has not seen
+    file = weights.SHIPPED / "mnist_cnn.npz"
+    note = (weights.SHIPPED / "README.md").read_text()
+    assert file.stat().st_size < 500_000 and hashlib.sha256(file.read_bytes()).hexdigest() in note
+    with pytest.raises(InputError, match="Unknown shipped weights 'mnist_cn'. Did you mean 'mnist_cnn'"):
+        weights.load(model, [("shipped:mnist_cn", None)])
+    with pytest.raises(InputError, match="shape"):
+        weights.load(architectures.small_cnn((32, 32, 3), 10, widths=(32, 64, 128)), [("shipped:mnist_cnn", None)])
