@@ -22,6 +22,17 @@ app = typer.Typer(
     epilog="Examples: `kdistill run mnist` | `kdistill export student.keras --profile npu --out files` | "
     "`kdistill evaluate student.tflite`. `kdistill COMMAND --help` explains each.",
 )
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")]
+Variant = Annotated[str, typer.Option(help="A variant of the recipe.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue in the folder --out, exactly where it stopped.")]
+Force = Annotated[bool, typer.Option("--force", help="Resume although recipe, grid or data have changed.")]
+Strategy = Annotated[
+    str, typer.Option(help="auto, none, mirrored (all GPUs), multiworker (TF_CONFIG). Batches stay global.")
+]
+WorkerTimeout = Annotated[
+    float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
+]
 DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files (IDX, .npz, images).")]
 CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (where it saves time), or its folder.")]
@@ -90,6 +101,22 @@ def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
     from kdistill.report.markdown import model_table
 
     show_table(*model_table(rows))
+
+
+def folder_options(
+    data_dir: Path | None, out: Path | None, download: bool, resume: bool, force: bool, cache: str
+) -> dict:
+    """The options that `runs.run.run` and `runs.sweep.sweep` share. Raises `InputError` for what makes no sense."""
+    if (resume and out is None) or (force and not resume):
+        raise InputError("--resume expects --out, the folder to continue; --force is for --resume.")
+    return {
+        "out": out,
+        "data_dir": data_dir,
+        "download": download,
+        "resume": resume,
+        "force": force,
+        "cache": cache,
+    }
 
 
 def fail_if_refused(refused: list[dict], report: Path) -> None:

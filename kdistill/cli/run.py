@@ -11,9 +11,17 @@ from kdistill.cli.app import (
     CacheDir,
     DataDir,
     Download,
+    Force,
     Json,
+    RecipeName,
+    Resume,
+    Settings,
+    Strategy,
+    Variant,
+    WorkerTimeout,
     command,
     fail_if_refused,
+    folder_options,
     import_tensorflow,
     say_to,
     show,
@@ -23,9 +31,9 @@ from kdistill.errors import InputError
 
 @command
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")],
-    variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")] = None,
+    recipe: RecipeName,
+    variant: Variant = "default",
+    set_: Settings = None,
     seeds: Annotated[
         str | None, typer.Option(help="Number of seeds; 3..10 adds seeds until the verdict is clear.")
     ] = None,
@@ -33,17 +41,11 @@ def run(
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
     download: Download = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, exactly where it stopped.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume although recipe or data have changed.")] = False,
+    resume: Resume = False,
+    force: Force = False,
     cache: CacheDir = "auto",
-    strategy: Annotated[
-        str, typer.Option(help="auto, none, mirrored (all GPUs), multiworker (TF_CONFIG). Batches stay global.")
-    ] = "auto",
-    worker_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
-    ] = 120,
+    strategy: Strategy = "auto",
+    worker_timeout: WorkerTimeout = 120,
     profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
     as_json: Json = False,
 ):
@@ -53,17 +55,15 @@ def run(
     """
     from kdistill.recipe.loading import load_recipe
 
-    if (resume and out is None) or (force and not resume):
-        raise InputError("--resume expects --out, the folder of the run to continue; --force is for --resume.")
+    options = folder_options(data_dir, out, download, resume, force, cache)
     settings = load_recipe(recipe, variant, [*(set_ or []), *_seed_settings(seeds), *_margin_settings(margin)])
     import_tensorflow()
     from kdistill.runs.run import run as run_recipe
 
-    options = {"data_dir": data_dir, "download": download, "resume": resume, "force": force, "cache": cache}
     options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
     # Keras prints its progress on standard output, which --json reserves for the result.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        result = run_recipe(settings, out, **options, say=say_to(as_json))
+        result = run_recipe(settings, **options, say=say_to(as_json))
     if "models" not in result:  # a worker other than the chief
         return
     show(result["models"], as_json, result)

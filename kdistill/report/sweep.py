@@ -70,6 +70,7 @@ def to_markdown(result: dict, charts: Sequence[Chart]) -> str:
         "",
         verdict,
         "",
+        *((pick_sentence(result), "") if pick_sentence(result) else ()),
         *[line for chart in charts for line in (_heading(chart), "", f"![{chart.title}]({chart.name}.svg)", "")],
         *markdown_table(student_table(result), left=range(len(result["grid"]))),
         "",
@@ -86,6 +87,11 @@ def to_markdown(result: dict, charts: Sequence[Chart]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def pick_sentence(result: dict) -> str:
+    """Which settings chance does not distinguish from the best one; empty if the sweep does not state it."""
+    return (result.get("pick") or {}).get("sentence", "")
 
 
 def _heading(chart: Chart) -> str:
@@ -112,7 +118,8 @@ def save(result: dict, curves: dict, folder: Path, first_steps: int) -> None:
 def render(result: dict, charts: Sequence[Chart]) -> str:
     """The page of a sweep."""
     recipe, best = result["recipe"], result["best"]
-    top = page.verdict_card(result) + (part("best", best, template="run.html") if best else NOTHING)
+    best_part = part("best", best, pick_sentence(result), template="run.html") if best else NOTHING
+    top = page.verdict_card(result) + best_part
     figures = [figure(chart.title, chart.svg, chart.caption, chart.legend) for chart in charts]
     text = f"{_means(result)} The test images have no part in the choice of the best setting."
     sections = [

@@ -10,14 +10,15 @@ from kdistill.conversion.build import NAME, remove
 from kdistill.conversion.export import export_profiles, refused_row
 from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
-from kdistill.data.splits import Splits
-from kdistill.evaluation import diagnostics, disagreement, verdict
+from kdistill.data.splits import Examples, Splits
+from kdistill.evaluation import diagnostics, disagreement, expectation, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
-from kdistill.recipe import Profile
+from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
 from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms, numbered
+from kdistill.runs.networks import needs_training
 
 
 def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
@@ -84,6 +85,49 @@ def judge_seeds(arms: Arms) -> dict:
         only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
     looks = range(recipe.seeds, recipe.max_seeds + 1) if recipe.max_seeds else ()
     return verdict.judge(*accuracies, len(arms.splits.test), only, margin=recipe.margin, looks=looks)
+
+
+def compare_teacher(arms: Arms) -> dict:
+    """The model that teaches the students against the control of the first seed, see `expectation.teacher_lead`."""
+    split, examples = lead_examples(arms.recipe, arms.splits)
+    teacher, control = (
+        predict(arms.models[name], examples.images).argmax(axis=1) == examples.labels
+        for name in (teaching_name(arms.recipe), "control")
+    )
+    return expectation.teacher_lead(teacher, control, split)
+
+
+def lead_examples(recipe: Recipe, splits: Splits) -> tuple[str, Examples]:
+    """The images on which teacher and control are compared, and the name of their split.
+
+    The validation images, because whoever changes settings by this comparison must not pick by the test images. But a
+    teacher that comes trained may have been trained on them, as they are training images: then only the test images
+    are new to it, and they pick the teacher at most.
+    """
+    networks, classes = (recipe.teacher, *recipe.more_teachers), len(splits.class_names)
+    if recipe.assistants or all(needs_training(network, classes) for network in networks):
+        return "validation", splits.validation
+    return "test", splits.test
+
+
+def teaching_name(recipe: Recipe) -> str:
+    """The name of the model that teaches the students: the last assistant, or the teacher."""
+    return f"assistant_{len(recipe.assistants) - 1}" if recipe.assistants else "teacher"
+
+
+def log_verdict(verdict: dict | None, folder: Path) -> None:
+    """Writes the verdict to TensorBoard as text, at the step of its number of seeds, in place of an older one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    if verdict is None:
+        return
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=verdict["seeds"]):
+        tf.summary.text("verdict", f"**{verdict['headline']}**\n\n{verdict['sentence']}")
+    writer.close()
 
 
 def _correct(arms: Arms, arm: str) -> np.ndarray:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from kdistill import provenance
 from kdistill.data.splits import load
+from kdistill.evaluation.expectation import lead_warning
 from kdistill.networks import applications
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Profile, Recipe
@@ -78,17 +80,40 @@ def run(
             folder.settle(recipe, splits.fingerprint, force, say, str(devices))
             devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
             say(f"Data: {splits.source}. Run folder: {folder.path}")
-            arms = Arms(recipe, splits, folder, say, devices, profile, download)
+            arms = ComparingArms(recipe, splits, folder, say, devices, profile, download)
             try:
                 return _train_and_report(arms, profiles, cache)
             except tf.errors.OpError as error:
                 raise readable_error(error, devices) from error
 
 
-def _train_and_report(arms: Arms, profiles: list[Profile], cache: str) -> dict:
+class ComparingArms(Arms):
+    """The models of a run; a warning follows as soon as teacher and control show that there is little to teach."""
+
+    compared = False
+
+    def fit_control(self, place: int, name: str | None = None) -> keras.Model:
+        """As `Arms.fit_control`."""
+        control = super().fit_control(place, name)
+        self.compare()
+        return control
+
+    def compare(self) -> None:
+        """Compares the teacher with the control of the first seed, once; a warning is printed, and in the report."""
+        if self.compared or not self.devices.chief:
+            return
+        self.compared = True
+        warning = lead_warning(results.compare_teacher(self))
+        if warning:
+            self.say(f"Warning: {warning}")
+            self.warnings.append(warning)
+
+
+def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str) -> dict:
     arms.fit_teacher()
     for _ in range(arms.recipe.seeds):
         arms.fit_seed(cache)
+        arms.compare()
     while _next_seed_is_needed(arms):
         arms.fit_seed(cache)
     if not arms.devices.chief:
@@ -103,6 +128,7 @@ def _train_and_report(arms: Arms, profiles: list[Profile], cache: str) -> dict:
         compressions = run_stages(arms)
     report = results.measure_run(arms, profiles, compressions)
     page.save(report, arms.folder.path)
+    results.log_verdict(report["verdict"], arms.folder.path / "logs" / "verdict")
     arms.devices.wait()
     arms.say(f"Report: {arms.folder.path / 'report.html'}")
     return {**report, "folder": str(arms.folder.path)}

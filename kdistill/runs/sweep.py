@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kdistill.data.batches import steps_per_epoch
 from kdistill.data.splits import load
 from kdistill.distillation.distiller import from_recipe
 from kdistill.distillation.supervised import Supervised
-from kdistill.evaluation import diagnostics, input_checks, verdict
+from kdistill.evaluation import diagnostics, input_checks, picks, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.evaluation.metrics import measure
 from kdistill.networks import saving
@@ -23,16 +24,17 @@ from kdistill.recipe.checks import check_precision
 from kdistill.recipe.objective import teacher_taps
 from kdistill.recipe.values import as_dict
 from kdistill.report import sweep as sweep_report
-from kdistill.runs import sweep_logs
+from kdistill.report.sweep_charts import as_number
 from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run, check_students
-from kdistill.runs.results import describe_data
+from kdistill.runs.results import describe_data, log_verdict
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
 from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
 Groups = dict[str, list[grid.Setting]]
+LOGGED = ("accuracy", "agreement", "kl", "ece")  # metrics of a student in TensorBoard
 
 
 def sweep(
@@ -86,7 +88,8 @@ def sweep(
             curves = {str(seed): by_seed[seed]["curves"] for seed in result["seeds"]}
             files.write_text(folder.path / "curves.json", json.dumps(curves) + "\n")
             sweep_report.save(result, curves, folder.path, side_by_side.FIRST_STEPS)
-            sweep_logs.tensorboard(result, curves, folder.path / "logs")
+            _tensorboard(result, curves, folder.path / "logs")
+            log_verdict(result["verdict"], folder.path / "logs" / "verdict")
             say(f"Report: {folder.path / 'sweep.html'}")
             return {**result, "folder": str(folder.path)}
 
@@ -159,15 +162,15 @@ def _members(arms: Arms, recipes: dict[str, Recipe], steps: int) -> dict[str, Su
     """The compiled Distiller of each setting, or for the control a Supervised; all call the teacher once per batch."""
     taps = {tap: key for recipe in recipes.values() for tap, key in teacher_taps(recipe.distill.terms).items()}
     teacher = OncePerBatch(frozen(arms.teaching.model, taps=taps))
-    members, warnings = {}, {}
+    members, subjects = {}, {}
     for name, recipe in recipes.items():
         student = arms.network(recipe.student, int(name.partition("/")[0]))
         is_control = name.endswith("/control")
         member = Supervised(student) if is_control else from_recipe(recipe.distill, student, teacher, steps)
         members[name] = side_by_side.compiled(member, recipe.training, steps)
-        warnings[input_checks.unscaled_warning(student, arms.splits.train.images[:IMAGES])] = name
-    for warning in filter(None, warnings):
-        arms.say(f"Warning, {warnings[warning]} and similar students: {warning}")
+        subjects[input_checks.unscaled_warning(student, arms.splits.train.images[:IMAGES])] = name
+    for warning in filter(None, subjects):
+        arms.say(f"Warning, {subjects[warning]} and similar students: {warning}")
     return members
 
 
@@ -186,7 +189,10 @@ def _measure_group(arms: Arms, group: SideBySide) -> dict[str, dict]:
 
 
 def _measure_student(arms: Arms, student, validation, test, teacher_logits, broken: int | None = None) -> dict:
-    """The measurements of one student; `right` holds which test images it classifies correctly, as bits."""
+    """The measurements of one student.
+
+    `right` and `validation_right` hold which test and validation images it classifies correctly, as bits.
+    """
     splits = arms.splits
     finite = np.isfinite(test).all(axis=1)
     correct = (test.argmax(axis=1) == splits.test.labels) & finite
@@ -199,7 +205,9 @@ def _measure_student(arms: Arms, student, validation, test, teacher_logits, brok
     }
     if finite.all() and np.isfinite(validation).all():
         labels = splits.validation.labels
-        accuracy = float(np.mean(validation.argmax(axis=1) == labels))
+        correct = validation.argmax(axis=1) == labels
+        accuracy = float(np.mean(correct))
+        measurements["validation_right"] = np.packbits(correct).tobytes().hex()
         nll = diagnostics.negative_log_likelihood(validation, labels)
         measurements["validation"] = {"accuracy": accuracy, "nll": nll}
         measurements["test"] = measure(test, splits.test.labels, teacher_logits)
@@ -218,6 +226,7 @@ def _result(arms: Arms, axes: dict[str, list[str]], groups: Groups, by_seed: dic
         "seeds": list(by_seed),
         "students": rows,
         "best": best,
+        "pick": _pick(best, rows, students, len(arms.splits.validation)) if best else None,
         "verdict": _verdict(best, students, len(arms.splits.test), arms.recipe.margin) if best else None,
         "cost": {
             "teacher_seconds": arms.fits.get("teacher", {}).get("seconds"),
@@ -251,12 +260,73 @@ def _best(rows: list[dict]) -> str | None:
     return max(finite, key=score)["name"] if finite else None
 
 
+def _pick(best: str, rows: list[dict], students: list[dict], images: int) -> dict | None:
+    """Which settings chance does not distinguish from the best one, on the validation images, which picked it.
+
+    None if the record of one seed does not hold these images, as that of an earlier version.
+    """
+    finite = [row for row in rows if row["settings"] and all(row["validation"])]
+    accuracies = {row["name"]: [metrics["accuracy"] for metrics in row["validation"]] for row in finite}
+    correct = None
+    if len(students) == 1:
+        try:
+            correct = {name: _from_bits(students[0][name]["validation_right"], images) for name in accuracies}
+        except (KeyError, TypeError, ValueError):
+            return None
+        if {len(values) for values in correct.values()} != {images}:
+            return None
+    return picks.compare_with_best(best, accuracies, images, correct)
+
+
+def _from_bits(text: str, images: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:images] == 1
+
+
 def _verdict(best: str, students: list[dict], images: int, margin: float) -> dict | None:
     """The best setting against the control, on the test images, which had no part in choosing it."""
     arms = [[by_name[name] for by_name in students] for name in (best, "control")]
     if not all(row["test"] for arm in arms for row in arm):
         return None
     accuracies = [[row["test"]["accuracy"] for row in arm] for arm in arms]
-    correct = [np.unpackbits(np.frombuffer(bytes.fromhex(arm[0]["right"]), np.uint8))[:images] == 1 for arm in arms]
+    correct = [_from_bits(arm[0]["right"], images) for arm in arms]
     only = int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())
     return verdict.judge(*accuracies, images, only, margin=margin)
+
+
+def _tensorboard(result: dict, curves: dict, folder: Path) -> None:
+    """Writes the curves of every student and seed to `folder`, in place of older ones, and for the tab HParams its
+    settings with its results.
+
+    `result`: what `sweep.json` holds. `curves`: by seed and student, lists `step`, `validation` and losses by name.
+    """
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorBoard's own, about numpy 2
+        from tensorboard.plugins.hparams import api as hparams
+
+        for place, seed in enumerate(result["seeds"]):
+            for student in result["students"]:
+                path = folder / "students" / str(seed) / student["name"]
+                for old in path.glob("events.out.tfevents.*"):  # of the sweep before it was resumed
+                    old.unlink()
+                writer = tf.summary.create_file_writer(str(path))
+                with writer.as_default():
+                    if student["settings"]:
+                        settings = {key: _number_or_text(value) for key, value in student["settings"][0].items()}
+                        hparams.hparams({**settings, "seed": seed}, trial_id=f"{student['name']},seed={seed}")
+                    curve = curves[str(seed)].get(student["name"], {"step": []})
+                    for key, values in curve.items():
+                        for step, value in zip(curve["step"], values, strict=True):
+                            if key != "step" and value is not None:
+                                tf.summary.scalar(f"curve/{key}", value, step=step)
+                    test, last_step = student["test"][place] or {}, (curve["step"] or [0])[-1]
+                    for key in LOGGED:
+                        if test.get(key) is not None:
+                            tf.summary.scalar(f"test/{key}", test[key], step=last_step)
+                writer.close()
+
+
+def _number_or_text(value: str) -> float | str:
+    number = as_number(value)
+    return value if number is None else number

@@ -12,7 +12,9 @@ from support.outline import Outline
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
+from kdistill.data import load
 from kdistill.errors import InputError
+from kdistill.evaluation import chance
 from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Network
 from kdistill.recipe.loading import load_recipe
@@ -103,18 +105,22 @@ def test_the_table_has_a_row_for_each_setting(finished):
 
 
 def test_validation_picks_and_test_reports(finished):
-    _, result = finished
+    folder, result = finished
     chosen = [row for row in result["students"] if row["settings"]]
     means = {row["name"]: np.mean([v["accuracy"] for v in row["validation"]]) for row in chosen}
     assert means[result["best"]] == max(means.values())
     row = next(row for row in chosen if row["name"] == result["best"])
+    pick = result["pick"]
+    assert set(pick["p"]) == means.keys() - {result["best"]} and pick["level"] == 0.025
+    # Two seeds of 160 images: chance explains it all, and the report states it everywhere.
+    assert pick["equal"] == list(pick["p"]) and "over 2 of 2 other settings, on 160 validation" in pick["sentence"]
+    for name in ("sweep.md", "sweep.html", "sweep.json"):
+        assert pick["sentence"] in (folder / name).read_text()
     assert result["verdict"]["student"] == [t["accuracy"] for t in row["test"]]
 
 
 def test_measured_are_the_students_in_the_folder(finished, digits):
     folder, result = finished
-    from kdistill.data import load
-
     splits = load(TINY.data)
     model = keras.models.load_model(folder / "students/1/distillation_weight=1,temperature=4.keras")
     accuracy = np.mean(predict(model, splits.test.images).argmax(axis=1) == splits.test.labels)
@@ -124,7 +130,7 @@ def test_measured_are_the_students_in_the_folder(finished, digits):
 def test_hparams_are_in_tensorboard(finished):
     import tensorflow as tf
 
-    folder, _ = finished
+    folder, result = finished
     path = next((folder / "logs/students/0/distillation_weight=1,temperature=4").glob("events*"))
     tags = {}
     for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -132,6 +138,13 @@ def test_hparams_are_in_tensorboard(finished):
             tags.setdefault(value.tag, []).append(event.step)
     assert "_hparams_/session_start_info" in tags
     assert tags["curve/validation"] == list(range(1, 11)) and tags["test/accuracy"] == [10]
+    [path] = (folder / "logs/verdict").glob("events*")
+    [text] = [
+        value.tensor.string_val[0].decode()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    ]
+    assert text == f"**{result['verdict']['headline']}**\n\n{result['verdict']['sentence']}"
 
 
 def test_a_finished_sweep_resumes_without_training_and_takes_more_seeds(finished, monkeypatch):
@@ -165,6 +178,17 @@ def test_few_labels_in_two_passes_and_one_seed(tmp_path):
     assert [row["name"] for row in result["students"]] == ["control", "widths=4x4", "widths=4x8"]
     assert [cost["students"] for cost in result["cost"]["passes"]] == [1, 1]
     assert result["verdict"]["unit"] == "test images" and "This is one seed" in result["verdict"]["sentence"]
+    # The pick is compared on the validation images, with the students in the folder.
+    [other] = result["pick"]["p"]
+    splits = load(few)
+    best, second = (
+        predict(keras.models.load_model(tmp_path / f"few/students/0/{name}.keras"), splits.validation.images).argmax(1)
+        == splits.validation.labels
+        for name in (result["best"], other)
+    )
+    lost, gained = int((best & ~second).sum()), int((second & ~best).sum())
+    assert result["pick"]["p"][other] == chance.drop_p_value(lost, gained, len(best))
+    assert "one seed; 5 % over all 1 comparisons" in result["pick"]["sentence"]
     assert result["students"][1]["parameters"] < result["students"][2]["parameters"]
     assert any("Memory, besides data and teacher: " in text for text in said)
     # Two passes of two epochs on the same views: the first fills the cache, which the second reads.
