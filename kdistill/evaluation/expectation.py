@@ -7,6 +7,7 @@ import numpy as np
 
 from kdistill.evaluation.chance import LEVEL, drop_p_value, smallest_drop
 from kdistill.evaluation.verdict import ALPHA, POWER, mcnemar, paired_t
+from kdistill.teachers.input_range import little_above_chance
 
 GAIN, NO_GAIN, UNCLEAR = "a gain is likely", "no gain is likely", "unclear"
 
@@ -111,7 +112,9 @@ def error_after(first: float, second: float, images: int, shares: tuple[float, f
     return min(1.0, high * (share / shares[1]) ** -slope)
 
 
-def expect(lead: dict, difference: Sequence[float], images: int, still: float, test_images: int) -> dict[str, str]:
+def expect(
+    lead: dict, difference: Sequence[float], images: int, still: float, test_images: int, classes: int
+) -> dict[str, str]:
     """What a full run will probably show: `word` and `sentence`.
 
     Args:
@@ -119,6 +122,7 @@ def expect(lead: dict, difference: Sequence[float], images: int, still: float, t
         difference: student minus control in the trial, by seed, measured on `images` images.
         still: what the control is expected to gain until its training is as complete as the teacher's, a share of 1.
         test_images: the number of test images.
+        classes: the number of classes, for the accuracy of chance.
 
     A gain is likely if the teacher is ahead beyond chance, remains ahead of what the control is expected to reach, and
     the student was ahead of the control in the trial on average. No gain is likely if the teacher is not ahead, or the
@@ -139,6 +143,8 @@ def expect(lead: dict, difference: Sequence[float], images: int, still: float, t
             f"the control is wrong on so few of the {examples} that they could not show even a perfect teacher to be "
             "ahead"
         )
+    elif max(lead["teacher"], lead["control"]) < little_above_chance(classes):
+        word, reason = UNCLEAR, f"teacher and control have learned next to nothing yet, {figures}: train for longer"
     elif gap <= 0 or lead["teacher"] <= lead["control"]:
         word, reason = NO_GAIN, f"the teacher is not ahead of the control, {figures}"
         if low > 0:  # seen early on, also with a teacher that is no better: it often does not last

@@ -184,7 +184,8 @@ def _result(recipe: Recipe, share: float, arms: Arms, longer_epochs: int) -> dic
         for seeds in FORECAST
     ]
     still = max(0.0, lead["expected"] - lead["control"])
-    expected = expectation.expect(lead, difference, len(splits.validation), still, test_images)
+    images, classes = len(splits.validation), len(splits.class_names)
+    expected = expectation.expect(lead, difference, images, still, test_images, classes)
     lines = [_forecast_line(row) for row in forecast]
     return {
         "trial": {
@@ -220,20 +221,22 @@ def _lead(recipe: Recipe, share: float, arms: Arms, longer_epochs: int) -> dict:
     Of the seeds of the short control, the one with the median accuracy. A teacher that comes trained has had all of its
     training: it meets the longer control, and `expected` extrapolates what the control still reaches.
     """
-    split, examples = lead_examples(recipe, arms.splits)
     names = [teaching_name(recipe), *_of_seeds("control")]
     names += [LONGER_CONTROL] if LONGER_CONTROL in arms.models else []
-    teacher, *controls = _correct(arms, examples, *names)
-    short, longer = controls[:SEEDS], controls[-1]
     trained, epochs = _teacher_share(recipe, arms.splits, share), recipe.training.epochs
     shares = arms.recipe.training.epochs / epochs, longer_epochs / epochs
     nearest = int(abs(np.log(trained / shares[1])) < abs(np.log(trained / shares[0])))
-    median = sorted(short, key=np.mean)[SEEDS // 2]
-    lead = expectation.teacher_lead(teacher, (median, longer)[nearest], split)
+    for split, examples in lead_examples(recipe, arms.splits).items():
+        teacher, *controls = _correct(arms, examples, *names)
+        short, longer = controls[:SEEDS], controls[-1]
+        median = sorted(short, key=np.mean)[SEEDS // 2]
+        lead = expectation.teacher_lead(teacher, (median, longer)[nearest], split)
+        if lead["decidable"]:
+            break
     expected = lead["control"]
-    if shares[0] < shares[1]:
+    if shares[0] < shares[1] and shares[nearest] < trained:
         errors = 1 - float(np.mean(short)), 1 - float(longer.mean())
-        error = expectation.error_after(*errors, len(examples), shares, max(trained, shares[nearest]))
+        error = expectation.error_after(*errors, len(examples), shares, trained)
         expected = max(expected, 1 - error)
     return {**lead, "expected": expected, "share": trained}
 
@@ -241,7 +244,7 @@ def _lead(recipe: Recipe, share: float, arms: Arms, longer_epochs: int) -> dict:
 def _models(recipe: Recipe, arms: Arms, longer_epochs: int) -> dict[str, dict]:
     """The rows of the table by name: epochs, accuracy on the validation images by seed, and seconds."""
     short, full = arms.recipe, (recipe.training.epochs, recipe.teacher_training.epochs)
-    compilation = _compilation_seconds(arms, longer_epochs)
+    compilation, epoch = _compilation_and_epoch(arms, longer_epochs)
     rows = {}
     for name in arms.models:
         kind = re.sub(r"-\d+$", "", name)
@@ -252,24 +255,31 @@ def _models(recipe: Recipe, arms: Arms, longer_epochs: int) -> dict[str, dict]:
         epochs = longer_epochs if kind == LONGER_CONTROL else trained
         seconds = float(np.mean(fits)) if fits else 0.0
         fixed = min(compilation, seconds)
+        # A student takes the time of its control at least, whatever a short measurement says.
+        per_epoch = max((seconds - fixed) / epochs, epoch if kind == "student" else 0.0)
         rows[kind] = {
             "epochs": epochs if fits else 0,
             "of": full[of_teacher] if fits else 0,
             "accuracy": [float(value) for value in _correct(arms, arms.splits.validation, *seeds).mean(axis=1)],
             "seconds": seconds,
-            "full_seconds": None if kind == LONGER_CONTROL else fixed + (seconds - fixed) * full[of_teacher] / epochs,
+            "full_seconds": None if kind == LONGER_CONTROL else fixed + per_epoch * full[of_teacher],
         }
     return rows
 
 
-def _compilation_seconds(arms: Arms, longer_epochs: int) -> float:
-    """The seconds of a fit before its first step, from the short and the longer control; for all models the same."""
-    short = arms.recipe.training.epochs
+def _compilation_and_epoch(arms: Arms, longer_epochs: int) -> tuple[float, float]:
+    """The seconds of a fit before its first step, taken to be the same for all models, and of an epoch of the control.
+
+    They follow from the short and the longer control; without a longer one, a fit is counted as all steps.
+    """
+    short, seconds = (
+        arms.recipe.training.epochs,
+        float(np.mean([arms.fits[c]["seconds"] for c in _of_seeds("control")])),
+    )
     if LONGER_CONTROL not in arms.fits:
-        return 0.0
-    seconds = float(np.mean([arms.fits[name]["seconds"] for name in _of_seeds("control")]))
+        return 0.0, seconds / short
     epoch = max(0.0, arms.fits[LONGER_CONTROL]["seconds"] - seconds) / (longer_epochs - short)
-    return max(0.0, seconds - short * epoch)
+    return max(0.0, seconds - short * epoch), min(epoch, seconds / short)
 
 
 def _trial_sentence(models: dict[str, dict], images: int) -> str:

@@ -89,25 +89,28 @@ def judge_seeds(arms: Arms) -> dict:
 
 def compare_teacher(arms: Arms) -> dict:
     """The model that teaches the students against the control of the first seed, see `expectation.teacher_lead`."""
-    split, examples = lead_examples(arms.recipe, arms.splits)
-    teacher, control = (
-        predict(arms.models[name], examples.images).argmax(axis=1) == examples.labels
-        for name in (teaching_name(arms.recipe), "control")
-    )
-    return expectation.teacher_lead(teacher, control, split)
+    for split, examples in lead_examples(arms.recipe, arms.splits).items():
+        teacher, control = (
+            predict(arms.models[name], examples.images).argmax(axis=1) == examples.labels
+            for name in (teaching_name(arms.recipe), "control")
+        )
+        lead = expectation.teacher_lead(teacher, control, split)
+        if lead["decidable"]:
+            break
+    return lead
 
 
-def lead_examples(recipe: Recipe, splits: Splits) -> tuple[str, Examples]:
-    """The images on which teacher and control are compared, and the name of their split.
+def lead_examples(recipe: Recipe, splits: Splits) -> dict[str, Examples]:
+    """The images on which teacher and control are compared, by split; the second where the first decide nothing.
 
-    The validation images, because whoever changes settings by this comparison must not pick by the test images. But a
-    teacher that comes trained may have been trained on them, as they are training images: then only the test images
-    are new to it, and they pick the teacher at most.
+    The validation images, because whoever changes settings by this comparison must not pick by the test images. But
+    they may be too few (with few labels), and a teacher that comes trained may have been trained on them, as they are
+    training images: then only the test images are new to it. They pick the teacher at most.
     """
     networks, classes = (recipe.teacher, *recipe.more_teachers), len(splits.class_names)
     if recipe.assistants or all(needs_training(network, classes) for network in networks):
-        return "validation", splits.validation
-    return "test", splits.test
+        return {"validation": splits.validation, "test": splits.test}
+    return {"test": splits.test}
 
 
 def teaching_name(recipe: Recipe) -> str:

@@ -119,11 +119,12 @@ SMALL = [0.002, 0.004, 0.003]
         ((lead(1000, 5, 40), [-0.02, -0.021, -0.019], 1000, 0.0, 2000), NO_GAIN, "beyond chance: change the settings"),
         ((lead(1000, 5, 40), [-0.02, 0.01, -0.01], 1000, 0.0, 2000), UNCLEAR, "but the student is at -0.67 points"),
         ((lead(1000, 0, 12), SMALL, 1000, 0.0, 300), UNCLEAR, "test set of 300 examples cannot show less than 1.7"),
+        ((lead(1000, 880, 850), SMALL, 1000, 0.0, 2000), UNCLEAR, "have learned next to nothing yet, 12.00% against"),
         ((lead(20, 0, 3), SMALL, 20, 0.0, 2000), UNCLEAR, "wrong on so few of the 20 validation images"),
     ],
 )
 def test_the_expectation_and_its_reason(facts, word, part):
-    expected = expect(*facts)
+    expected = expect(*facts, classes=10)
     assert expected["word"] == word and part in expected["sentence"], expected
     assert expected["sentence"].startswith(word[:1].upper() + word[1:])
 

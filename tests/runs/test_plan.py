@@ -94,7 +94,8 @@ def test_the_forecast_follows_from_scatter_and_seconds(planned):
         seed = models["control"]["full_seconds"] + models["student"]["full_seconds"]
         assert row["seconds"] == pytest.approx(models["teacher"]["full_seconds"] + row["seeds"] * seed)
     for row in models.values():
-        assert row["full_seconds"] is None or row["seconds"] <= row["full_seconds"] <= 2 * row["seconds"] + 1e-9
+        assert row["full_seconds"] is None or row["seconds"] <= row["full_seconds"] + 1e-9
+    assert models["teacher"]["full_seconds"] <= 2 * models["teacher"]["seconds"] + 1e-9
     lines = result["lines"]
     assert len(lines) == 5 and lines[0].startswith("3 seeds show a difference from ")
     assert "(80 % power), in about " in lines[2] and lines[3].startswith("The test set of 96 examples cannot show")
@@ -117,7 +118,7 @@ def test_a_teacher_that_comes_trained(folder, teacher):
     # It may have been trained on the validation images. It has had all of its training: it meets the longer control.
     lead = result["lead"]
     assert lead["split"] == "test" and lead["share"] == 1 and lead["control"] > lead["teacher"]
-    assert result["expectation"]["word"] == "no gain is likely"
+    assert result["expectation"]["word"] == "unclear" and "learned next to nothing" in result["lines"][-1]
     assert "the teacher comes trained" in result["trial"]["sentence"] and "that were trained." in ended.stdout
     assert not list(folder.glob("kdistill-plan-*")) and not (folder / "runs").exists()
     ended = call("plan", "mnist", "--variant", "smoke", *settings, "--out", out)
