@@ -32,9 +32,9 @@ def student(tmp_path_factory):
 def test_help_names_the_commands_with_examples():
     ended = call("--help")
     assert ended.exit_code == 0
-    for word in ("run", "evaluate", "benchmark", "inspect", "export", "list", "Examples"):
+    for word in ("plan", "run", "evaluate", "benchmark", "inspect", "export", "list", "Examples"):
         assert word in ended.output
-    for command in ("run", "evaluate", "benchmark", "inspect", "export"):
+    for command in ("plan", "run", "evaluate", "benchmark", "inspect", "export"):
         assert "Example" in call(command, "--help").output
 
 
