@@ -48,9 +48,11 @@ def test_a_wrong_setting_is_one_clear_error(setting, message):
 
 
 def test_a_recipe_survives_json():
-    assert from_dict(Recipe, as_dict(MNIST)) == dataclasses.replace(
-        MNIST, student=dataclasses.replace(MNIST.student, options={"widths": [8, 16, 24]})
+    teacher, student = (
+        dataclasses.replace(network, options={"widths": widths})
+        for network, widths in ((MNIST.teacher, [32, 64, 128]), (MNIST.student, [8, 16, 24]))
     )
+    assert from_dict(Recipe, as_dict(MNIST)) == dataclasses.replace(MNIST, teacher=teacher, student=student)
     with pytest.raises(InputError, match="Unknown key of Recipe 'sead'. Did you mean 'seed'"):
         from_dict(Recipe, {"sead": 1})
 
