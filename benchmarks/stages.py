@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="key=value for this version alone, such as cache.views=4")
     args = parser.parse_args()
     common = ["--data-dir", args.data_dir] if args.data_dir else []
-    mine = [*common, *(word for setting in args.set for word in ("--set", setting))]
+    mine = [*common, "--variant", "lenet", *(word for setting in args.set for word in ("--set", setting))]
     sides = {"before": (args.before, common)} if args.before else {}
     sides["now"] = (sys.executable, mine)
     runs = {name: [] for name in sides}
