@@ -1,5 +1,7 @@
 """Locks, and files that are complete or absent."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pytest
 
 from kdistill import files
 from kdistill.errors import InputError
+from kdistill.schema import Whole
 
 
 def test_a_lock_excludes_others_until_it_is_released(tmp_path):
@@ -48,7 +51,8 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     assert path.read_text() == "{}\n" and list(tmp_path.iterdir()) == [path]
     with files.atomic_file(path, synced=True) as part:
         part.write_text("[1]")
-        assert part.name == f"{files.PART}report.json"
+        assert re.fullmatch(r"\.part-\w+-report\.json", part.name)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~os.umask(os.umask(0o22))  # as other files, not the owner's alone
     assert files.read_json(path) == [1] and list(tmp_path.iterdir()) == [path]
 
 
@@ -73,3 +77,90 @@ def test_a_path_that_is_no_file(tmp_path):
 
 def test_bytes_of_a_content():
     assert files.byte_sizes(bytes(1000)) == {"bytes": 1000, "deflated": 17}
+
+
+def test_an_unfinished_file_is_never_one_that_was_there(tmp_path, monkeypatch):
+    """Neither a link nor a file in the place of the unfinished one is written to, even if its name is guessed."""
+    import tempfile
+
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    names = iter(["guessed", "taken", "free"])
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names)
+    (tmp_path / ".part-guessed-a.json").symlink_to(victim)
+    (tmp_path / ".part-taken-a.json").write_text("another's")
+    (tmp_path / "a.json").symlink_to(victim)
+    files.write_text(tmp_path / "a.json", "{}")
+    assert victim.read_text() == "precious" and not (tmp_path / "a.json").is_symlink()
+    assert (tmp_path / ".part-taken-a.json").read_text() == "another's" and next(names, None) is None
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "content", "pipe"])
+def test_a_lock_empties_and_follows_nothing(tmp_path, kind):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lock = tmp_path / ".lock"
+    {
+        "link": lambda: lock.symlink_to(victim),
+        "hard link": lambda: os.link(victim, lock),
+        "content": lambda: lock.write_text("notes"),
+        "pipe": lambda: os.mkfifo(lock),
+    }[kind]()
+    with pytest.raises(InputError, match="is no lock file"):
+        files.exclusive_lock(lock)
+    assert victim.read_text() == "precious"
+
+
+def test_names_from_files_stay_in_their_folder(tmp_path):
+    (tmp_path / "run/in").mkdir(parents=True)
+    (tmp_path / "run/in/to_itself").symlink_to(tmp_path / "run/in")
+    (tmp_path / "run/up").symlink_to(tmp_path)
+    run = tmp_path / "run"
+    for name in ("in/a.png", "a", "./in/../a", "in/to_itself/a.png"):
+        assert run in files.inside(run, name).parents
+    for name in ("", ".", "..", "../a", "in/../../a", "/etc/passwd", "up/a", "a\0", "in/../..", "x" * 5000 + "/.."):
+        with pytest.raises(InputError, match="is no file inside of the folder"):
+            files.inside(run, name)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling", "pipe", "deep"])
+def test_a_folder_with_links_is_refused(tmp_path, kind):
+    (tmp_path / "run/deep/er").mkdir(parents=True)
+    (tmp_path / "run/deep/er/a").write_text("a")
+    files.check_no_links(tmp_path / "run")
+    path = tmp_path / ("run/deep/er/x" if kind == "deep" else "run/x")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"file": __file__, "folder": tmp_path, "deep": tmp_path}.get(kind, "nowhere"))
+    with pytest.raises(InputError, match="x' is (a link|no plain file)"):
+        files.check_no_links(tmp_path / "run")
+
+
+def test_a_json_file_fits_its_schema_or_is_one_message(tmp_path):
+    path, shape = tmp_path / "a.json", {"count": Whole(1, 9), "names": [str], "rate?": (float, None)}
+    for text in ('{"count": 3, "names": [], "more": 1}', '{"count": 3, "names": ["a"], "rate": null}'):
+        path.write_text(text)
+        assert files.read_json(path, shape)["count"] == 3
+    for text, message in (
+        ("[]", "it expects an object, received list of 0 values"),
+        ('{"count": 3}', "it lacks names"),
+        ('{"count": true, "names": []}', "'count' expects a whole number from 1 to 9, received True"),
+        ('{"count": 3.0, "names": []}', "'count' expects a whole number"),
+        ('{"count": 10, "names": []}', "'count' expects a whole number"),
+        ('{"count": 3, "names": ["a", 1]}', "'names.1' expects a text, received 1"),
+        ('{"count": 3, "names": [], "rate": NaN}', "'rate' expects a finite number or null, received nan"),
+        ('{"count": 3, "names": [], "rate": "\\u001b[31m"}', r"received '\\x1b\[31m'"),
+        ("[" * 5000, "too deep inside of each other"),
+        ("1" + "0" * 5000, "is damaged"),
+        ('{"count": 3, "names": [], "x": ' + "[" * 200 + "]" * 200 + "}", "too deep inside of each other"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            files.read_json(path, shape, "Delete it.")
+    with pytest.raises(InputError, match="has 5,001 bytes, of at most 5,000"):
+        files.read_json(path, most=5000) if path.write_text("1" * 5001) else None
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="is no plain file"):
+        files.read_json(path)

@@ -9,10 +9,16 @@ import keras
 
 from kdistill import files
 from kdistill.compression.tfmot import Goals
+from kdistill.errors import InputError
 from kdistill.networks import saving
 from kdistill.recipe import Stage, Term
+from kdistill.schema import Mapping
 
 KerasSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+# A decision is what a step does to a layer, in words.
+RECORD = {"settings": list, "sha256?": str, "history": Mapping([(float, None)]), "decisions": Mapping(str)}
 
 
 class FinishedSteps:
@@ -25,6 +31,9 @@ class FinishedSteps:
         self._folder = None if folder is None else Path(folder)
         self._settings, self._goals, self._say = settings, goals, say
         if self._folder is not None:
+            if self._folder.is_symlink():
+                raise InputError(f"'{self._folder}' is a link, which is not followed. Use another folder.")
+            files.check_no_links(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, steps: Sequence[str], model: keras.Model) -> dict | None:
@@ -32,11 +41,15 @@ class FinishedSteps:
         if self._folder is None or not self._path(steps).exists():
             return None
         path = self._path(steps)
-        record = json.loads(path.read_text())
+        advice = f"Delete '{path}' to train the step again."
+        record = files.read_json(path, RECORD, advice)
         if record["settings"] != self._settings_of(steps):
             self._say(f"'{path}' belongs to another student or to other settings: the step is trained again.")
             return None
-        model.load_weights(path.with_suffix(".keras"))
+        if record.get("sha256") not in (None, files.sha256(path.with_suffix(".keras"))):
+            self._say(f"'{path.with_suffix('.keras')}' is damaged (another SHA-256): the step is trained again.")
+            return None
+        saving.load_weights(model, path.with_suffix(".keras"))
         return record
 
     def save(self, steps: Sequence[str], model: keras.Model, record: dict) -> None:
@@ -45,7 +58,8 @@ class FinishedSteps:
             path = self._path(steps)
             path.unlink(missing_ok=True)
             saving.save_model(model, path.with_suffix(".keras"))
-            files.write_text(path, json.dumps({**record, "settings": self._settings_of(steps)}) + "\n")
+            about = {"settings": self._settings_of(steps), "sha256": files.sha256(path.with_suffix(".keras"))}
+            files.write_text(path, json.dumps({**record, **about}) + "\n")
 
     def _path(self, steps: Sequence[str]) -> Path:
         return self._folder / f"{len(steps)}-{steps[-1]}.json"

@@ -66,13 +66,25 @@ def load_model(path: str | Path) -> keras.Model:
             "load_weights() with this file, and pass the model."
         ) from None
     except Exception as error:  # Keras raises many kinds for a damaged, unsafe or foreign file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"'{path}' cannot be loaded: it is damaged, no .keras file, or needs code that is not imported ({reason})."
+            f"'{path}' cannot be loaded: it is damaged, no .keras file, or needs code that is not imported "
+            f"({_reason_of(error)})."
         ) from error
     _check_built(model, path)
     derive_state(model)
     return model
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Loads the weights in a `.keras` file into a model of the same structure. Raises `InputError` if it cannot."""
+    try:
+        model.load_weights(path)
+    except Exception as error:  # Keras raises many kinds for a damaged or foreign file
+        raise InputError(f"'{path}' cannot be loaded: {_reason_of(error)}. Delete it.") from error
+
+
+def _reason_of(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_built(model: keras.Model, path: str | Path) -> None:

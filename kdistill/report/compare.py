@@ -1,13 +1,15 @@
 """Several finished runs side by side: a table, the settings that differ, and one page."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdistill import files
 from kdistill.errors import InputError
 from kdistill.report import markdown, page
+from kdistill.report.content import check_report
 from kdistill.report.html import NOTHING, document, note, part, table
 from kdistill.report.svg import KINDS
+from kdistill.schema import Mismatch
 
 REQUIRED = ("recipe", "models", "data", "training", "command")
 Runs = Sequence[tuple[str, dict]]  # name and report
@@ -15,20 +17,20 @@ Runs = Sequence[tuple[str, dict]]  # name and report
 
 def load_report(path: Path) -> dict:
     """The report of a run folder. Raises `InputError` if there is none or it is damaged."""
-    file = path if path.is_file() else path / "report.json"
+    file = path if path.is_file() else files.inside(path, "report.json")
     if not file.is_file():
         is_sweep = (path / "sweep.json").is_file()
         reason = "This is the folder of a sweep: open its sweep.html." if is_sweep else "Has the run finished?"
         raise InputError(f"There is no report.json in '{path}'. {reason} Expected folders of finished runs.")
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"'{file}' is not JSON: {error}. Write it again with: kdistill run --resume --out FOLDER."
-        ) from None
+    advice = "Write it again with: kdistill run --resume --out FOLDER."
+    report = files.read_json(file, advice=advice)
     missing = [key for key in REQUIRED if key not in report] if isinstance(report, dict) else list(REQUIRED)
     if missing:
         raise InputError(f"'{file}' is not the report of a run: it lacks {', '.join(missing)}.")
+    try:
+        check_report(report)
+    except Mismatch as error:
+        raise InputError(f"'{file}' is damaged: {error}. {advice}") from None
     return report
 
 
@@ -52,10 +54,10 @@ def run_table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, report in runs:
         models = {row["name"]: row for row in report["models"]}
-        files = [row for row in report["models"] if row.get("bytes")]
+        exported = [row for row in report["models"] if row.get("bytes")]
         teacher = _percent(models.get("teacher", {}).get("accuracy"))
-        sizes = _least("{:,}", [row["bytes"] for row in files])
-        times = _least("{:.3g}", [row.get("microseconds") for row in files])
+        sizes = _least("{:,}", [row["bytes"] for row in exported])
+        times = _least("{:.3g}", [row.get("microseconds") for row in exported])
         rows.append([name, *_verdict_cells(report.get("verdict")), teacher, sizes, times])
     return titles, rows
 

@@ -186,7 +186,8 @@ def _seed_range(report: dict) -> str:
 
 def seed_note(report: dict) -> str:
     """Which seed the files belong to."""
-    return f"All files are of the first seed, {report['recipe'].get('seed', 0)}: choosing the best seed would flatter them."
+    first = report["recipe"].get("seed", 0)
+    return f"All files are of the first seed, {first}: choosing the best seed would flatter them."
 
 
 def _seeds(report: dict) -> list[str]:

@@ -14,7 +14,12 @@ from kdistill.errors import InputError
 from kdistill.networks import saving
 from kdistill.recipe import Recipe
 from kdistill.recipe.values import as_dict
+from kdistill.report.content import COMPRESSED, FIT
+from kdistill.schema import Whole, plain
 from kdistill.training.strategy import Devices
+
+SETTINGS = {"seeds?": (Whole(), None), "max_seeds?": (Whole(), None), "margin?": (float, None)}  # of recipe.json
+SETTINGS_BYTES = 4 << 20
 
 
 class RunFolder:
@@ -34,14 +39,16 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
         recipe_file = path / "recipe.json"
-        at_start = {".lock", f"{files.PART}recipe.json"}  # all that a run leaves that is killed at its very start
-        if path.is_dir() and {entry.name for entry in path.iterdir()} - at_start and not resume:
+        # All that a run leaves that is killed at its very start: the lock, and an unfinished file.
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        if not resume and any(name != ".lock" and not name.startswith(files.PART) for name in names):
             content = "another run" if recipe_file.exists() else "other files"
             raise InputError(
                 f"The folder '{path}' holds {content}. Give --out a new folder, or --resume to continue that run."
             )
         if resume and not recipe_file.exists():
             raise InputError(f"'{path}' holds no run to resume (no recipe.json). Leave out --resume to start one.")
+        files.check_no_links(path)  # before anything in it is opened: it may come from elsewhere
         message = f"The folder '{path}' is in use by another run. Wait until it ends, or give --out another folder."
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -50,8 +57,8 @@ class RunFolder:
             raise InputError(
                 f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another folder."
             ) from None
-        for part in path.glob(f"{files.PART}*"):  # left by a session that was killed while writing
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        for part in [*path.rglob(f"{files.PART}*")]:  # left by a session that was killed while writing
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -75,9 +82,7 @@ class RunFolder:
         path = self.path / "recipe.json"
         values = {**as_dict(recipe), "data_fingerprint": data, "strategy": strategy}
         if path.exists():
-            before = files.read_json(path)
-            if not isinstance(before, dict):
-                raise InputError(f"'{path}' holds no recipe. Start the run anew in another folder.")
+            before = files.read_json(path, SETTINGS, most=SETTINGS_BYTES)
             changes = _differences(before, values)
             if changes and not force and not _only_adds_seeds(before, values):
                 raise InputError(
@@ -105,16 +110,34 @@ class RunFolder:
         return (self.checkpoints(stage) / "finished.json").exists()
 
     def finished(self, stage: str) -> tuple[keras.Model, dict] | None:
-        """The model and the record of a stage that an earlier session finished, or None."""
+        """The model and the record of a stage that an earlier session finished, or None.
+
+        Raises `InputError` if the record is damaged, or the model is not the one that the stage ended with.
+        """
         if not self.is_finished(stage):
             return None
-        model = saving.load_model(self.path / f"{stage}.keras")
-        return model, files.read_json(self.checkpoints(stage) / "finished.json")
+        record, path = self.record(stage, {"sha256?": str}), self.path / f"{stage}.keras"
+        self.record(stage, COMPRESSED if "scheme" in record else FIT)
+        if record.get("file"):
+            files.inside(self.path, record["file"]["path"])
+        digest = record.pop("sha256", None)  # of an earlier version: none
+        if digest is not None and files.existing_file(path, (".keras",)) and files.sha256(path) != digest:
+            raise InputError(
+                f"'{path}' is not the model with which the stage '{stage}' ended (another SHA-256): it is damaged, or "
+                f"was replaced. Put the file back, or delete '{self.checkpoints(stage)}' to train the stage again."
+            )
+        return saving.load_model(path), record
+
+    def record(self, stage: str, shape=object):
+        """The record of a finished stage, which fits the schema `shape`."""
+        advice = f"Delete '{self.checkpoints(stage)}' to train the stage again, or start a new run in another folder."
+        return files.read_json(self.checkpoints(stage) / "finished.json", shape, advice)
 
     def finish(self, stage: str, model: keras.Model, record: dict) -> None:
-        """Keeps a stage's model and record, and deletes its checkpoints."""
-        saving.save_model(model, self.path / f"{stage}.keras")
-        self.finish_record(stage, record)
+        """Keeps a stage's model and record, with the model's digest, and deletes its checkpoints."""
+        path = self.path / f"{stage}.keras"
+        saving.save_model(model, path)
+        self.finish_record(stage, {**record, "sha256": files.sha256(path)})
 
     def finish_record(self, stage: str, record: dict) -> None:
         """Keeps the record of a stage whose models are elsewhere, and deletes its checkpoints."""
@@ -125,12 +148,15 @@ class RunFolder:
             os.unlink(checkpoint)
 
     def choice(self, stage: str, name: str, choose: Callable[[], str | None]) -> str | None:
-        """A choice made when the stage was started, or now: a resumed stage must not choose differently."""
+        """A choice made when the stage was started, or now: a resumed stage must not choose differently.
+
+        What it returns comes from a file: it is a text or None, and may be anything.
+        """
         path = self.checkpoints(stage) / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, json.dumps(choose()) + "\n")
-        return files.read_json(path)
+        return files.read_json(path, (str, None), f"Delete '{path.parent}' to train the stage again.", most=1 << 16)
 
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
@@ -168,5 +194,5 @@ def _differences(before: dict, now: dict, path: str = "") -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             differences += _differences(old, new, f"{path}{key}.")
         elif old != new:
-            differences.append(f"{path}{key}: {old} -> {new}")
+            differences.append(f"{path}{key}: {plain(old)} -> {plain(new)}")
     return differences

@@ -9,6 +9,7 @@ from kdistill.data.splits import Splits
 from kdistill.networks import folding
 from kdistill.recipe import Recipe
 from kdistill.runs.folder import RunFolder
+from kdistill.schema import plain
 from kdistill.teachers.replay import Replay, cache_pays
 from kdistill.training.strategy import Devices
 
@@ -53,10 +54,16 @@ class Teaching:
         """
         if self.folder.is_finished(stage):
             return None
-        root = self.folder.choice(stage, "cache", lambda: self._cache_folder(seed, cache, fits))
-        if root is None:
+        folder = self.folder.choice(stage, "cache", lambda: self._cache_folder(seed, cache, fits))
+        if folder is None:
             return None
-        replay = self._replay(seed, root)
+        # Where files are written, the command line decides: the run folder may come from elsewhere.
+        replay = self._replay(seed, None if cache in ("auto", "off") else cache)
+        if folder != str(replay.root.resolve()):
+            self.say(
+                f"Teacher cache: in {replay.root}. The run was started with its cache in another folder, "
+                f"{plain(folder)}; give --cache with that one to use what is stored there."
+            )
         replay.build(replay.views(self.recipe.training.epochs, self.recipe.cache.views), self.say)
         return replay
 

@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
-from kdistill.files import exclusive_lock, write_text
+from kdistill.files import PART, exclusive_lock, inside, new_file, read_json, sha256, write_text
+from kdistill.schema import Whole
 
 FORMAT = 1
 PART_BYTES = 32 << 20  # roughly: large enough for a disk to stream, small enough to lose little when killed
 PART_NAME = re.compile(r"view-(\d{4})-part-(\d{4})-([0-9a-f]{16})\.npy")
 KEY = re.compile(r"[0-9a-f]{16}")
+ABANDONED_SECONDS = 86400  # an unfinished file that is older is deleted: no part takes so long
+ABOUT = {"rows": Whole(1), "part_rows": Whole(1), "teacher_name?": str, "source?": str, "split?": str}
 
 
 class Cache:
@@ -77,8 +80,13 @@ class Cache:
 
     def create(self) -> None:
         """Creates the folder with `about.json`. Raises `InputError` where nothing can be written."""
+        if self.path.is_symlink():
+            raise InputError(f"The teacher cache '{self.path}' is a link, which is not followed. Delete the link.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for part in self.path.glob(f"{PART}*"):  # of a process that was killed while writing
+                if time.time() - part.lstat().st_mtime > ABANDONED_SECONDS:
+                    part.unlink(missing_ok=True)
             if not (self.path / "about.json").exists():
                 write_text(self.path / "about.json", json.dumps({**self.description, **self.identity}, indent=1) + "\n")
         except OSError as error:
@@ -134,16 +142,15 @@ class Cache:
         if logits.shape != (end - first, self.classes):
             raise ValueError(f"part {part} expects {(end - first, self.classes)} logits, received {logits.shape}")
         stored = pack(logits, self.top_k)
-        temporary = self.path / f".part-{view:04}-{part:04}-{os.getpid()}"
         try:
-            with open(temporary, "wb") as file:
-                np.save(file, stored)
-                file.flush()
-                os.fsync(file.fileno())
-            path = self.path / f"view-{view:04}-part-{part:04}-{_checksum(temporary)}.npy"
-            os.replace(temporary, path)
+            with new_file(self.path, ".npy") as temporary:
+                with open(temporary, "wb") as file:
+                    np.save(file, stored)
+                    file.flush()
+                    os.fsync(file.fileno())
+                path = self.path / f"view-{view:04}-part-{part:04}-{sha256(temporary)[:16]}.npy"
+                os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"Cannot write to the teacher cache '{self.path}': {error.strerror}.") from None
         self._open.pop(view, None)
         return path
@@ -215,31 +222,35 @@ def unpack(rows: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _part_paths(folder: Path) -> dict[tuple[int, int], Path]:
-    """(view, part) -> file."""
+    """(view, part) -> file. Links, pipes and devices are no parts."""
     paths = {}
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if match := PART_NAME.fullmatch(path.name):
-                paths[int(match[1]), int(match[2])] = path
+    if folder.is_dir() and not folder.is_symlink():
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        for name in names:
+            if match := PART_NAME.fullmatch(name):
+                paths[int(match[1]), int(match[2])] = folder / name
     return paths
 
 
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _is_intact(path: Path) -> bool:
-    return _checksum(path) == PART_NAME.fullmatch(path.name)[3]
+    return sha256(path)[:16] == PART_NAME.fullmatch(path.name)[3]
 
 
 def list_caches(root: Path) -> list[dict]:
-    """Every cache under a root: key, teacher, data, views, bytes, and the time of last use."""
+    """Every cache under a root: key, teacher, data, views, bytes, and the time of last use.
+
+    A cache whose `about.json` cannot be read has `damaged_about`, the reason, and no names and views.
+    """
     rows = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not KEY.fullmatch(folder.name) or not (folder / "about.json").is_file():
+        if not KEY.fullmatch(folder.name) or folder.is_symlink() or not (folder / "about.json").is_file():
             continue
-        about, files = json.loads((folder / "about.json").read_text()), _part_paths(folder)
+        files = _part_paths(folder)
+        try:
+            about, damage = read_json(inside(folder, "about.json"), ABOUT, "Delete this cache.", most=1 << 20), {}
+        except (InputError, OSError) as error:
+            about, damage = {"rows": 1, "part_rows": 1}, {"damaged_about": str(error)}
         parts = -(-about["rows"] // about["part_rows"])
         views = {view for view, _ in files}
         rows.append(
@@ -248,13 +259,19 @@ def list_caches(root: Path) -> list[dict]:
                 "teacher": about.get("teacher_name", ""),
                 "data": about.get("source", ""),
                 "split": about.get("split", ""),
-                "views": sum(all((view, part) in files for part in range(parts)) for view in views),
+                "views": 0 if damage else sum(_is_whole(files, view, parts) for view in views),
                 "parts": len(files),
                 "bytes": sum(path.stat().st_size for path in files.values()),
                 "used": folder.stat().st_mtime,
+                **damage,
             }
         )
     return rows
+
+
+def _is_whole(files: dict[tuple[int, int], Path], view: int, parts: int) -> bool:
+    # First the count: `parts` comes from a file, and may be any number.
+    return sum(key[0] == view for key in files) >= parts and all((view, part) in files for part in range(parts))
 
 
 def verify_caches(root: Path, key: str | None = None) -> list[dict]:
@@ -262,6 +279,7 @@ def verify_caches(root: Path, key: str | None = None) -> list[dict]:
     rows = []
     for row in _selected(root, key):
         damaged = [path.name for path in _part_paths(root / row["key"]).values() if not _is_intact(path)]
+        damaged += ["about.json"] if "damaged_about" in row else []
         rows.append({**row, "damaged": damaged})
     return rows
 
@@ -280,7 +298,7 @@ def _selected(root: Path, key: str | None) -> list[dict]:
     rows = list_caches(root)
     if key is None:
         return rows
-    matches = [row for row in rows if row["key"].startswith(key)]
+    matches = [row for row in rows if key and row["key"].startswith(key)]
     if len(matches) != 1:
         keys = ", ".join(row["key"] for row in rows) or "none"
         raise InputError(f"'{key}' names {len(matches)} caches in '{root}'; expected one of: {keys}.")

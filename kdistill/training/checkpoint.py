@@ -15,13 +15,18 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kdistill import archives, schema
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
 from kdistill.files import atomic_file
+from kdistill.schema import Between, Mapping, Matching
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
 CHECKPOINT_SECONDS = 20.0  # from one checkpoint to the next, inside an epoch
 CHECKPOINTS = 2  # the newest, and the one before in case the newest is damaged
+# The history has a list by metric, or by student and metric.
+NUMBERS = [Matching(lambda value: value is None or type(value) in (int, float), "a number or null")]
+ABOUT = {"history": Mapping((NUMBERS, Mapping(NUMBERS))), "seconds": Between(0, 1e12)}
 POLL_STEPS = 50  # several workers learn from the chief every so many steps whether a checkpoint is due
 
 
@@ -86,14 +91,22 @@ def restore(
     data = devices.share(newest(folder, say))
     if not data:
         return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-        about = json.loads(str(saved["about"]))
-        values = [saved[name] for name in sorted(saved.files) if name != "about"]
     variables = state_of(model)
-    # By position and shape: automatic names depend on what else the process has built.
-    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
+    try:
+        with archives.Arrays(data) as saved:
+            names = sorted(name for name in saved.shapes if name != "about")
+            about = json.loads(str(saved.read("about")))
+            schema.check(about, ABOUT)
+            # By position and shape: automatic names depend on what else the process has built.
+            fits = [tuple(v.shape) for v in variables] == [saved.shapes[name] for name in names]
+            values = [saved.read(name) for name in names] if fits else []
+    except (*archives.ERRORS, KeyError) as error:
         raise InputError(
-            f"The checkpoint in {folder} belongs to another model or optimizer: it has {len(values)} variables, "
+            f"The checkpoint in {folder} is damaged ({error}). Delete it to train this stage from its start."
+        ) from None
+    if not fits:
+        raise InputError(
+            f"The checkpoint in {folder} belongs to another model or optimizer: it has {len(names)} variables, "
             f"this run has {len(variables)}, or their shapes differ. Resume with the recipe that wrote it."
         )
     for variable, value in zip(variables, values, strict=True):

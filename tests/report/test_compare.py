@@ -87,7 +87,7 @@ def test_the_command(folders, tmp_path, monkeypatch):
     "content,message",
     [
         (None, "no report.json in .*Has the run finished"),
-        ("{", "is not JSON"),
+        ("{", "is damaged"),
         ("[1]", "is not the report of a run: it lacks recipe, models"),
         ('{"recipe": {}}', "it lacks models, data"),
     ],

@@ -1,5 +1,7 @@
 """Teacher outputs on disk: whole or absent, named by their checksum, and never those of something else."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -140,3 +142,39 @@ def test_the_usual_place(monkeypatch, tmp_path):
     monkeypatch.delenv("KDISTILL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert files.cache_root() == tmp_path / "kdistill"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"rows": 0, "part_rows": 1}', '{"rows": 1, "part_rows": "x"}', "[" * 9999]
+)
+def test_a_damaged_about_file_is_named_and_can_be_deleted(tmp_path, content):
+    folder = tmp_path / ("0" * 16)
+    folder.mkdir()
+    (folder / "about.json").write_text(content)
+    (row,) = cache.list_caches(tmp_path)
+    assert row["views"] == 0 and "about.json" in row["damaged_about"]
+    assert cache.verify_caches(tmp_path)[0]["damaged"] == ["about.json"]
+    assert len(cache.prune_caches(tmp_path, "0")) == 1 and not folder.exists()
+
+
+def test_links_and_pipes_in_a_cache_folder_lead_nowhere(tmp_path):
+    own = cache.Cache(tmp_path / "caches", {"teacher": "a"}, rows=4, part_rows=2, classes=3)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "view-0000-part-0000-0123456789abcdef.npy").write_text("precious")
+    (tmp_path / "caches").mkdir()
+    own.path.symlink_to(victim)
+    with pytest.raises(InputError, match="is a link, which is not followed"):
+        own.create()
+    assert own.missing_parts(1) == [(0, 0), (0, 1)] and cache.list_caches(tmp_path / "caches") == []
+    own.path.unlink()
+    own.create()
+    (own.path / "view-0000-part-0000-0123456789abcdef.npy").symlink_to(
+        victim / "view-0000-part-0000-0123456789abcdef.npy"
+    )
+    os.mkfifo(own.path / "view-0000-part-0001-0123456789abcdef.npy")
+    assert own.missing_parts(1) == [(0, 0), (0, 1)]
+    (own.path / ".lock-0000-0000").symlink_to(victim / "view-0000-part-0000-0123456789abcdef.npy")
+    with own.claim(0, 0) as claimed:
+        assert not claimed
+    assert [path.read_text() for path in victim.iterdir()] == ["precious"]
