@@ -24,6 +24,7 @@ from kdistill.recipe.checks import check_precision
 from kdistill.recipe.objective import teacher_taps
 from kdistill.recipe.values import as_dict
 from kdistill.report import sweep as sweep_report
+from kdistill.report.content import PASS
 from kdistill.report.sweep_charts import as_number
 from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
@@ -136,8 +137,9 @@ def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, 
     """
     if arms.folder.is_finished(stage):
         arms.say(f"{stage}: already finished")
-        record = files.read_json(arms.folder.checkpoints(stage) / "finished.json")
-        if set(record["students"]) == set(recipes):
+        record, size = arms.folder.record(stage, PASS), -(-len(arms.splits.test) // 8)
+        right = [student["right"] for student in record["students"].values()]
+        if set(record["students"]) == set(record["curves"]) == set(recipes) and set(map(len, right)) == {2 * size}:
             return record
     splits, training = few_labels.for_student(arms.splits), arms.recipe.training
     steps = steps_per_epoch(splits.train, training.batch_size) * training.epochs
