@@ -34,7 +34,7 @@ from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
 from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
-RECIPE = load_recipe("mnist")
+RECIPE = load_recipe("mnist", "lenet")
 WEIGHTS, TEMPERATURES = [i / 10 for i in range(11)], [1.0, 2.0, 4.0, 8.0, 20.0]
 SETTINGS = [(w, t) for w in WEIGHTS for t in TEMPERATURES if w or t == 1]  # 51: weight 0 knows no temperature
 
@@ -45,9 +45,10 @@ def network() -> keras.Model:
     return architectures.build(RECIPE.student, (28, 28, 1), 10)
 
 
-def group(students: list[Supervised]) -> SideBySide:
+def group(students: list[Supervised], teacher: OncePerBatch | None = None) -> SideBySide:
     """The students, compiled as the recipe says."""
-    return SideBySide({str(i): side_by_side.compiled(s, RECIPE.training, 1000) for i, s in enumerate(students)})
+    members = {str(i): side_by_side.compiled(s, RECIPE.training, 1000) for i, s in enumerate(students)}
+    return SideBySide(members, teacher)
 
 
 def distillers(count: int, teacher) -> SideBySide:
@@ -55,7 +56,7 @@ def distillers(count: int, teacher) -> SideBySide:
     shown = OncePerBatch(frozen(teacher))
     # Spread over the grid, so that weights and temperatures differ.
     chosen = [SETTINGS[(place * len(SETTINGS)) // count] for place in range(count)]
-    return group([Distiller(network(), shown, distillation_weight=w, temperature=t) for w, t in chosen])
+    return group([Distiller(network(), shown, distillation_weight=w, temperature=t) for w, t in chosen], shown)
 
 
 def timed(call: Callable[[], None], steps: int) -> tuple[float, float]:

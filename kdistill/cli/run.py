@@ -46,6 +46,9 @@ def run(
     cache: CacheDir = "auto",
     strategy: Strategy = "auto",
     worker_timeout: WorkerTimeout = 120,
+    together: Annotated[
+        str, typer.Option(help="Controls and students of several seeds that train at a time: a number, or auto.")
+    ] = "auto",
     profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
     as_json: Json = False,
 ):
@@ -61,6 +64,7 @@ def run(
     from kdistill.runs.run import run as run_recipe
 
     options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
+    options |= {"together": _number_together(together)}
     # Keras prints its progress on standard output, which --json reserves for the result.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = run_recipe(settings, **options, say=say_to(as_json))
@@ -80,6 +84,12 @@ def _seed_settings(text: str | None) -> list[str]:
     if not first.isdecimal() or (dots and not last.isdecimal()):
         raise InputError(f"--seeds expects a number, or two as in 3..10, received '{text}'.")
     return [f"seeds={first}", f"max_seeds={last if dots else 'none'}"]
+
+
+def _number_together(text: str) -> int | None:
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise InputError(f"--together expects a number from 1 on, or auto, received '{text}'.")
+    return None if text == "auto" else int(text)
 
 
 def _margin_settings(points: float | None) -> list[str]:

@@ -5,6 +5,7 @@ continues with the same batches, and every replica or worker computes its share 
 """
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -29,6 +30,7 @@ from kdistill.recipe import Data
 
 WHOLE_BATCH = (0, 1)  # part 0 of 1
 CORES = os.cpu_count() or 1
+_TENSORS: dict[int, tuple[weakref.ref, weakref.ref]] = {}  # by id of an array: the array, and its tensor
 PARALLEL_BATCHES, PREFETCH = min(4, CORES), 2  # batches: those of ImageNet take 150 MB in float32
 
 
@@ -131,7 +133,7 @@ def training_batches(
     if encoded:
         extras["decoded"] = _decoded_images(images, crops()).batch(len(used), drop_remainder=True)
     else:
-        all_pixels = tf.constant(images)
+        all_pixels = _in_memory(images)
 
     def finish(plan, extras):
         places, key, windows, amount, box = plan
@@ -186,6 +188,18 @@ def evaluation_batches(
 
     batches = tf.data.Dataset.zip((batches, extras))
     return without_autotuning(batches.map(finish).prefetch(PREFETCH))
+
+
+def _in_memory(images: np.ndarray) -> tf.Tensor:
+    """The images as a tensor, which data sets that are open at the same time share: `tf.constant` copies."""
+    array, tensor = _TENSORS.get(id(images), (lambda: None, lambda: None))
+    shared = tensor() if array() is images else None
+    if shared is None:
+        for key in [key for key, (array, _) in _TENSORS.items() if array() is None]:
+            del _TENSORS[key]
+        shared = tf.constant(images)
+        _TENSORS[id(images)] = weakref.ref(images), weakref.ref(shared)
+    return shared
 
 
 def _targets(labels: tf.Tensor, extras: dict):

@@ -7,6 +7,7 @@ from keras import layers
 
 from kdistill.errors import InputError, unknown
 from kdistill.networks.applications import APPLICATIONS, application
+from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Network
 
 
@@ -183,3 +184,21 @@ def build(network: Network, shape: tuple[int, int, int], classes: int, download:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"The network '{network.name}' cannot be built for images of {shape}: {error}") from None
+
+
+def architecture_of(model: keras.Model) -> dict:
+    """The config of a model with its layers' names replaced by their places: equal for equal architectures.
+
+    Names count up with all that a process has built. Raises `NotImplementedError` for a subclassed model without a
+    config.
+    """
+    names = {layer.name: f"#{i}" for i, layer in enumerate([model, *layers_of(model)])}
+    return _without_names(model.get_config(), names)
+
+
+def _without_names(config, names: dict[str, str]):
+    if isinstance(config, dict):
+        return {str(key): _without_names(value, names) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config

@@ -3,7 +3,8 @@
 `tests/networks/test_keras_internals.py` fails first, and with the name, when a new Keras changes one of them.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
@@ -95,6 +96,23 @@ def momentum_of(optimizer: keras.optimizers.SGD, variable):
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric | None:
     """The metric `loss` that `compile` creates; None before. `model.metrics` contains it, but does not mark it."""
     return model._loss_tracker
+
+
+@contextlib.contextmanager
+def stand_in(variables: Sequence[keras.Variable], values: Sequence) -> Iterator[None]:
+    """Inside of the block, each Keras variable reads and writes the TensorFlow variable of `values` in its place.
+
+    So a whole training step, with its optimizer and metrics, is traced with variables that are arguments. The public
+    `stateless_call` and `stateless_apply` return new values instead, which would have to be copied back.
+    """
+    before = [variable._value for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable._value = value
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable._value = value
 
 
 class OwnBuild:

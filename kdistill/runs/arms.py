@@ -11,13 +11,13 @@ from kdistill.data.batches import steps_per_epoch
 from kdistill.data.splits import Splits
 from kdistill.distillation.distiller import Distiller, from_recipe
 from kdistill.distillation.supervised import Supervised
+from kdistill.errors import InputError
 from kdistill.evaluation import disagreement, input_checks
 from kdistill.evaluation.evaluate import predict
-from kdistill.networks import copying, saving, weights
+from kdistill.networks import applications, architectures, copying, saving, weights
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.folder import RunFolder
-from kdistill.runs.networks import build_network, load_network, needs_training
 from kdistill.runs.teaching import Teaching
 from kdistill.teachers.blend import blend_models
 from kdistill.training import fit
@@ -98,15 +98,9 @@ class Arms:
 
         `place`: 0 for the recipe's first seed, 1 for the next.
         """
-        seed, splits = self.recipe.seed + place, few_labels.for_control(self.splits)
-        views = self.teaching.views(seed)
-        return self._fit(
-            name or numbered("control", place),
-            lambda: Supervised(self.network(self.recipe.student, seed)),
-            self.recipe.training,
-            splits,
-            **views,
-        )
+        views, splits = self.teaching.views(self.recipe.seed + place), few_labels.for_control(self.splits)
+        name = name or numbered("control", place)
+        return self._fit(name, lambda: self.control(place), self.recipe.training, splits, **views)
 
     def fit_student(self, place: int, cache: str) -> keras.Model:
         """Trains the student on labels, where there are any, and the teacher's outputs.
@@ -114,15 +108,25 @@ class Arms:
         `place` as for the control; `cache` as for `Teaching.replay`.
         """
         name, seed, splits = numbered("student", place), self.recipe.seed + place, few_labels.for_student(self.splits)
-        training = self.recipe.training
-        steps = steps_per_epoch(splits.train, training.batch_size) * training.epochs
+        stored, views = self.teaching.replay(name, seed, cache), self.teaching.views(seed)
+        return self._fit(
+            name,
+            lambda: self.distiller(place, self.teaching.model),
+            self.recipe.training,
+            splits,
+            stored=stored,
+            **views,
+        )
 
-        def distiller() -> Distiller:
-            return from_recipe(self.recipe.distill, self.network(self.recipe.student, seed), self.teaching.model, steps)
+    def control(self, place: int) -> Supervised:
+        """The control of the seed at this place, with its start."""
+        return Supervised(self.network(self.recipe.student, self.recipe.seed + place))
 
-        stored = self.teaching.replay(name, seed, cache)
-        self._fit(name, distiller, training, splits, stored=stored, **self.teaching.views(seed))
-        return self.models[name]
+    def distiller(self, place: int, teacher) -> Distiller:
+        """The student of the seed at this place, with its start, and `teacher`, a model or a function."""
+        steps = steps_per_epoch(self.splits.train, self.recipe.training.batch_size) * self.recipe.training.epochs
+        student = self.network(self.recipe.student, self.recipe.seed + place)
+        return from_recipe(self.recipe.distill, student, teacher, steps)
 
     def network(self, network: Network, seed: int) -> keras.Model:
         """A network with the start that belongs to a seed, or with the weights of the files that it names."""
@@ -197,12 +201,15 @@ class Arms:
             logs = checkpoints = None
         options |= {"devices": self.devices, "profile": self.profile}
         record = fit.fit(model, splits, self.recipe.data, training, seed, logs, checkpoints, self.say, **options)
-        self.fits[name] = record | ({"warning": warning} if warning else {})
-        self.models[name] = model.student
+        return self.finish(name, model, record | ({"warning": warning} if warning else {}))
+
+    def finish(self, name: str, model: Supervised, record: dict) -> keras.Model:
+        """Keeps the student of a model that has been fitted, here and in the run folder."""
+        self.models[name], self.fits[name] = model.student, record
         if self.devices.chief:
             if isinstance(model, Distiller) and not name.startswith("assistant"):
                 self._log_disagreement(name, model)
-            self.folder.finish(name, model.student, self.fits[name])
+            self.folder.finish(name, model.student, record)
         return model.student
 
     def _log_disagreement(self, name: str, model: Supervised) -> None:
@@ -228,3 +235,37 @@ class Arms:
 def numbered(name: str, place: int) -> str:
     """The name of a model of the seed at this place: `student`, `student-1`, ..."""
     return f"{name}-{place}" if place else name
+
+
+def needs_training(network: Network, classes: int) -> bool:
+    """Whether a teacher has to be trained: it comes neither from a file nor with trained weights."""
+    return not (network.file or network.weights or applications.is_pretrained(network.options, classes))
+
+
+def load_network(network: Network, splits: Splits, devices: Devices) -> keras.Model:
+    """The model in the `.keras` file of a teacher, checked to fit the images and classes."""
+    with devices.scope():
+        return saving.load_checked(network.file, splits.train.images.shape[1:], len(splits.class_names))
+
+
+def build_network(
+    network: Network, splits: Splits, seed: int, devices: Devices, download: bool = False
+) -> tuple[keras.Model, dict | None]:
+    """A network with the random start that belongs to a seed, or with the weights of the files that it names.
+
+    Returns the network, and of files what `weights.load` reports, else None. Raises `InputError` for a network, option
+    or file that does not fit, and if no layer has received weights.
+    """
+    keras.utils.set_random_seed(seed)
+    with devices.scope():
+        model = architectures.build(network, splits.train.images.shape[1:], len(splits.class_names), download)
+        if not network.weights:
+            return model, None
+        mappings = network.mapping if len(network.weights) > 1 else {network.weights[0]: network.mapping}
+        loaded = weights.load(model, [(file, mappings.get(file) or None) for file in network.weights])
+    if not loaded["loaded"]:
+        raise InputError(
+            f"No layer of '{network.name}' has the name of a layer of {', '.join(network.weights)}. Give the network a "
+            "mapping, {layer of the file: layer of the network}."
+        )
+    return model, loaded

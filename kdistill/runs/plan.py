@@ -30,9 +30,8 @@ from kdistill.recipe.checks import check_precision
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.objective import require
 from kdistill.recipe.values import as_dict
-from kdistill.runs.arms import Arms, numbered
+from kdistill.runs.arms import Arms, needs_training, numbered
 from kdistill.runs.folder import RunFolder
-from kdistill.runs.networks import needs_training
 from kdistill.runs.preflight import check_run
 from kdistill.runs.results import describe_data, lead_examples, teaching_name
 from kdistill.training.strategy import Devices, choose_devices, readable_error

@@ -20,7 +20,7 @@ from kdistill.errors import InputError
 from kdistill.files import cache_root
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
-from kdistill.runs.networks import build_network, load_network
+from kdistill.runs.arms import build_network, load_network
 from kdistill.teachers.blend import blend_models
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 

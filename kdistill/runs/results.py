@@ -17,8 +17,7 @@ from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
 from kdistill.report.markdown import refused_model
-from kdistill.runs.arms import Arms, numbered
-from kdistill.runs.networks import needs_training
+from kdistill.runs.arms import Arms, needs_training, numbered
 
 
 def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:

@@ -20,6 +20,7 @@ from kdistill.runs import results
 from kdistill.runs.arms import Arms
 from kdistill.runs.folder import open_folder
 from kdistill.runs.preflight import check_run
+from kdistill.runs.together import check_together, fit_seeds
 from kdistill.training.strategy import choose_devices, readable_error
 
 
@@ -35,6 +36,7 @@ def run(
     strategy: str = "auto",
     worker_timeout: float = 120.0,
     profile: bool = False,
+    together: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains teacher, control and student, exports and checks the student, writes the report.
@@ -50,6 +52,8 @@ def run(
         strategy: `auto`, `none`, `mirrored` or `multiworker`, see `kdistill.training.strategy.choose_devices`.
         worker_timeout: seconds that a worker waits for the others.
         profile: records a trace of some steps of each model under `logs`.
+        together: trains at most this many controls and students side by side. None: with several seeds as many as the
+            memory takes, on one device; else one after the other. The bits are the same.
         say: receives each line of progress.
 
     Returns:
@@ -71,6 +75,7 @@ def run(
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
     devices = choose_devices(strategy, worker_timeout, say)
+    check_together(together, devices, profile)
     # With images in a folder and weights of Keras, --download is for the weights.
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)
@@ -82,7 +87,7 @@ def run(
             say(f"Data: {splits.source}. Run folder: {folder.path}")
             arms = ComparingArms(recipe, splits, folder, say, devices, profile, download)
             try:
-                return _train_and_report(arms, profiles, cache)
+                return _train_and_report(arms, profiles, cache, together)
             except tf.errors.OpError as error:
                 raise readable_error(error, devices) from error
 
@@ -109,13 +114,12 @@ class ComparingArms(Arms):
             self.warnings.append(warning)
 
 
-def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str) -> dict:
+def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str, together: int | None) -> dict:
     arms.fit_teacher()
-    for _ in range(arms.recipe.seeds):
-        arms.fit_seed(cache)
-        arms.compare()
+    fit_seeds(arms, arms.recipe.seeds, cache, together)
+    arms.compare()
     while _next_seed_is_needed(arms):
-        arms.fit_seed(cache)
+        fit_seeds(arms, 1, cache, together)
     if not arms.devices.chief:
         arms.say("Training is finished. The chief measures, exports and reports.")
         arms.devices.wait()

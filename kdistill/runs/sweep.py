@@ -143,7 +143,7 @@ def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, 
             return record
     splits, training = few_labels.for_student(arms.splits), arms.recipe.training
     steps = steps_per_epoch(splits.train, training.batch_size) * training.epochs
-    members = _members(arms, recipes, steps)
+    members, teacher = _members(arms, recipes, steps)
     memory = side_by_side.memory(members, training.batch_size)
     arms.say(
         f"Training {len(members)} students side by side ({stage}), {training.epochs} epochs. Memory, besides data "
@@ -152,7 +152,7 @@ def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, 
     )
     seed = int(next(iter(recipes)).partition("/")[0])
     options = {**arms.teaching.views(seed), "stored": arms.teaching.replay(stage, seed, cache, passes)}
-    group, checkpoints = SideBySide(members), arms.folder.checkpoints(stage)
+    group, checkpoints = SideBySide(members, teacher), arms.folder.checkpoints(stage)
     fit = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=arms.say, **options)
     cost = {"seconds": fit["seconds"], "students": len(members), "steps": fit["steps"], "memory": memory}
     record = {"students": _measure_group(arms, group), "curves": fit["curves"], "cost": cost}
@@ -160,8 +160,8 @@ def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, 
     return record
 
 
-def _members(arms: Arms, recipes: dict[str, Recipe], steps: int) -> dict[str, Supervised]:
-    """The compiled Distiller of each setting, or for the control a Supervised; all call the teacher once per batch."""
+def _members(arms: Arms, recipes: dict[str, Recipe], steps: int) -> tuple[dict[str, Supervised], OncePerBatch]:
+    """The compiled Distiller of each setting, or for the control a Supervised, and the teacher that they call."""
     taps = {tap: key for recipe in recipes.values() for tap, key in teacher_taps(recipe.distill.terms).items()}
     teacher = OncePerBatch(frozen(arms.teaching.model, taps=taps))
     members, subjects = {}, {}
@@ -173,7 +173,7 @@ def _members(arms: Arms, recipes: dict[str, Recipe], steps: int) -> dict[str, Su
         subjects[input_checks.unscaled_warning(student, arms.splits.train.images[:IMAGES])] = name
     for warning in filter(None, subjects):
         arms.say(f"Warning, {subjects[warning]} and similar students: {warning}")
-    return members
+    return members, teacher
 
 
 def _measure_group(arms: Arms, group: SideBySide) -> dict[str, dict]:

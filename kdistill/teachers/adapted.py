@@ -53,7 +53,8 @@ class Adapted:
 
         Without a change to make, inputs of any other form pass as they are.
         """
-        if self._changes_nothing and len(getattr(images, "shape", ())) != 4:
+        is_ready = getattr(images, "dtype", None) == tf.float32 or len(getattr(images, "shape", ())) != 4
+        if self._changes_nothing and is_ready:
             return images
         images = tf.cast(images, tf.float32)
         if images.shape.rank != 4:

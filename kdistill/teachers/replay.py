@@ -22,7 +22,7 @@ from kdistill.data.splits import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
 from kdistill.networks import folding, saving
-from kdistill.networks.keras_internals import layers_of
+from kdistill.networks.architectures import architecture_of
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision
@@ -246,9 +246,8 @@ def teacher_fingerprint(models, weights=None) -> str:
                 "A teacher cache expects teachers that are keras.Models, whose weights it can compare; received "
                 f"{model!r}."
             )
-        names = {layer.name: f"#{i}" for i, layer in enumerate([model, *layers_of(model)])}
         try:
-            config = _anonymous(model.get_config(), names)
+            config = architecture_of(model)
         except NotImplementedError:  # a subclassed model; `Replay.build` compares its outputs with those in the cache
             config = {}
         digest.update(json.dumps([type(model).__name__, config], sort_keys=True, default=repr).encode())
@@ -257,15 +256,6 @@ def teacher_fingerprint(models, weights=None) -> str:
             digest.update(repr((array.shape, str(array.dtype))).encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _anonymous(config, names: dict[str, str]):
-    """A layer's config with the names of layers replaced: they count up with all that a process has built."""
-    if isinstance(config, dict):
-        return {str(key): _anonymous(value, names) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [_anonymous(value, names) for value in config]
-    return names.get(config, config) if isinstance(config, str) else config
 
 
 def cache_pays(

@@ -11,13 +11,18 @@ import tensorflow as tf
 from kdistill.networks.keras_internals import moments_of, momentum_of
 from kdistill.recipe import Training
 
+# A call of such a function stays a call: TensorFlow does not merge its operations with those around it.
+NO_INLINE = {"experimental_attributes": {"_noinline": True}}
 
-def scheduled_optimizer(training: Training, steps: int) -> keras.Optimizer:
+
+def scheduled_optimizer(training: Training, steps: int, apart: bool = False) -> keras.Optimizer:
     """The optimizer that `training` names, with its learning rate scheduled over `steps` steps in total.
 
-    Biases and the parameters of normalization do not decay.
+    Biases and the parameters of normalization do not decay. `apart`: see `Apart`.
     """
     rate, decay = learning_rate(training, steps), training.weight_decay or None
+    if apart and isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = Apart(rate)
     if training.optimizer == "sgd":
         optimizer = SGD(rate, momentum=training.momentum, weight_decay=decay)
     else:
@@ -41,6 +46,24 @@ def learning_rate(training: Training, steps: int) -> float | keras.optimizers.sc
     return keras.optimizers.schedules.CosineDecay(
         start, max(1, steps - warmup), alpha=1.0 if constant else 0.0, warmup_target=target, warmup_steps=warmup
     )
+
+
+class Apart(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that has the same bits in every graph, those of Keras's `fit`.
+
+    TensorFlow merges the constants of a schedule with those around it. Then the rate differs in its last bit, and after
+    some hundred steps the weights differ visibly.
+    """
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule):
+        self.schedule = schedule
+        self.traced = tf.function(lambda step: schedule(step), autograph=False, **NO_INLINE)
+
+    def __call__(self, step):
+        return (self.schedule if tf.executing_eagerly() else self.traced)(tf.convert_to_tensor(step))
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
 
 
 def _is_fusible(gradient, variable) -> bool:

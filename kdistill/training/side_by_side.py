@@ -6,7 +6,7 @@ therefore it ends with the weights of the single run.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kdistill.data.batches import steps_per_epoch, training_batches
 from kdistill.data.splits import Examples, Splits
+from kdistill.distillation.distiller import Distiller
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
 from kdistill.networks.keras_internals import layers_of
@@ -21,7 +22,8 @@ from kdistill.recipe import Data, Training
 from kdistill.teachers.frozen import Predict
 from kdistill.teachers.replay import Replay
 from kdistill.training import checkpoint
-from kdistill.training.optimizers import scheduled_optimizer
+from kdistill.training.optimizers import NO_INLINE, scheduled_optimizer
+from kdistill.training.shared_step import SharedStep
 
 FIRST_STEPS = 1000  # measured often, as in He's study (2017)
 FIRST_INTERVAL = 50  # steps between two measurements among the first
@@ -36,30 +38,70 @@ class OncePerBatch:
     def __init__(self, teach: Predict):
         self.teach, self.inputs, self.outputs = teach, None, None
 
+    def show(self, inputs, outputs) -> None:
+        """Outputs that are computed already: students get them for these inputs, the same tensor."""
+        self.inputs, self.outputs = inputs, outputs
+
     def __call__(self, inputs):
         if not tf.is_symbolic_tensor(inputs):  # the first look of a student at its teacher, in between
             return self.teach(inputs)
         # In a traced step all students get the same tensor, so the graph has one forward pass of the teacher.
         if self.inputs is not inputs:
-            self.inputs, self.outputs = inputs, self.teach(inputs)
+            self.show(inputs, self.teach(inputs))
         return self.outputs
 
 
 class SideBySide:
-    """Compiled students by name, trained together. It offers what `checkpoint` needs of a model: the state of all."""
+    """Compiled students by name, trained together. It offers what `checkpoint` needs of a model: the state of all.
 
-    def __init__(self, members: dict[str, Supervised]):
+    Students of one architecture share one trace of the step, see `SharedStep`: the first step of many students takes
+    little longer than that of one.
+
+    Args:
+        members: the students by name.
+        teacher: the teacher that the Distillers among them call. None: data with stored logits, or no Distiller.
+        sources: by name, the place of a student's batch in the data, a tuple of batches. None: all get one batch.
+    """
+
+    def __init__(
+        self,
+        members: dict[str, Supervised],
+        teacher: OncePerBatch | None = None,
+        sources: dict[str, int] | None = None,
+    ):
         if tf.distribute.has_strategy():
             raise InputError(
                 "Students train side by side on one device only. Remove --strategy, or train them one by one."
             )
-        self.members = members
+        self.members, self.teacher, self.sources = members, teacher, sources
         self.variables = [v for member in members.values() for v in member.variables]
         self.metrics = [metric for member in members.values() for metric in member.metrics]
         self.optimizer = _Variables([v for member in members.values() for v in member.optimizer.variables])
         self.global_step = next(iter(members.values())).global_step
+        self._teach = teacher and tf.function(teacher.teach, autograph=False, **NO_INLINE)
+        self._train = SharedStep(self._shown("train_step"))
+        self._test = SharedStep(self._shown("test_step"))
+        self._predict = SharedStep(lambda member, images: tf.cast(member.student(images, training=False), tf.float32))
         self._advance = tf.function(self._steps, reduce_retracing=True)
+        self._evaluate = tf.function(self._test_steps, reduce_retracing=True)
         self._outputs = tf.function(self._logits, reduce_retracing=True)
+
+    def _shown(self, method: str) -> Callable:
+        """The step of a member on a batch, for which the teacher has computed its outputs (None: stored, or unused)."""
+
+        def step(member: Supervised, batch, taught) -> None:
+            if taught is not None:
+                self.teacher.show(batch[0], taught)
+            getattr(member, method)(batch)
+
+        return step
+
+    def _taught(self, batch, members):
+        """The teacher's outputs for a batch, or None where these members do not need them."""
+        is_stored = isinstance(batch[1], dict)
+        if self.teacher is None or is_stored or not any(isinstance(member, Distiller) for member in members):
+            return None
+        return self._teach(batch[0])
 
     def _steps(self, iterator, count):
         for _ in tf.range(count):
@@ -67,27 +109,56 @@ class SideBySide:
 
     @tf.autograph.experimental.do_not_convert
     def _step(self, data):
-        for member in self.members.values():
-            member.train_step(data)
+        batches = data if self.sources else (data,)
+        places = self.sources or dict.fromkeys(self.members, 0)
+        for place, batch in enumerate(batches):
+            members = [member for name, member in self.members.items() if places[name] == place]
+            taught = self._taught(batch, members)
+            for member in members:
+                self._train(member, batch, taught if isinstance(member, Distiller) else None)
+
+    def _test_steps(self, iterator, count, names: tuple[str, ...]):
+        for _ in tf.range(count):
+            self._test_step(next(iterator), names)
+
+    @tf.autograph.experimental.do_not_convert
+    def _test_step(self, batch, names: tuple[str, ...]):
+        members = [self.members[name] for name in names]
+        taught = self._taught(batch, members)
+        for member in members:
+            self._test(member, batch, taught if isinstance(member, Distiller) else None)
+
+    def train(self, iterator, steps: int) -> None:
+        """Trains for `steps` steps, and adds them to the metrics."""
+        self._advance(iterator, tf.constant(steps))
 
     def advance(self, iterator, steps: int) -> dict[str, dict[str, float]]:
         """Trains for `steps` steps; returns the mean metrics of these steps: by student, by metric."""
-        for metric in self.metrics:
-            metric.reset_state()
-        self._advance(iterator, tf.constant(steps))
-        metrics = {
+        self.reset_metrics()
+        self.train(iterator, steps)
+        metrics = self.results()
+        self.reset_metrics()  # so that a checkpoint contains no unfinished mean
+        return metrics
+
+    def evaluate(self, batches: tf.data.Dataset, names: Iterable[str]) -> None:
+        """Adds the batches `(inputs, targets, weights)` to the metrics of these students. The teacher runs once."""
+        self._evaluate(iter(batches), tf.constant(int(batches.cardinality())), tuple(names))
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """The means since the last reset: by student, by metric."""
+        return {
             name: {metric.name: float(metric.result()) for metric in member.metrics}
             for name, member in self.members.items()
         }
-        for metric in self.metrics:  # so that a checkpoint contains no unfinished mean
+
+    def reset_metrics(self) -> None:
+        """Starts new means."""
+        for metric in self.metrics:
             metric.reset_state()
-        return metrics
 
     @tf.autograph.experimental.do_not_convert
     def _logits(self, images):
-        return tf.stack(
-            [tf.cast(member.student(images, training=False), tf.float32) for member in self.members.values()]
-        )
+        return tf.stack([self._predict(member, images) for member in self.members.values()])
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
         """The students' outputs by name, float32 `[n, classes]`, for images `[n, h, w, c]` of raw pixels."""
@@ -124,9 +195,34 @@ def memory(members: dict[str, Supervised], batch_size: int) -> dict[str, int]:
     return {"state": state, "activations": activations}
 
 
+def models_that_fit(members: dict[str, Supervised], batch_size: int) -> int:
+    """The number of models that fit into half of the free memory at a time, if they are like the largest of these."""
+    largest = max(sum(memory({name: member}, batch_size).values()) for name, member in members.items())
+    return max(1, free_memory() // 2 // max(1, largest))
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may take: of the machine, or of its container. Of a GPU, 4 GB are assumed."""
+    if tf.config.list_physical_devices("GPU"):
+        return 4 << 30  # TensorFlow does not tell
+    lines = _text("/proc/meminfo").splitlines()
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():
+        free.append(max(0, int(limit) - int(used)))
+    return min(free, default=4 << 30)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
 def compiled(member: Supervised, training: Training, steps: int) -> Supervised:
     """Compiles a student with the optimizer of its own settings, scheduled over `steps` steps in total."""
-    member.compile(scheduled_optimizer(training, steps))
+    member.compile(scheduled_optimizer(training, steps, apart=True))
     member.optimizer.build(member.trainable_variables)
     return member
 
@@ -161,7 +257,7 @@ def fit(
     if done:
         say(f"Resuming at step {done:,} of {total:,}")
     sample = Examples(splits.validation.images[:MEASURED_IMAGES], splits.validation.labels[:MEASURED_IMAGES])
-    progress, iterator = _Progress(per_epoch, training.epochs, say), None
+    progress, iterator = Progress(per_epoch, training.epochs, say), None
     for step in measured_steps(per_epoch, training.epochs):
         if step <= done:
             continue
@@ -205,7 +301,7 @@ def _extend(curves: dict, step: int, metrics: dict[str, dict[str, float]], accur
             curve.setdefault(key, []).append(value if math.isfinite(value) else None)
 
 
-class _Progress:
+class Progress:
     """Messages: every epoch, every `PROGRESS_SECONDS` inside one, and once for each student that diverges."""
 
     def __init__(self, per_epoch: int, epochs: int, say: Callable[[str], None]):

@@ -147,6 +147,24 @@ def test_loss_tracker():
     assert keras_internals.loss_tracker(model) is model.metrics[0]
 
 
+def test_value():
+    """Eagerly and in a graph, a step reads and writes other variables, and the model's own ones afterwards."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build(model.trainable_variables)
+    others = [tf.Variable([[2.0], [3.0]]), tf.Variable([0.0])]
+
+    def step(values):
+        with keras_internals.stand_in(model.variables, values), tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(tf.constant([[1.0, 10.0]])))
+            optimizer.apply(tape.gradient(loss, model.trainable_variables))
+        return loss
+
+    assert step(others).numpy() == 32.0 and tf.function(step)(others).numpy() == 1.5 - 20 - 0.5
+    np.testing.assert_array_equal(others[0], [[1.0], [-7.0]])
+    np.testing.assert_array_equal(model.get_weights()[0], [[1.0], [1.0]])
+
+
 @pytest.mark.parametrize("builds", [True, False])
 def test_maybe_symbolic_build(builds):
     calls = []

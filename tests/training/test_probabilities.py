@@ -106,7 +106,8 @@ def test_side_by_side():
         shared = side_by_side.OncePerBatch(frozen(teacher(*end)))
         members = {str(t): Distiller(student(), shared, temperature=t) for t in (1.0, 4.0)}
         members["soft"] = Distiller(student(layers.Activation(tf.nn.softmax)), shared)
-        return side_by_side.SideBySide({n: side_by_side.compiled(m, TRAINING, 8) for n, m in members.items()})
+        members = {n: side_by_side.compiled(m, TRAINING, 8) for n, m in members.items()}
+        return side_by_side.SideBySide(members, shared)
 
     groups = [group(), group(layers.Lambda(tf.nn.softmax))]
     for members in groups:

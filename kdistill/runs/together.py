@@ -1,0 +1,118 @@
+"""Controls and students of several seeds side by side, with the bits that they would have one after the other."""
+
+from collections.abc import Collection
+
+from kdistill.data import few_labels
+from kdistill.errors import InputError
+from kdistill.evaluation import input_checks
+from kdistill.recipe.objective import teacher_taps
+from kdistill.runs.arms import IMAGES, Arms, numbered
+from kdistill.teachers.adapted import Adapted
+from kdistill.teachers.frozen import frozen
+from kdistill.training import side_by_side
+from kdistill.training.fit_together import Member, fit_together
+from kdistill.training.side_by_side import OncePerBatch
+from kdistill.training.strategy import Devices
+
+STAGE = "together-"  # and the name of its first model: a stage in the run folder
+
+
+def check_together(together: int | None, devices: Devices, profile: bool) -> None:
+    """Raises `InputError` for a number of models at a time that cannot be."""
+    if together is not None and together < 1:
+        raise InputError(f"together expects a number of models from 1 on, or auto, received {together}.")
+    if together is not None and together > 1 and (devices.strategy or profile):
+        option = "--profile records one model at a time" if profile else "with --strategy, models train one by one"
+        raise InputError(f"--together {together}: {option}. Leave out one of the two.")
+
+
+def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -> None:
+    """Trains control and student of the next `count` seeds.
+
+    They train side by side on one device; with a strategy, or with a profile, one after the other. What an earlier
+    session has begun goes on as it was begun.
+
+    Args:
+        cache: as for `Teaching.replay`.
+        together: models at a time. None: as many as the memory takes, and one if the recipe has one seed. 1: one after
+            the other.
+    """
+    places = range(arms.seeds, arms.seeds + count)
+    names = {numbered(kind, place): (kind, place) for place in places for kind in ("control", "student")}
+    several = max(arms.recipe.seeds, arms.recipe.max_seeds or 1) > 1
+    alone = arms.devices.strategy or arms.profile or together == 1 or (together is None and not several)
+    if not arms.devices.strategy:
+        for stage, members in _begun(arms, names).items():
+            _fit_group(arms, stage, {name: names[name] for name in members}, cache)
+        open_names = [name for name in names if not arms.folder.is_finished(name) and not _checkpoints(arms, name)]
+        if not alone:
+            size = together or _models_that_fit(arms)
+            for start in range(0, len(open_names), size):
+                part = open_names[start : start + size]
+                _fit_group(arms, STAGE + part[0], {name: names[name] for name in part}, cache)
+    for name, (kind, place) in names.items():
+        if name in arms.models:  # in the order of the seeds, whatever the order of training
+            arms.models[name], arms.fits[name] = arms.models.pop(name), arms.fits.pop(name)
+        elif kind == "control":  # loads what is finished, and trains what is not
+            arms.fit_control(place)
+        else:
+            arms.fit_student(place, cache)
+    arms.seeds += count
+
+
+def _begun(arms: Arms, names: Collection[str]) -> dict[str, list[str]]:
+    """The groups among these models that an earlier session has begun and not finished, by stage."""
+    stages = [folder.parent.name for folder in arms.folder.path.glob(f"checkpoints/{STAGE}*/members.json")]
+    members = {
+        stage: arms.folder.choice(stage, "members", lambda: "").split()
+        for stage in sorted(stages)
+        if not arms.folder.is_finished(stage)
+    }
+    return {stage: part for stage, part in members.items() if part and set(part) <= set(names)}
+
+
+def _checkpoints(arms: Arms, name: str) -> bool:
+    """Whether a training of this model alone has begun."""
+    return any(arms.folder.checkpoints(name).glob("step-*.npz"))
+
+
+def _models_that_fit(arms: Arms) -> int:
+    """How many models the memory takes at a time."""
+    training = arms.recipe.training
+    models = {"control": arms.control(0), "student": arms.distiller(0, arms.teaching.model)}
+    compiled = {name: side_by_side.compiled(model, training, 1) for name, model in models.items()}
+    return side_by_side.models_that_fit(compiled, training.batch_size)
+
+
+def _fit_group(arms: Arms, stage: str, names: dict[str, tuple[str, int]], cache: str) -> None:
+    """Trains these models, (kind, place) by name, at the same time."""
+    arms.folder.choice(stage, "members", lambda: " ".join(names))
+    recipe = arms.recipe
+    taps = teacher_taps(recipe.distill.terms)
+    teacher = OncePerBatch(frozen(arms.teaching.model, taps=taps))
+    # Its outputs are logits, whatever those of the teacher are, so that no student has to look.
+    shown = Adapted(teacher, outputs="logits")
+    student_splits, control_splits = few_labels.for_student(arms.splits), few_labels.for_control(arms.splits)
+    members, warnings = {}, {}
+    for name, (kind, place) in names.items():
+        seed = recipe.seed + place
+        if kind == "control":
+            member = Member(arms.control(place), control_splits, **arms.teaching.views(seed))
+        else:
+            stored = arms.teaching.replay(name, seed, cache)
+            model = arms.distiller(place, shown)
+            member = Member(model, student_splits, **arms.teaching.views(seed), stored=stored)
+        members[name] = member
+        warnings[name] = input_checks.unscaled_warning(member.model.student, member.splits.train.images[:IMAGES])
+    for warning in sorted({*filter(None, warnings.values())}):
+        arms.say(f"Warning: {warning}")
+    parameters = next(iter(members.values())).model.student.count_params()
+    arms.say(
+        f"Training side by side: {', '.join(names)}; {parameters:,} parameters each, {recipe.training.epochs} epochs "
+        "(--together N trains at most N at a time)"
+    )
+    logs, checkpoints = arms.folder.path / "logs", arms.folder.checkpoints(stage)
+    records = fit_together(members, teacher, recipe.data, recipe.training, logs, checkpoints, arms.say)
+    for name, record in records.items():
+        arms.finish(name, members[name].model, record | ({"warning": warnings[name]} if warnings[name] else {}))
+    arms.folder.finish_record(stage, {"members": list(names)})
