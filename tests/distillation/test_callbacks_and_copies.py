@@ -33,37 +33,34 @@ class Play(keras.callbacks.Callback):
         logs[self.monitor] = self.values[epoch]
 
 
-@pytest.mark.parametrize("monitor", ["accuracy", "val_accuracy", "val_agreement", "agreement"])
-def test_rates_are_better_when_they_rise(monitor, tmp_path):
-    stop, rate, best = watched(monitor, [0.1, 0.2, 0.3, 0.3, 0.3, 0.2], tmp_path)
-    assert (stop, rate, best) == (2, 1, 2)
-
-
-@pytest.mark.parametrize("monitor", ["loss", "val_loss", "val_kd", "hard", "val_hint"])
-def test_losses_are_better_when_they_fall(monitor, tmp_path):
-    stop, rate, best = watched(monitor, [0.3, 0.2, 0.1, 0.1, 0.1, 0.2], tmp_path)
-    assert (stop, rate, best) == (2, 1, 2)
-
-
-def watched(monitor, values, folder):
-    """The best epoch for EarlyStopping, how often the rate was reduced, and the epoch of the saved file."""
+@pytest.mark.parametrize(
+    "monitors,values",
+    [
+        (["accuracy", "val_accuracy", "val_agreement", "agreement"], [0.1, 0.2, 0.3, 0.3, 0.3, 0.2]),
+        (["loss", "val_loss", "val_kd", "hard", "val_hint"], [0.3, 0.2, 0.1, 0.1, 0.1, 0.2]),
+    ],
+    ids=["rates are better when they rise", "losses are better when they fall"],
+)
+def test_callbacks_without_a_mode_know_the_direction(monitors, values, tmp_path):
+    """The best epoch for EarlyStopping, the epochs of the saved files, and what each ReduceLROnPlateau did."""
     distiller = eager(Distiller(dense(1), dense(2), terms={"hint": Term("cosine")}))
-    stop = keras.callbacks.EarlyStopping(monitor, patience=3, restore_best_weights=True)
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor, factor=0.5, patience=2, min_delta=0)
-    save = keras.callbacks.ModelCheckpoint(
-        folder / "{epoch}.weights.h5", monitor, save_best_only=True, save_weights_only=True
-    )
-    history = distiller.fit(
-        X[:8],
-        Y[:8],
-        validation_data=(X[:8], Y[:8]),
-        epochs=6,
-        verbose=0,
-        callbacks=[Play(monitor, values), plateau, save, stop],
-    )
+    callbacks, watching = [], {}
+    for monitor in monitors:
+        stop = keras.callbacks.EarlyStopping(monitor, patience=3, restore_best_weights=True)
+        plateau = keras.callbacks.ReduceLROnPlateau(monitor, factor=0.5, patience=2, min_delta=0)
+        save = keras.callbacks.ModelCheckpoint(
+            tmp_path / f"{monitor}-{{epoch}}.weights.h5", monitor, save_best_only=True, save_weights_only=True
+        )
+        callbacks += [Play(monitor, values), plateau, save, stop]
+        watching[monitor] = stop, plateau
+    history = distiller.fit(X[:8], Y[:8], validation_data=(X[:8], Y[:8]), epochs=6, verbose=0, callbacks=callbacks)
     assert len(history.epoch) == 6
-    reduced = round(np.log(float(distiller.optimizer.learning_rate) / 0.1) / np.log(0.5))
-    return stop.best_epoch, reduced, max(int(path.name.partition(".")[0]) for path in folder.iterdir()) - 1
+    for monitor, (stop, plateau) in watching.items():
+        assert stop.best_epoch == 2 and plateau.best == values[2], monitor
+        assert {path.name for path in tmp_path.glob(f"{monitor}-*")} == {
+            f"{monitor}-{epoch}.weights.h5" for epoch in (1, 2, 3)
+        }
+    assert float(distiller.optimizer.learning_rate) == pytest.approx(0.1 * 0.5 ** len(monitors))  # once for each
 
 
 def test_a_mode_of_the_user_and_the_names_of_metrics_stay():
@@ -102,7 +99,7 @@ def test_copies_keep_every_setting(copy):
         dtype="mixed_bfloat16",
         name="mine",
     )
-    original.compile(keras.optimizers.Adam(0.02), ENTROPY, loss_weights=2.0)
+    original.compile(keras.optimizers.Adam(0.02), ENTROPY, loss_weights=2.0, run_eagerly=True)
     original.optimizer.build(original.trainable_variables)
     original.temperature = 3.0
     original.set_term("hint", beta=5.0)
