@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
+    import h5py
     import numpy as np
 
 INFLATION = 64  # bytes from one compressed byte: images and weights reach 20 at most, zeros reach 1,000
@@ -213,8 +214,8 @@ def tar_members(path: Path, most: int, most_members: int = 1000) -> Iterator[tup
             pass
 
 
-def check_hdf5(file, size: int) -> None:
-    """Checks an open HDF5 file of `size` bytes: arrays of its own only, and no more of them than it can hold.
+def check_hdf5(file: "h5py.File", size: int) -> "h5py.File":
+    """Returns an open HDF5 file of `size` bytes that has arrays of its own only, and no more than it can hold.
 
     Raises `ValueError` for a link, an array in another file, a virtual array, groups that contain each other, and
     `TooLarge` for arrays that claim too many bytes.
@@ -240,3 +241,4 @@ def check_hdf5(file, size: int) -> None:
             total += math.prod(item.shape or ()) * item.dtype.itemsize
             if total > most:
                 raise TooLarge(f"its arrays claim over {most:,} bytes; the file has {size:,}")
+    return file

@@ -4,13 +4,12 @@ The "python version" is refused: it is pickle, which runs code when it is loaded
 unpacked, so no path in it can point outside.
 """
 
-import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from kdistill import archives
 from kdistill.data import tfds
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -18,6 +17,7 @@ from kdistill.recipe import Data
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD = 1 + 3 * 32 * 32  # a label, then the red, the green and the blue plane, row by row
 MAX_BYTES = 100_000 * RECORD  # ten times a real file: a larger file is something else
+MOST_TAR_BYTES = 120_000 * RECORD  # twice the real tar, inflated
 DOWNLOAD = "the 'binary version' (cifar-10-binary.tar.gz) of https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -67,26 +67,25 @@ def _read_tar(path: Path) -> dict[str, bytes]:
     """The files of CIFAR-10 in a tar, by name; other files in it are not read."""
     files = {}
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                if name == "data_batch_1":
-                    raise InputError(f"'{path}' is the 'python version' of CIFAR-10, which is pickle. Get {DOWNLOAD}.")
-                if not member.isfile() or not _is_batch(name):
-                    continue
-                if member.size > MAX_BYTES or name in files:
-                    raise InputError(
-                        f"'{path}': its '{member.name}' is too large for CIFAR-10, or occurs twice. Get {DOWNLOAD}."
-                    )
-                content = tar.extractfile(member).read()
-                if len(content) != member.size:
-                    raise EOFError(f"{name} ends after {len(content)} of {member.size} bytes")
-                files[name] = content
-            while tar.fileobj.read(1 << 20):  # to the end, where gzip has its checksum
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        for member, content in archives.tar_members(path, MOST_TAR_BYTES):
+            name = member.name.rpartition("/")[2]
+            if name == "data_batch_1":
+                raise InputError(f"'{path}' is the 'python version' of CIFAR-10, which is pickle. Get {DOWNLOAD}.")
+            if content is None or not _is_batch(name):
+                continue
+            if member.size > MAX_BYTES or name in files:
+                raise InputError(
+                    f"'{path}': its '{name!a}' is too large for CIFAR-10, or occurs twice. Get {DOWNLOAD}."
+                )
+            files[name] = content.read()
+            if len(files[name]) != member.size:
+                raise EOFError(f"{name} ends after {len(files[name])} of {member.size} bytes")
+    except InputError:
+        raise
+    except archives.ERRORS as error:
+        reason = (str(error).splitlines() or ["the end is missing"])[0]
         raise InputError(
-            f"'{path}' is damaged, truncated or no tar ({str(error).splitlines()[0]}). Download it again: {DOWNLOAD}."
+            f"'{path}' is damaged, truncated or no tar ({reason}). Download it again: {DOWNLOAD}."
         ) from None
     return files
 

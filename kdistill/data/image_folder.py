@@ -22,6 +22,7 @@ from kdistill.recipe import Data
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 UNREADABLE = (".heic", ".heif")  # photographs that neither TensorFlow nor Pillow can read
+MOST_FILE_BYTES = 256 << 20  # of an image; 50 megapixels have 150 MB without compression
 TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -119,7 +120,12 @@ def _list_images(
         if not (folder / name).is_dir():
             continue
         with os.scandir(folder / name) as entries:
-            files = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            listed = [entry for entry in entries if not entry.name.startswith(".")]
+            # A link to nothing is a damaged image, which counts as such.
+            special = [e.name for e in listed if not (e.is_file() or e.is_dir()) and os.path.exists(e.path)]
+            files = sorted({entry.name for entry in listed} - set(special))
+        if special:  # reading a pipe waits for its writer
+            skipped["that are pipes, sockets or devices"] += len(special)
         images = [file for file in files if file.lower().endswith(ENDINGS)]
         others = Counter(_ending(folder / name / file) for file in files if not file.lower().endswith(ENDINGS))
         skipped += others
@@ -160,6 +166,8 @@ def _read_headers(root: Path, names: np.ndarray, damage: Damage) -> tuple[np.nda
         path = os.path.join(os.fsencode(root), names[position])
         try:
             with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size > MOST_FILE_BYTES:
+                    raise ValueError(f"over {MOST_FILE_BYTES >> 20} MB")
                 headers[position] = read_header(file, os.fstat(file.fileno()).st_size)
             readable[position] = True
         except (OSError, ValueError) as error:

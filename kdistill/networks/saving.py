@@ -1,5 +1,6 @@
 """Models in `.keras` files: loaded in safe mode, written whole."""
 
+import os
 import tempfile
 import warnings
 import zipfile
@@ -8,12 +9,13 @@ from pathlib import Path
 import h5py
 import keras
 
-from kdistill import files
+from kdistill import archives, files
 from kdistill.errors import InputError
 from kdistill.networks import heads
 from kdistill.networks.copying import derive_state
 from kdistill.networks.keras_internals import layers_of
 
+CONFIG_BYTES = 64 << 20
 WEIGHTS = "model.weights.h5"  # the weights inside of a .keras file
 
 
@@ -56,6 +58,7 @@ def load_model(path: str | Path) -> keras.Model:
     """
     files.existing_file(path, (".keras",))
     try:
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="(?s).*freshly-initialized weights")
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -85,6 +88,22 @@ def load_weights(model: keras.Model, path: Path) -> None:
 
 def _reason_of(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check_archive(path: str | Path) -> None:
+    """Checks a `.keras` file before Keras reads it: sizes, and that its weights are arrays of its own.
+
+    Raises one of `archives.ERRORS`, or `KeyError`.
+    """
+    size = os.path.getsize(path)
+    with zipfile.ZipFile(path) as archive:
+        archives.check_zip(archive, size)
+        config = archive.getinfo("config.json")
+        if config.file_size > CONFIG_BYTES:
+            raise archives.TooLarge(f"its config.json has {config.file_size:,} bytes, of at most {CONFIG_BYTES:,}")
+        if WEIGHTS in archive.namelist():
+            with archive.open(WEIGHTS) as content, h5py.File(content) as file:
+                archives.check_hdf5(file, size)
 
 
 def _check_built(model: keras.Model, path: str | Path) -> None:

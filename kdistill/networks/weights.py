@@ -8,7 +8,6 @@ replaced, and the file is loaded.
 import contextlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import h5py
 import keras
 import numpy as np
 
-from kdistill import files
+from kdistill import archives, files
 from kdistill.errors import InputError, unknown
 from kdistill.networks import copying, saving
 from kdistill.networks.keras_internals import layers_of
@@ -312,11 +311,12 @@ def _opened(path: str | Path, copy: Path, stack: contextlib.ExitStack) -> _Saved
             source.lists = _read_npz(name)
             return source
         if name.endswith(".weights.h5"):
-            source = _Saved(f"'{path}'", stack.enter_context(h5py.File(name)))
+            file = archives.check_hdf5(stack.enter_context(h5py.File(name)), os.path.getsize(name))
+            source = _Saved(f"'{path}'", file)
             if not source.parts:
                 raise ValueError("it has no weights as Keras 3 writes them; save the model as .keras")
             return source
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*archives.ERRORS, KeyError) as error:
         raise InputError(f"'{path}' cannot be read as plain arrays: {error}") from None
     raise InputError(f"Expected weights in a .keras, .weights.h5 or .npz file, received '{path}'.")
 
@@ -331,12 +331,12 @@ def _saved(model: keras.Model, path: Path, stack: contextlib.ExitStack) -> h5py.
 
 def _read_npz(path: str) -> dict[str, list[np.ndarray]]:
     arrays: dict[str, list[np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for key in archive.files:
+    with archives.Arrays(path) as archive:
+        for key in archive.shapes:
             layer, slash, _ = key.rpartition("/")
             if not slash:
                 raise ValueError(f"the array '{key}' is not named <layer>/<weight>")
-            arrays.setdefault(layer, []).append(archive[key])
+            arrays.setdefault(layer, []).append(archive.read(key))
     return arrays
 
 

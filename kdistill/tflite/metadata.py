@@ -16,12 +16,14 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from kdistill import archives
 from kdistill.errors import InputError
 from kdistill.tflite import flatbuffer
 
 ENTRY, IDENTIFIER = b"TFLITE_METADATA", b"M001"
 LABELS, DOCUMENT = "labels.txt", "model.json"
 LARGEST = 1 << 24  # bytes; larger files in the archive are not read
+MOST_FILES = 16  # in the archive: labels, a document, and what other tools add
 # The values of an input: a file has its normalization inside, unless the user wants the model's own range.
 RAW_PIXELS, OWN_RANGE = "raw pixels 0..255", "numbers in the range on which the model was trained"
 # Numbers of the schema: kinds of associated files, of content, of colors.
@@ -103,7 +105,11 @@ def _files(content: bytes) -> dict[str, bytes]:
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {info.filename: archive.read(info) for info in archive.infolist() if info.file_size <= LARGEST}
+        archives.check_zip(archive, min(len(content), LARGEST))
+        small = [member for member in archive.infolist() if member.file_size <= LARGEST]
+        if len(small) > MOST_FILES:
+            raise ValueError(f"the archive has {len(small):,} files, of at most {MOST_FILES}")
+        return {member.filename: archive.read(member) for member in small}
 
 
 def _entry(document: dict, labeled: bool) -> bytes:

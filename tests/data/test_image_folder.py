@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -332,3 +333,19 @@ def test_a_copy_of_tensorflow_datasets(tmp_path, monkeypatch, kind):
     shard.write_bytes(shard.read_bytes()[:-300])
     with pytest.raises(InputError, match="cannot read its copy of 'imagenet2012'.*Remove that folder"):
         load_splits(settings, say=messages.append)
+
+
+def test_pipes_sockets_and_devices_are_skipped_and_named(tmp_path):
+    folders(tmp_path, ("train", "val"))
+    os.mkfifo(tmp_path / "train" / "red" / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.getcwd()
+        os.chdir(tmp_path / "train" / "blue")  # the path of a socket is short
+        try:
+            listener.bind("s.png")
+        finally:
+            os.chdir(here)
+    os.symlink("/dev/zero", tmp_path / "train" / "green" / "zero.jpg")
+    messages = []
+    load(tmp_path, SMALL, messages)
+    assert f"'{tmp_path / 'train'}': 3 files skipped: 3 that are pipes, sockets or devices." in messages
