@@ -30,6 +30,7 @@ def equal(first, second, tolerance=1e-6):
 # -- without labels ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_labels_the_teacher_alone_teaches():
     kept = {}
     unlabeled = {"x": X}, {"x": tf.data.Dataset.from_tensor_slices(X).batch(16)}, {"x": X, "y": np.full(48, -1)}
@@ -121,6 +122,7 @@ def test_class_weights_are_sample_weights(kind):
     equal(classes.student, weighted.student)
 
 
+@pytest.mark.slow
 def test_class_weights_last_for_one_fit_and_not_for_validation():
     """Traced: other weights, and none, are another step."""
     once, other = compiled(dense(1), dense(2), rate=1e-9), Distiller(dense(1), dense(2))
@@ -241,17 +243,17 @@ def test_optimizers_end_with_the_weights_of_keras(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    "options,steps",
     [
-        {"validation_split": 0.25},
-        {"validation_data": (X[:20], Y[:20], SW[:20]), "validation_batch_size": 7, "validation_steps": 2},
-        {"validation_data": (X, Y), "validation_freq": 2, "initial_epoch": 1},
-        {"steps_per_epoch": 1, "sample_weight": SW},
-        {"class_weight": BY_CLASS},
+        ({"validation_split": 0.25}, 1),
+        ({"validation_split": 0.25}, 3),
+        ({"validation_data": (X[:20], Y[:20], SW[:20]), "validation_batch_size": 7, "validation_steps": 2}, 3),
+        ({"validation_data": (X, Y), "validation_freq": 2, "initial_epoch": 1}, 1),
+        ({"steps_per_epoch": 1, "sample_weight": SW}, 3),
+        ({"class_weight": BY_CLASS}, 1),
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else f"{value} steps at once",
 )
-@pytest.mark.parametrize("steps", [1, 3])
 def test_fit_takes_the_arguments_of_keras(options, steps):
     plain, distiller = dense(1), Distiller(dense(1), dense(2), distillation_weight=0.0)
     histories = []
