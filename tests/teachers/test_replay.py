@@ -177,13 +177,15 @@ def test_several_processes_fill_one_cache(tmp_path, monkeypatch):
     code = (
         f"import sys; sys.path[:0] = {[str(folder), str(folder.parent)]}\n"
         "import test_replay as t; from kdistill.teachers import replay; replay.PART_BYTES = 128\n"
-        "store = t.replay_of(sys.argv[1]); store.build(6, print); print(store.missing(6))\n"
+        "store = t.replay_of(sys.argv[1]); print('ready', flush=True)\n"
+        "store.build(6, print); print(store.missing(6))\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for worker in workers:
-        out, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0 and out.strip().endswith("0.0"), errors[-2000:]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
+    other.stdout.readline()  # both begin at once
+    replay_of(tmp_path).build(6, quiet)
+    out, errors = other.communicate(timeout=120)
+    assert other.returncode == 0 and out.strip().endswith("0.0"), errors[-2000:]
     alone, store = replay_of(tmp_path / "alone"), replay_of(tmp_path)
     alone.build(6, quiet)
     assert len(list(store.train.path.glob("view-*.npy"))) == 6 * 5
@@ -279,13 +281,13 @@ def test_arrays_of_your_own_with_stored_logits_in_plain_fit():
     assert fitted[0][1].keys() == fitted[1][1].keys() and "sparse_categorical_accuracy" in fitted[0][1]
     np.testing.assert_allclose(fitted[0][2], fitted[1][2], rtol=1e-4)
     control = Supervised(student())
-    control.compile("sgd")
+    control.compile("sgd", run_eagerly=True)
     assert control.fit(images, targets, verbose=0).history.keys() == {"loss", "hard", "accuracy"}
     with pytest.raises(InputError, match="expects the keys 'labels' and 'teacher_logits', received labels"):
         control.fit(images, {"labels": examples.labels}, verbose=0)
     with pytest.raises(InputError, match="no teacher"):
         distiller = Distiller(student())
-        distiller.compile("sgd")
+        distiller.compile("sgd", run_eagerly=True)
         distiller.fit(images, examples.labels, verbose=0)
 
 
