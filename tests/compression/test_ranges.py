@@ -288,9 +288,16 @@ def transformer(image):
 
 
 RUNNING = {
-    "group normalization": lambda: with_layer(L.GroupNormalization(4)),
-    "group normalization, one group": lambda: with_layer(L.GroupNormalization(1, scale=False)),
-    "group normalization of every channel": lambda: with_layer(L.GroupNormalization(-1, center=False)),
+    "group normalization; with one group; of every channel": lambda: with_layer(
+        keras.Sequential(
+            [
+                keras.Input((10, 10, 8)),
+                L.GroupNormalization(4),
+                L.GroupNormalization(1, scale=False),
+                L.GroupNormalization(-1, center=False),
+            ]
+        )
+    ),
     "layer normalization": lambda: with_layer(L.LayerNormalization()),
     "PReLU": lambda: with_layer(L.PReLU(shared_axes=[1, 2])),
     "an unrolled GRU": lambda: over_rows(L.GRU(6, unroll=True)),
