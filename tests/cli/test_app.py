@@ -88,6 +88,7 @@ def test_a_model_of_the_teachers_classes_is_asked_for(tmp_path):
     assert ended.exit_code == 2 and "3 classes, the data has 10" in ended.output
 
 
+@pytest.mark.slow
 def test_export_evaluate_and_benchmark(student, tmp_path):
     limits = ("--max-drop", "100", "--min-agreement", "0")
     words = ("export", student, "--profile", "npu", "--profile", "phone_cpu", "--out", tmp_path, *limits, "--json")
@@ -105,6 +106,7 @@ def test_export_evaluate_and_benchmark(student, tmp_path):
     assert told["quantization"] == "int8" and told["metadata"]["labels"] == list("0123456789")
 
 
+@pytest.mark.slow
 def test_a_file_beyond_its_limit_is_status_1_and_not_kept(student, tmp_path):
     profile = tmp_path / "strict.py"
     profile.write_text(
@@ -137,6 +139,7 @@ def test_unsafe_and_damaged_models_are_refused(student, tmp_path):
             assert "Traceback" not in ended.output
 
 
+@pytest.mark.slow
 def test_a_tflite_is_evaluated_without_tensorflow(student, tmp_path):
     call("export", student, "--profile", "reference", "--out", tmp_path, "--min-agreement", "0", "--max-drop", "100")
     code = (

@@ -44,6 +44,7 @@ def test_a_fixed_dtype_is_named():
         prepare(network(Fixed(name="own"), "mixed_bfloat16"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("mode", ["int8", "float8"])
 def test_models_after_quantize_are_refused(mode, tmp_path):
@@ -93,7 +94,8 @@ def subclassed():
 
 
 @pytest.mark.parametrize("build", [rows, dense, subclassed])
-@pytest.mark.parametrize("profile", ["reference", pytest.param("npu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("profile", ["reference", "npu"])
+@pytest.mark.slow
 def test_a_model_without_a_channel_is_exported(build, profile, tmp_path):
     keras.utils.set_random_seed(0)
     model = build()
@@ -120,6 +122,7 @@ def nested_convolution():
     return keras.Sequential([keras.Input((3, 8, 8)), first_convolution()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [first_convolution, first_moves, nested_convolution])
 def test_a_channels_first_model_is_named_and_its_way_out_works(build, tmp_path):
     model = build()

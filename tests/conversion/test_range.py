@@ -24,7 +24,7 @@ WIDE = {"max_drop": 1.0, "min_agreement": 0.0}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["npu", "phone_cpu", "phone_gpu", "reference", "microcontroller", "mediapipe"])
+@pytest.mark.parametrize("profile", ["npu", "phone_cpu", "reference", "microcontroller", "mediapipe"])
 def test_the_file_takes_raw_pixels_of_a_model_of_0_to_1(tmp_path, profile):
     report = export(MODEL, tmp_path, profile, IMAGES, examples=(IMAGES, LABELS), mean=0, std=255, check="raise")
     assert report["check"]["accuracy"] == report["check"]["model_accuracy"] == report["agreement"] == 1.0
@@ -36,6 +36,7 @@ def test_the_file_takes_raw_pixels_of_a_model_of_0_to_1(tmp_path, profile):
     assert check(report["path"], MODEL, IMAGES, profile, std=255)["agreement"] == 1.0
 
 
+@pytest.mark.slow
 def test_numbers_for_each_channel_and_instead_of_those_of_the_profile(tmp_path):
     model = keras.Sequential([keras.Input((10, 10, 3)), layers.Flatten(), layers.Dense(4)])
     mean, std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)

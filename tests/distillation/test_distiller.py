@@ -74,6 +74,7 @@ def test_one_sgd_step_moves_the_weights_by_the_closed_form_gradient():
     np.testing.assert_allclose(student.weights[1], bias - 0.5 * slope.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "sample_weight", "class_weight", "penalty"])
 def test_weight_zero_trains_exactly_as_keras_does(kind):
     penalty = keras.regularizers.L2(0.01) if kind == "penalty" else None
@@ -97,6 +98,7 @@ def test_sample_weights_scale_the_teachers_term_too():
     assert logs["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["fused", "softmax", "activation"])
 @pytest.mark.parametrize("make", [dense, functional])
 def test_softmax_ended_models_train_like_logit_ended_ones(ending, make):
