@@ -142,7 +142,8 @@ def test_a_diverging_student_is_named_and_leaves_the_others_alone(together, teac
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
 
 
-def test_memory_by_hand():
+def test_memory_by_hand(monkeypatch):
+    assert side_by_side.free_memory() > 1 << 20
     keras.utils.set_random_seed(0)
     image = keras.Input((4, 4, 1))
     plain = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image)))  # 16 * 3 + 3 = 51 weights
@@ -152,6 +153,10 @@ def test_memory_by_hand():
     # Weights, gradients and Adam's two slots; iteration and learning rate, step and two marks, metrics' sums apart.
     assert 4 * 51 * 4 <= need["state"] <= 4 * 51 * 4 + 200
     assert need["activations"] == 2 * 4 * 2 * (16 + 16 + 3)  # input, flat, dense
+    # Half of the free memory, at least one model.
+    for free, models in ((6 * sum(need.values()), 3), (10, 1)):
+        monkeypatch.setattr(side_by_side, "free_memory", lambda free=free: free)
+        assert side_by_side.models_that_fit({"one": found}, batch_size=2) == models
 
 
 def test_looks_cover_the_first_1000_steps_and_every_epoch():
