@@ -95,27 +95,35 @@ def steps_written(folder):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [[1], [5], [11], [12], [14, 20], [31]])
-def test_resume_ends_with_the_same_bits(kills, tmp_path, monkeypatch):
-    straight = distiller()
-    expected = fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
-    for step in kills:
-        fit(distiller(), tmp_path / "killed", step, monkeypatch)
-    resumed = distiller()
-    found = fit(resumed, tmp_path / "killed", monkeypatch=monkeypatch)
-    first, second = checkpoint.state_of(straight), checkpoint.state_of(resumed)
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A training that is never interrupted, with a checkpoint of every step: the model, the result, the folder."""
+    model, folder = distiller(), tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return model, fit(model, folder, monkeypatch=monkeypatch), folder
+
+
+def assert_same_bits(first, second):
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
-    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
-    logs = [steps_written(tmp_path / name / "logs") for name in ("straight", "killed")]
+
+
+@pytest.mark.slow
+def test_resume_ends_with_the_same_bits(straight, tmp_path, monkeypatch):
+    """Killed before the first checkpoint, within an epoch, around its end, twice in one epoch, and near the end."""
+    model, expected, folder = straight
+    for step in (1, 5, 11, 12, 14, 20, 31):
+        fit(distiller(), tmp_path, step, monkeypatch)
+    resumed = distiller()
+    result = fit(resumed, tmp_path, monkeypatch=monkeypatch)
+    assert_same_bits(checkpoint.state_of(model), checkpoint.state_of(resumed))
+    assert {k: v for k, v in result.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+    logs = [steps_written(path / "logs") for path in (folder, tmp_path)]
     assert logs[0] == logs[1] and logs[0]["train", "epoch_loss"] == [11, 22, 33]
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, monkeypatch):
-    straight = distiller()
-    fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(straight, tmp_path, monkeypatch):
     fit(distiller(), tmp_path / "killed", 16, monkeypatch)
     newest = sorted((tmp_path / "killed/checkpoints").glob("step-*"))[-1]
     content = bytearray(newest.read_bytes())
@@ -127,14 +135,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
         resumed, SPLITS, DATA, TRAINING, 4, tmp_path / "logs", tmp_path / "killed/checkpoints", said.append
     )
     assert any(newest.name in line and "damaged" in line for line in said)
-    for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert_same_bits(straight[0].student.weights, resumed.student.weights)
+    with pytest.raises(InputError, match="belongs to another model"):
+        fit(Supervised(network(1)), tmp_path / "killed", monkeypatch=monkeypatch)
 
 
-def test_checkpoints_are_few_and_hold_no_teacher(tmp_path, monkeypatch):
-    model = distiller()
-    fit(model, tmp_path, monkeypatch=monkeypatch)
-    files = list((tmp_path / "checkpoints").iterdir())
+@pytest.mark.slow
+def test_checkpoints_are_few_and_hold_no_teacher(straight):
+    model, _, folder = straight
+    files = list((folder / "checkpoints").iterdir())
     assert len(files) == 2 and all(f.name.startswith("step-") for f in files)
     with np.load(sorted(files)[-1]) as saved:
         count = sum(saved[name].size for name in saved.files if name != "about")
@@ -142,24 +151,16 @@ def test_checkpoints_are_few_and_hold_no_teacher(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch):
-    fit(distiller(), tmp_path, 16, monkeypatch)
-    with pytest.raises(InputError, match="belongs to another model"):
-        fit(Supervised(network(1)), tmp_path, monkeypatch=monkeypatch)
-
-
-@pytest.mark.slow
-def test_with_and_without_checkpoints_the_weights_are_the_same(tmp_path, monkeypatch):
-    plain, kept = distiller(), distiller()
+def test_with_and_without_checkpoints_the_weights_are_the_same(straight):
+    plain = distiller()
     training_fit.fit(plain, SPLITS, DATA, TRAINING, 4)
-    fit(kept, tmp_path, monkeypatch=monkeypatch)
-    for a, b in zip(plain.student.weights, kept.student.weights, strict=True):
+    for a, b in zip(plain.student.weights, straight[0].student.weights, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
 
 
-def test_tensorboard_holds_the_names_that_users_look_for(tmp_path, monkeypatch):
-    fit(distiller(), tmp_path, monkeypatch=monkeypatch)
-    tags = {tag for _, tag in steps_written(tmp_path / "logs")}
+@pytest.mark.slow
+def test_tensorboard_holds_the_names_that_users_look_for(straight):
+    tags = {tag for _, tag in steps_written(straight[2] / "logs")}
     for name in ("loss", "hard", "kd", "accuracy", "agreement"):
         assert f"epoch_{name}" in tags
     assert {"learning_rate", "distillation_weight", "temperature", "images_per_second"} <= tags
@@ -231,10 +232,8 @@ def noted(self, epoch, logs=None):
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(straight, tmp_path, monkeypatch):
     """The third checkpoint does not fit: a message, the two before it whole, no part of it; then it goes on exactly."""
-    straight = distiller()
-    fit(straight, tmp_path / "straight", monkeypatch=monkeypatch)
     written, fsync = [], os.fsync
 
     def full(descriptor):
@@ -251,8 +250,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     resumed = distiller()
     fit(resumed, tmp_path / "full", monkeypatch=monkeypatch)
-    for a, b in zip(straight.student.weights, resumed.student.weights, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert_same_bits(straight[0].student.weights, resumed.student.weights)
 
 
 @pytest.mark.slow
