@@ -47,9 +47,9 @@ LOSSES = {
 
 
 def trained(model, loss, labels, weights=None, strategy_data=None, **options):
-    model.compile(keras.optimizers.SGD(0.02), loss, run_eagerly=strategy_data is None, **options)
+    model.compile(keras.optimizers.SGD(0.04), loss, run_eagerly=strategy_data is None, **options)
     fit = {"x": X, "y": labels, "sample_weight": weights, "batch_size": 20} if strategy_data is None else strategy_data
-    return model.fit(**fit, epochs=2, shuffle=False, verbose=0).history
+    return model.fit(**fit, shuffle=False, verbose=0).history
 
 
 def equal(first, second, tolerance=1e-6):
@@ -124,6 +124,7 @@ def test_names_and_functions_get_keras_casts_too(loss):
         equal(other.student, plain)
 
 
+@pytest.mark.slow
 def test_loss_weights_are_a_factor_as_in_keras():
     loss = keras.losses.SparseCategoricalCrossentropy(True)
     plain = dense(1)
@@ -138,6 +139,7 @@ def test_loss_weights_are_a_factor_as_in_keras():
     equal(half.student, plain)
 
 
+@pytest.mark.slow
 def test_a_loss_with_one_number_for_the_batch():
     def of_the_batch(y_true, y_pred):
         return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True))
