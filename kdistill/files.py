@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 def cache_root() -> Path:
     """The folder of all caches: `$KDISTILL_CACHE`, else `kdistill` in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KDISTILL_CACHE") or Path(user_cache) / "kdistill").expanduser()
+    try:
+        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(os.environ.get("KDISTILL_CACHE") or Path(user_cache) / "kdistill").expanduser()
+    except RuntimeError as error:  # no home, or ~ with an unknown name
+        raise InputError(f"The cache folder is unknown ({error}). Set KDISTILL_CACHE to a folder.") from None
 
 
 def byte_sizes(content: bytes) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from kdistill.cli import surroundings
 from kdistill.errors import CheckFailed, InputError
 
 app = typer.Typer(
@@ -49,11 +50,19 @@ def import_tensorflow() -> None:
     """Imports TensorFlow without its messages at start-up, some of which ignore TF_CPP_MIN_LOG_LEVEL."""
     from kdistill.tflite.interpreter import quiet
 
+    surroundings.check_keras()
     with quiet():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
     tf.get_logger().setLevel("ERROR")
+    import keras
+
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError(
+            "Keras is set to image_data_format 'channels_first'; kdistill expects 'channels_last'. Change it in "
+            "keras.json, in the folder .keras of your home."
+        )
 
 
 def command(function: Callable, group: typer.Typer = app) -> Callable:
@@ -61,30 +70,43 @@ def command(function: Callable, group: typer.Typer = app) -> Callable:
 
     @wraps(function)
     def guarded(*args, **kwargs):
+        surroundings.prepare_streams()
         try:
-            with _warnings_as_messages():
+            surroundings.check_temporary_folder()
+            with _warnings_as_messages(), surroundings.sigterm_as_interrupt():
                 function(*args, **kwargs)
+                sys.stdout.flush()
         except InputError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
+            raise _end(f"Error: {error}", 2) from None
         except CheckFailed as error:
-            print(f"Failed: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            raise _end(f"Failed: {error}", 1) from None
+        except surroundings.Terminated:
+            raise _end(f"Terminated.{surroundings.how_to_go_on(kwargs)}", surroundings.TERMINATED) from None
         except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise _end(f"Interrupted.{surroundings.how_to_go_on(kwargs)}", surroundings.INTERRUPTED) from None
+        except BrokenPipeError:
+            surroundings.drop_output()
+            raise typer.Exit(surroundings.BROKEN_PIPE) from None
         except OSError as error:
-            print(f"Error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-            raise typer.Exit(2) from None
+            raise _end(f"Error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), 2) from None
 
     return group.command(function.__name__.strip("_"))(guarded)
+
+
+def _end(message: str, status: int) -> typer.Exit:
+    """Prints a message, and returns the exception that ends the command."""
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed, or a broken pipe
+        print(surroundings.printable(message), file=sys.stderr, flush=True)
+    return typer.Exit(status)
 
 
 @contextlib.contextmanager
 def _warnings_as_messages():
     """Shows warnings for users of the Python API as a line of the command, without a place in the code."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place, **more: print(f"Warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *place, **more: print(
+            surroundings.printable(f"Warning: {message}"), file=sys.stderr
+        )
         yield
 
 

@@ -13,9 +13,7 @@ def list_(as_json: Json = False):
     from kdistill.recipe.loading import names
 
     lines = {
-        package: {
-            name: import_module(f"kdistill.{package}.{name}").__doc__.partition("\n")[0] for name in names(package)
-        }
+        package: {name: _first_line(import_module(f"kdistill.{package}.{name}").__doc__) for name in names(package)}
         for package in ("recipes", "exports")
     }
     if as_json:
@@ -25,3 +23,7 @@ def list_(as_json: Json = False):
         print(title)
         for name, line in lines[package].items():
             print(f"  {name:<14} {line}")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]  # python -OO drops the texts

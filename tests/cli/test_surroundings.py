@@ -1,0 +1,96 @@
+"""Commands in unusual surroundings: signals, closed streams, encodings, no home, another backend."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+WAITS = (
+    "import sys, tempfile, time\n"
+    "from kdistill.cli.app import app, command\n"
+    "@command\n"
+    "def wait(out: str = '', resume: bool = False):\n"
+    "    with tempfile.TemporaryDirectory():\n"
+    "        print('ready', flush=True); time.sleep(60)\n"
+    "@command\n"
+    "def speak(count: int = 1):\n"
+    "    for _ in range(count): print('µ\\x1b' * 50)\n"
+    "@command\n"
+    "def fail(text: str = ''):\n"
+    "    from kdistill.errors import InputError\n"
+    "    raise InputError('name \\x1b[2J\\n\\x07' + text)\n"
+    "app()\n"
+)
+
+
+def start(*words, **options):
+    return subprocess.Popen([sys.executable, "-c", WAITS, *words], text=True, **options)
+
+
+@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_clean_up_and_say_how_to_go_on(tmp_path, number, status):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start("wait", "--out", "runs/a", env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes) as process:
+        assert process.stdout.readline() == "ready\n" and any(tmp_path.iterdir())
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == status and "--resume --out runs/a" in errors and "Traceback" not in errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_broken_pipe_is_silent():
+    with start("speak", "--count", "99999", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(20) in (0, 141) and errors == ""
+
+
+def run(*words, **options):
+    command = [sys.executable, "-c", WAITS, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
+
+
+def test_output_that_is_not_utf8_and_streams_that_are_closed():
+    for encoding in ("ascii", "latin-1"):
+        ended = run("speak", env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, encoding="latin-1")
+        assert ended.returncode == 0 and ended.stderr == ""
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        for words, status in (("speak", 0), ("fail", 2)):
+            line = f'exec {sys.executable} -c "$0" {words} {closed}'
+            ended = subprocess.run(["sh", "-c", line, WAITS], capture_output=True, text=True, timeout=30, check=False)
+            assert ended.returncode == status and "Traceback" not in ended.stderr
+
+
+def test_control_characters_of_messages_are_escaped():
+    ended = run("fail")
+    assert ended.returncode == 2 and ended.stderr == "Error: name \\x1b[2J\n\\x07\n"
+
+
+@pytest.mark.parametrize("change", [{"KDISTILL_CACHE": "~nosuch/cache"}, {"XDG_CACHE_HOME": "~nosuch"}])
+def test_a_home_that_does_not_exist_is_one_message(change):
+    command = [sys.executable, "-m", "kdistill.cli", "cache", "list"]
+    environment = {key: value for key, value in os.environ.items() if key != "KDISTILL_CACHE"} | change
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 2 and "Set KDISTILL_CACHE" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-OO"], ["-W", "error"]])
+def test_flags_of_python(flags):
+    command = [sys.executable, *flags, "-m", "kdistill.cli", "list", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)
+
+
+def test_another_backend_is_refused_in_a_second():
+    command = [sys.executable, "-m", "kdistill.cli", "run", "mnist", "--variant", "smoke"]
+    started = time.monotonic()
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 2 and "KERAS_BACKEND is 'torch'" in ended.stderr
+    assert time.monotonic() - started < 10  # a second on an idle machine
