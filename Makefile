@@ -13,7 +13,8 @@ mnist: .venv/installed
 	$(BIN)/kdistill run mnist $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 # The tests of a file run in one process, because TensorFlow's devices and random state belong to the process.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# tests/conftest.py puts the longest files first.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Lint, format, imports and all tests of about a second: under 2 minutes on 2 cores.
 quick: .venv/installed

@@ -12,16 +12,57 @@ os.environ["KDISTILL_CACHE"] = tempfile.mkdtemp(prefix="kdistill-test-cache-")
 
 import pytest
 import tensorflow as tf
+from support.isolated import Forks
 
 from kdistill.data.splits import Splits, load
 from kdistill.recipe import Data
+from kdistill.tflite import interpreter
 
 # TensorFlow creates logical devices only before it starts; a run without a strategy uses the first one.
 _CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+# The files that take longest, begun first: with `--dist loadfile`, one that begins last ends alone.
+LONGEST = [
+    "end_to_end/test_digests.py",
+    "training/test_strategy.py",
+    "compression/test_ranges.py",
+    "end_to_end/test_variants.py",
+    "end_to_end/test_recipes_images.py",
+    "end_to_end/test_examples.py",
+    "runs/test_run.py",
+    "runs/test_sweep.py",
+    "compression/test_compress.py",
+    "conversion/test_worker.py",
+    "training/test_fit.py",
+    "teachers/test_replay.py",
+    "conversion/test_range.py",
+    "conversion/test_float32.py",
+    "conversion/test_export_check.py",
+    "distillation/test_keras_contracts.py",
+    "distillation/test_hard_loss.py",
+    "distillation/test_distiller.py",
+    "runs/test_compressions.py",
+    "conversion/test_check_numbers.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
 def digits() -> Splits:
     """256 training, 256 validation and 256 test images of the sample that ships with kdistill."""
     return load(Data(train_limit=256))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks():
+    """The processes in which `.tflite` files run are forks here: most of a new Python's time is imports."""
+    forks = Forks()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "subprocess", forks.as_subprocess())
+        yield
+    forks.close()
