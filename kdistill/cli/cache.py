@@ -66,7 +66,10 @@ def verify(cache: Root = None, key: Key = None, as_json: Json = False):
     from kdistill import files
     from kdistill.teachers import cache as teachers_cache
 
-    rows = teachers_cache.verify_caches(cache or files.cache_root(), key)
+    root = cache or files.cache_root()
+    rows = teachers_cache.verify_caches(root, key)
+    if not rows and cache is not None:
+        raise InputError(f"'{root}' holds no teacher cache to verify. Give --cache the folder of all caches.")
     _show(rows, as_json)
     damaged = [f"{row['key']}/{name}" for row in rows for name in row["damaged"]]
     if damaged:

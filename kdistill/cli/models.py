@@ -1,6 +1,7 @@
 """The commands about model files: evaluate, benchmark, inspect, export, compress."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,12 @@ def benchmark(
     from kdistill.tflite.benchmark import benchmark as measured
     from kdistill.tflite.benchmark import lines
 
+    most = 4 * (os.cpu_count() or 1)
+    for count in threads or ():
+        if count > most or threads.count(count) > 1:
+            raise InputError(
+                f"--threads expects different numbers from 1 to {most}, four times the cores, received {count}."
+            )
     result = measured(file, tuple(threads or (1, 2)), baseline)
     print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
 
@@ -130,7 +137,10 @@ def export(
     """
     from kdistill.recipe.loading import load_profile
 
-    profiles = [load_profile(name) for name in profile or ["phone_cpu"]]
+    names = profile or ["phone_cpu"]
+    if len(set(names)) != len(names):
+        raise InputError(f"--profile names {max(names, key=names.count)} twice. Give each profile once.")
+    profiles = [load_profile(name) for name in names]
     import_tensorflow()
     from kdistill.networks import saving
 

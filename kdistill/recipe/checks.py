@@ -8,6 +8,9 @@ from kdistill.recipe.values import SCHEMES, Data, Network, Recipe, Stage, Traini
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 MOST_SEEDS = 200  # of a run that adds seeds
+# Upper bounds of whole numbers, by the name of the field.
+MOST = {"epochs": 100_000, "batch_size": 1 << 20, "seeds": 1000, "seed": 2**31 - 1, "shift": 1000, "views": 100_000}
+MOST |= {"image_size": 4096, "train_limit": 10**9, "labeled": 10**9, "top_k": 100_000}
 SCHEDULES = ("cosine", "constant", "step")
 
 
@@ -19,6 +22,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     _check_data(recipe.data)
     require(recipe.seed >= 0, "seed", "0 or more", recipe.seed)
     require(recipe.seeds >= 1, "seeds", "1 or more", recipe.seeds)
+    _check_upper_bounds(recipe)
     if recipe.max_seeds is not None:
         require(recipe.seeds >= 2, "seeds", "2 or more with max_seeds, which adds seeds to them", recipe.seeds)
         expected = f"a number above seeds ({recipe.seeds}), or none"
@@ -37,6 +41,18 @@ def check_recipe(recipe: Recipe) -> Recipe:
     for place, stage in enumerate(recipe.compress):
         check_stage(stage, f"compress.{place}")
     return recipe
+
+
+def _check_upper_bounds(recipe: Recipe) -> None:
+    """Raises `InputError` for a number that is a slip of the keyboard, and would train for years or take all memory."""
+    parts = {"": recipe, "data.": recipe.data, "cache.": recipe.cache}
+    parts |= {f"{name}.": getattr(recipe, name) for name in ("teacher_training", "training")}
+    parts |= {f"compress.{place}.": stage for place, stage in enumerate(recipe.compress)}
+    for prefix, part in parts.items():
+        for name, most in MOST.items():
+            value = getattr(part, name, None)
+            if type(value) is int:
+                require(value <= most, f"{prefix}{name}", f"at most {most:,}", value)
 
 
 def _check_data(data: Data) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -11,6 +12,7 @@ from kdistill.recipe.values import Recipe
 
 # What may differ between students that train side by side. They share their batches, so data and batch size may not.
 SWEPT = ("distill.", "student.options.")
+MOST_SETTINGS = 10_000
 SWEPT_TRAINING = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup")
 
 
@@ -50,7 +52,19 @@ def axes(recipe: Recipe, grids: list[str]) -> dict[str, list[str]]:
         values_by_path[path] = _values(values, text)
     if not values_by_path:
         raise InputError("A sweep expects --grid key=v1,v2,..., because this recipe has no grid.")
+    count = math.prod(map(len, values_by_path.values()))
+    if count > MOST_SETTINGS:
+        raise InputError(f"--grid has {count:,} settings; a sweep has at most {MOST_SETTINGS:,}. Give fewer values.")
     return values_by_path
+
+
+def _as_number(text: str) -> Decimal | str:
+    """A value of a grid such that equal numbers are equal: 1, 1.0 and 1e0."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
+    return number if number.is_finite() else text
 
 
 def _values(text: str, whole: str) -> list[str]:
@@ -63,7 +77,11 @@ def _values(text: str, whole: str) -> list[str]:
             count = (last - second) / step
         except (InvalidOperation, IndexError, TypeError, ZeroDivisionError):
             count = None
-        if count is None or count < 1 or count != int(count):
+        if count is not None and count.is_finite() and count > MOST_SETTINGS:
+            raise InputError(
+                f"--grid {whole}: '...' stands for {count:,.0f} values; a sweep has at most {MOST_SETTINGS:,}."
+            )
+        if count is None or not count.is_finite() or count < 1 or count != int(count):
             raise InputError(
                 f"--grid {whole}: '...' expects two numbers before it and, a whole number of steps away, the last one "
                 "behind it, as in 0,0.1,...,1."
@@ -72,7 +90,7 @@ def _values(text: str, whole: str) -> list[str]:
         parts = parts[:at] + between + parts[at + 1 :]
     if "" in parts or "..." in parts:
         raise InputError(f"--grid {whole}: a value is empty, or '...' appears twice.")
-    if len(set(parts)) != len(parts):
+    if len({_as_number(part) for part in parts}) != len(parts):
         raise InputError(f"--grid {whole}: a value appears twice.")
     return parts
 

@@ -41,11 +41,18 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
     A key is a dotted path (`training.epochs`) or, where it is the only one of that name, its last part
     (`temperature`). Raises `InputError` for an unknown key, a value of another type, or one out of range.
     """
+    given: dict[str, str] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set expects key=value, received '{setting}'. Example: --set training.epochs=3")
         path = path_of(recipe, key.strip())
+        if path in given:
+            raise InputError(
+                f"The key '{path}' is set twice, to {given[path]} and to {text.strip()}, by --set or by an option such "
+                "as --seeds. Give one of them."
+            )
+        given[path] = text.strip()
         recipe = _replaced(recipe, path.split("."), text.strip(), path)
     return check_recipe(recipe)
 
