@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from kdistill import files
 from kdistill.errors import InputError
@@ -75,14 +76,15 @@ class RunFolder:
     def settle(
         self, recipe: Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
     ) -> None:
-        """Writes recipe, fingerprint of the data, and strategy, or compares them with those of the run's start.
+        """Writes recipe, fingerprint of the data, strategy and threads, or compares them with those of the run's start.
 
         Raises `InputError` if they differ, unless `force`.
         """
         path = self.path / "recipe.json"
-        values = {**as_dict(recipe), "data_fingerprint": data, "strategy": strategy}
+        values = {**as_dict(recipe), "data_fingerprint": data, "strategy": strategy, "threads": threads()}
         if path.exists():
             before = files.read_json(path, SETTINGS, most=SETTINGS_BYTES)
+            before.setdefault("threads", values["threads"])  # of an earlier version: none
             changes = _differences(before, values)
             if changes and not force and not _only_adds_seeds(before, values):
                 raise InputError(
@@ -161,6 +163,16 @@ class RunFolder:
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
         return self.path / "checkpoints" / stage
+
+
+def threads() -> str:
+    """How many threads of TensorFlow work on one operation and on several: sums over threads have other last bits."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    counts = (
+        tf.config.threading.get_intra_op_parallelism_threads(),
+        tf.config.threading.get_inter_op_parallelism_threads(),
+    )
+    return " and ".join(str(count or cores) for count in counts)
 
 
 def open_folder(recipe: Recipe, out: str | Path | None, resume: bool, devices: Devices) -> RunFolder:

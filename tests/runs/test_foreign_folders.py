@@ -193,3 +193,16 @@ def test_a_checkpoint_with_other_arrays_is_one_message(tmp_path, model):
         with pytest.raises(InputError, match=message):
             checkpoint.restore(student, tmp_path)
         (tmp_path / f"step-000000001-{digest}.npz").unlink()
+
+
+def test_another_number_of_threads_is_shown(run):
+    recipe = Recipe("a", Network("lenet"), Network("small_cnn"))
+    values = json.loads((run / "recipe.json").read_text())
+    with resume(run) as folder:
+        folder.settle(recipe, "data", False, print)
+        (run / "recipe.json").write_text(json.dumps({**values, "threads": "64 and 64"}))
+        with pytest.raises(InputError, match="threads: 64 and 64 -> "):
+            folder.settle(recipe, "data", False, print)
+        del values["threads"]
+        (run / "recipe.json").write_text(json.dumps(values))  # of an earlier version
+        folder.settle(recipe, "data", False, print)
