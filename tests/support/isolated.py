@@ -1,7 +1,7 @@
 """Processes of `python -m kdistill.tflite...` without the start of Python: forks of one that has imported LiteRT.
 
 A trial run of a `.tflite` stays a process of its own, that may crash and be killed. A new Python needs a quarter of a
-second of CPU for its imports, thousands of times in all tests; a fork needs a hundredth.
+second of CPU for its imports, three times in every export; a fork has them already.
 """
 
 import contextlib
