@@ -1,10 +1,13 @@
-"""Damaged files at the command line: a clear error or an answer each time, never a traceback, a crash or a hang.
+"""Damaged files, folders and command lines: an answer or one message each time, never a traceback, a crash or a hang.
 
-    python benchmarks/fuzz.py                          # 200 files: 50 each of .tflite, .keras, IDX and recipe files
+    python benchmarks/fuzz.py                          # 50 of each kind
+    python benchmarks/fuzz.py --inputs 1000 --seed 0   # 1,000 over all kinds
     python benchmarks/fuzz.py --count 200 --kind keras --seed 1
 
 Each file is a good one with random bytes overwritten, cut off, repeated or inserted; those of a `.keras` archive also
-inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`.
+inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`. Reports and
+caches have values of other types and sizes, damaged bytes, and links to a file outside, which must not change. Command
+lines are random words, options and numbers. An input may take 60 seconds and the process 2 GB.
 The commands run in a process of their own, one after the other, so that a crash is seen as one. The exit status is 0
 if all went well, else 1.
 """
@@ -14,17 +17,77 @@ import contextlib
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-KINDS = ("tflite", "keras", "idx", "recipe")
+LIGHT = ("report", "cache", "words")  # need neither TensorFlow nor a model
+KINDS = ("tflite", "keras", "idx", "recipe", "npz", *LIGHT)
 SECONDS = 900  # for one file, until it counts as a hang
+SLOW_SECONDS, MOST_KILOBYTES = 60, 2_000_000  # beyond these, an input is wrong
+REPORT = {
+    "recipe": {"name": "a", "variant": "default", "seed": 0, "data": {"teacher_labels": "all"}},
+    "command": "kdistill run a",
+    "machine": "a machine",
+    "versions": {"python": "3.11"},
+    "commit": None,
+    "data": {"source": "a file", "fingerprint": "0", "class_names": ["a", "b"], "train": 8, "validation": 2, "test": 4},
+    "training": {"student": {"seconds": 1.0, "steps": 2, "history": {"accuracy": [0.5, 0.75], "val_hard": [1.0, 0.5]}}},
+    "verdict": {"word": "UNDECIDED", "headline": "UNDECIDED", "sentence": "UNDECIDED: a", "seeds": 2}
+    | {"student": [0.5, 0.75], "control": [0.5, 0.5], "difference": 0.125, "low": -1.0, "high": 1.0, "level": 0.95},
+    "models": [
+        {"name": "teacher", "accuracy": 1.0, "parameters": 9, "kl": 0.0, "ece": 0.1},
+        {"name": "student", "accuracy": 0.75, "parameters": 3, "kl": 0.5, "ece": 0.1},
+        {"name": "npu", "accuracy": 0.75, "bytes": 2000, "deflated": 900, "microseconds": 3.5},
+    ],
+    "diagnostics": {
+        "student": {
+            "confusion": [[2, 0], [1, 1]],
+            "per_class": [1.0, 0.5],
+            "reliability": {"confidence": [None, 0.9], "accuracy": [None, 0.75], "count": [0, 4]},
+        }
+    },
+    "differences": {"images": 4, "count": 1, "student_right": 0, "teacher_right": 1}
+    | {
+        "pictures": [
+            {"file": "differences/0.png", "index": 0, "label": 1, "student": 0, "teacher": 1}
+            | {"student_confidence": 0.75, "teacher_confidence": 0.5}
+        ]
+    },
+    "files": [{"path": "npu/student.tflite", "profile": "npu", "bytes": 2000, "float_layers": []}],
+}
+STRANGE = (
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    10**400,
+    1e308,
+    "",
+    "../../victim",
+    "/etc/passwd",
+    "\x1b[31m",
+    [],
+    [None],
+    {},
+    "0" * 9999,
+)
+COMMANDS = ("run", "sweep", "evaluate", "benchmark", "inspect", "export", "compress", "report", "list", "cache", "plan")
+WORDS = (
+    *("mnist", "nothing", "", "-", "--", "build", "verify", "prune", "--json", "--resume", "--force", "--set"),
+    *("--seeds", "seeds=3", "training.epochs=0", "training.epochs=99999999999", "x=1", "--grid", "temperature=1,1.0"),
+    *("--out", "out", "--key", "--days", "--threads", "--data", "image_folder", "--data-dir", "nowhere", "--profile"),
+    *("npu", "--variant", "smoke", "-1", "1e999", "nan", "\udcff", "a\x00b", "~nosuch", "--cache", "--teacher"),
+    *("none.keras", "--shift"),
+)
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
@@ -71,6 +134,9 @@ def good_files(folder: Path) -> None:
     for part, count in (("train", 80), ("t10k", 40)):
         mnist.write_idx(folder / "idx" / f"{part}-images-idx3-ubyte", random.integers(0, 256, (count, 28, 28)))
         mnist.write_idx(folder / "idx" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    arrays = {"x_train": random.integers(0, 256, (80, 28, 28, 1)).astype(np.uint8), "y_train": np.arange(80) % 10}
+    arrays |= {"x_test": arrays["x_train"][:40], "y_test": arrays["y_train"][:40]}
+    np.savez_compressed(folder / "images.npz", **arrays)
     keras.utils.set_random_seed(0)
     model = architectures.build(Network("small_cnn"), (28, 28, 1), 10)
     model.save(folder / "student.keras")
@@ -87,9 +153,68 @@ def good_files(folder: Path) -> None:
     (folder / "recipe.py").write_text(text)
 
 
+def changed_value(value, random: np.random.Generator):
+    """A JSON value, one part of which is deleted or replaced by something strange."""
+    value = json.loads(json.dumps(value))
+    owner = value
+    while True:
+        keys = list(owner) if isinstance(owner, dict) else list(range(len(owner)))
+        key = keys[int(random.integers(len(keys)))]
+        inner = owner[key]
+        if isinstance(inner, (dict, list)) and inner and random.random() < 0.8:
+            owner = inner
+            continue
+        if random.random() < 0.2:
+            del owner[key]
+        else:
+            owner[key] = STRANGE[int(random.integers(len(STRANGE)))]
+        return value
+
+
+def light_words(kind: str, place: Path, random: np.random.Generator) -> list[str]:
+    """A damaged report, cache or command line, with a file `victim` beside it that must not change."""
+    victim = place / "victim"
+    victim.write_text("precious")
+    if kind == "words":
+        count = int(random.integers(7))
+        chosen = [COMMANDS[int(random.integers(len(COMMANDS)))], *(str(w) for w in random.choice(WORDS, count))]
+        return chosen if chosen[0] not in ("run", "sweep", "plan") else [*chosen, "--set", "training.epochs=0"]
+    folder = place / "runs" / ("a" * 16 if kind == "cache" else "run")
+    (folder / "differences").mkdir(parents=True)
+    name = "about.json" if kind == "cache" else "report.json"
+    about = {"rows": 4, "part_rows": 2, "teacher_name": "a", "source": "b", "split": "train"}
+    whole = about if kind == "cache" else REPORT
+    text = json.dumps(changed_value(whole, random))
+    (folder / name).write_bytes(damaged(text.encode(), random) if random.random() < 0.3 else text.encode())
+    (folder / "differences/0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + random.bytes(9))
+    links = (
+        name,
+        "report.html",
+        ".part-report.html",
+        "differences/0.png",
+        f"view-0000-part-0000-{'0' * 16}.npy",
+        ".lock",
+    )
+    if random.random() < 0.4:
+        link = folder / links[int(random.integers(len(links)))]
+        link.unlink(missing_ok=True)
+        os.mkfifo(link) if random.random() < 0.3 else link.symlink_to(victim)
+    if kind == "report":
+        return ["report", str(folder), *(["--json"] if random.random() < 0.5 else [])]
+    commands = (["list"], ["verify"], ["verify", "--key", "a"], ["prune", "--days", "0"], ["prune", "--key", ""])
+    return ["cache", *commands[int(random.integers(len(commands)))], "--cache", str(place / "runs")]
+
+
 def words_of(kind: str, i: int, good: Path, place: Path, random: np.random.Generator) -> list[str]:
     """Writes the damaged file and gives the command that meets it."""
     data = ["--data-dir", str(good / "idx")]
+    if kind in LIGHT:
+        return light_words(kind, place, random)
+    if kind == "npz":
+        path = place / "images.npz"
+        change = damaged_archive if i % 2 else damaged
+        path.write_bytes(change((good / path.name).read_bytes(), random))
+        return ["evaluate", str(good / "student.tflite"), "--data", "npz", "--data-dir", str(path), "--json"]
     if kind == "tflite":
         path = place / "student.tflite"
         path.write_bytes(damaged((good / path.name).read_bytes(), random))
@@ -126,15 +251,22 @@ def work(kind: str, first: int, count: int, seed: int, good: Path) -> None:
     for i in range(first, count):
         random = np.random.default_rng([seed, KINDS.index(kind), i])
         with tempfile.TemporaryDirectory(prefix="kdistill-fuzz-") as place:
-            words = words_of(kind, i, good, Path(place), random)
+            words, started = words_of(kind, i, good, Path(place), random), time.monotonic()
             with contextlib.chdir(place):
                 ended = runner.invoke(app, words)
-        bad = None
+            victim = Path(place, "victim")
+            changed = victim.exists() and victim.read_text() != "precious"
+        bad = "the file outside was changed" if changed else None
+        seconds, kilobytes = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if seconds > SLOW_SECONDS or kilobytes > MOST_KILOBYTES:
+            bad = f"{seconds:.0f} s, {kilobytes / 1e6:.2f} GB"
         if ended.exception is not None and not isinstance(ended.exception, SystemExit):
             bad = f"{type(ended.exception).__name__}: {ended.exception}"
         elif "Traceback" in ended.output:
             bad = "a traceback"
-        elif ended.exit_code and not any(word in ended.output for word in ("Error: ", "Failed: ")):
+        elif ended.exit_code and not any(
+            word in ended.output for word in ("Error: ", "Failed: ", "Usage: ", "─ Error")
+        ):
             bad = f"exit status {ended.exit_code} without a message"
         said = (ended.stderr.strip().splitlines() or [""])[-1]
         print(json.dumps({"i": i, "status": ended.exit_code, "bad": bad, "words": words, "said": said}), flush=True)
@@ -145,7 +277,8 @@ def run(kinds: list[str], count: int, seed: int, say=print, verbose: bool = Fals
     wrong = []
     with tempfile.TemporaryDirectory(prefix="kdistill-fuzz-") as folder:
         good = Path(folder)
-        good_files(good)
+        if set(kinds) - set(LIGHT):
+            good_files(good)
         for kind in kinds:
             done, statuses = 0, Counter()
             while done < count:
@@ -174,6 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, action="append")
     parser.add_argument("--count", type=int, default=50, help="of each kind")
+    parser.add_argument("--inputs", type=int, help="of all kinds together, instead of --count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="what each command said")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
@@ -182,7 +316,9 @@ def main() -> None:
         kind, first, count, seed, good = options.worker
         work(kind, int(first), int(count), int(seed), Path(good))
         return
-    wrong = run(options.kind or list(KINDS), options.count, options.seed, verbose=options.verbose)
+    kinds = options.kind or list(KINDS)
+    count = options.count if options.inputs is None else -(-options.inputs // len(kinds))
+    wrong = run(kinds, count, options.seed, verbose=options.verbose)
     for each in wrong:
         print(json.dumps(each))
     sys.exit(bool(wrong))
