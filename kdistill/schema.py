@@ -90,7 +90,7 @@ def check(value, schema, path: str = "") -> None:
         for place, item in enumerate(value):
             check(item, schema[0], _joined(path, str(place)))
     else:
-        _expect(_fits_single(value, schema), value, _name(schema), path)
+        _expect(_fits_single(value, schema), value, _title(schema), path)
 
 
 def _check_one_of(value, schemas: tuple, path: str) -> None:
@@ -105,7 +105,7 @@ def _check_one_of(value, schemas: tuple, path: str) -> None:
             return check(value, schema, path)
         except Mismatch:
             continue
-    _expect(False, value, " or ".join(_name(schema) for schema in schemas), path)
+    _expect(False, value, " or ".join(_title(schema) for schema in schemas), path)
 
 
 def _fits_single(value, schema) -> bool:
@@ -130,7 +130,7 @@ def _expect(condition: bool, value, expected: str, path: str) -> None:
         raise Mismatch(f"{_place(path)} expects {expected}, received {shown(value)}")
 
 
-def _name(schema) -> str:
+def _title(schema) -> str:
     if isinstance(schema, (Whole, Between)):
         kind = "a whole number" if isinstance(schema, Whole) else "a number"
         upper = schema.high not in (math.inf, 2**53)

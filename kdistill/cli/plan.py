@@ -79,9 +79,7 @@ def _cells(result: dict) -> list[list[str]]:
         accuracies = " ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracy"])
         if not row["of"]:  # it comes trained
             return [name, "–", "–", accuracies, "–", "–"]
-        seconds, full_seconds = (
-            "–" if row[key] is None else f"{row[key]:,.0f}" for key in ("seconds", "full_seconds")
-        )
+        seconds, full_seconds = ("–" if row[key] is None else f"{row[key]:,.0f}" for key in ("seconds", "full_seconds"))
         return [name, str(row["epochs"]), str(row["of"]), accuracies, seconds, full_seconds]
 
     return [cells(name, row) for name, row in result["models"].items()]

@@ -141,8 +141,8 @@ def teacher_advantage(teacher: np.ndarray, control: np.ndarray, student: np.ndar
     said = {name: f"{count:,.1f}".removesuffix(".0") for name, count in counts.items()}
     each = " (means over the seeds)" if len(control) > 1 else ""
     sentence = (
-        f"Of {len(teacher):,} test examples the teacher classifies {said['ahead']} correctly that the control does not, "
-        f"and the student {said['learned']} of these. The control classifies {said['behind']} correctly that the "
+        f"Of {len(teacher):,} test examples the teacher classifies {said['ahead']} correctly that the control does "
+        f"not, and the student {said['learned']} of these. The control classifies {said['behind']} correctly that the "
         f"teacher does not; of these the student gets {said['lost']} wrong{each}."
     )
     return {**counts, "sentence": sentence}
