@@ -53,7 +53,7 @@ def run(
         worker_timeout: seconds that a worker waits for the others.
         profile: records a trace of some steps of each model under `logs`.
         together: trains at most this many controls and students side by side. None: with several seeds as many as the
-            memory takes, on one device; else one after the other. The bits are the same.
+            memory takes, on one device; else one after the other. The weights are the same, except for rounding.
         say: receives each line of progress.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Controls and students of several seeds side by side, with the bits that they would have one after the other."""
+"""Controls and students of several seeds side by side, with the weights that they would have one after the other."""
 
 from collections.abc import Collection
 

@@ -1,7 +1,8 @@
 """The `fit` of a run for several models at a time: what `training.fit.fit` does for one, in one step for all.
 
-Every model has the batches of its own seed, and ends with the bits of its own `fit`: it has the same step, the same
-batches in the same order, and nothing in common with the others but the forward passes of the teacher.
+Every model has the batches of its own seed, and ends with the weights of its own `fit`: it has the same step, the same
+batches in the same order, and nothing in common with the others but the forward passes of the teacher. Where TensorFlow
+optimizes the graph of a step in another way, such as for ResNet-8, they differ by rounding.
 """
 
 import time
