@@ -227,8 +227,12 @@ def test_the_choice_is_arithmetic_and_reported(tmp_path, monkeypatch):
         choice(replay_of(tmp_path / "new"), mode="x", epochs=12, uses=9)
 
 
-def test_a_resumed_run_does_not_choose_again(tmp_path):
-    """Otherwise a run killed before somebody else filled the cache would end with other bits than it began with."""
+def test_a_resumed_run_does_not_choose_again(tmp_path, monkeypatch):
+    """Otherwise a run killed before somebody else filled the cache would end with other bits than it began with.
+
+    Where the cache is, the command line alone decides: a run folder may come from elsewhere.
+    """
+    monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "default"))
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"), AUGMENTED, training=TRAINING)
 
     def teaching(name):
@@ -240,7 +244,7 @@ def test_a_resumed_run_does_not_choose_again(tmp_path):
     assert mine.replay("student", 3, "auto") is None  # three epochs, three views
     assert mine.replay("student", 3, caches) is None and not (tmp_path / "caches").exists()
     assert other.replay("student", 3, caches).train.missing_parts(3) == []
-    assert other.replay("student", 3, "off").root == tmp_path / "caches"
+    assert other.replay("student", 3, "off").root == tmp_path / "default"
 
 
 def test_top_k(tmp_path):
