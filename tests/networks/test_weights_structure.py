@@ -35,7 +35,7 @@ class Block(layers.Layer):
         return super().get_config()
 
 
-@keras.saving.register_keras_serializable("test")
+@keras.saving.register_keras_serializable("test_weights_structure")
 class Subclassed(keras.Model):
     """A model with a weight of its own and a `Block`; `end` ends the names of its layers."""
 
@@ -266,9 +266,9 @@ def test_damaged_files_are_refused_and_change_nothing(tmp_path):
         file["layers/dense/vars"].create_dataset("0", (10**9, 10**9), chunks=(64, 64), compression="gzip")
 
     refuse(link, "cannot be read as plain arrays: .* is a link to another place")
-    refuse(circle, "cannot be read as plain arrays: its groups are too deep")
+    refuse(circle, "cannot be read as plain arrays: its group .* is in several places, or the groups are too many")
     refuse(text, "contains .* instead of numbers")
-    refuse(huge, r"received \[\(1000000000, 1000000000\)")
+    refuse(huge, "cannot be read as plain arrays: its arrays claim over")
 
 
 def test_layers_that_keras_does_not_build_are_not_left_out_silently(tmp_path):

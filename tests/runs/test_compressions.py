@@ -91,8 +91,8 @@ def test_what_is_finished_is_not_done_again(done, recipe, splits, monkeypatch):
 def test_a_stage_that_fails_leaves_the_student_of_the_stage_before(splits, recipe, tmp_path):
     broken = dataclasses.replace(recipe, compress=(STAGES[0], dataclasses.replace(STAGES[1], learning_rate=1e30)))
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(CheckFailed, match="Lower learning_rate"):
-        compressions.run_stages(arms_in(folder, splits, broken))
+    records = compressions.run_stages(arms_in(folder, splits, broken))
+    assert "Lower learning_rate" in records["qat"]["refused"]["reason"] and records["prune"]["file"]
     assert folder.finished("prune") and not folder.finished("qat") and not (folder.path / "qat").exists()
     kept = keras.models.load_model(folder.path / "prune.keras")
     assert np.mean(np.asarray(kept.get_layer("first").kernel) == 0) == pytest.approx(0.5, abs=0.02)

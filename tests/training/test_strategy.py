@@ -31,7 +31,6 @@ SETTINGS = [
     "teacher_training.optimizer=sgd",
     "teacher.name=small_cnn",
     "train_limit=128",
-    "exports=",
 ]
 
 
@@ -42,7 +41,7 @@ def config(cluster=None, kind="worker", index=0):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "plain"
-    return folder, run(load_recipe("mnist", "smoke", SETTINGS), folder, say=lambda text: None)
+    return folder, run(load_recipe("mnist", "smoke", [*SETTINGS, "exports="]), folder, say=lambda text: None)
 
 
 def assert_equal_models(first, second, tolerance=5e-6):
@@ -63,7 +62,7 @@ def assert_equal_metrics(first, second):
 def test_a_run_on_two_replicas_is_the_plain_run(plain, tmp_path):
     """Also with an uneven share: 31 images are 16 and 15."""
     folder, expected = plain
-    recipe = load_recipe("mnist", "smoke", SETTINGS)
+    recipe = load_recipe("mnist", "smoke", [*SETTINGS, "exports="])
     found = run(recipe, tmp_path / "run", strategy="mirrored", say=lambda text: None)
     assert found["strategy"] == {"name": "mirrored", "replicas": 2, "workers": 1}
     assert expected["strategy"] == {"name": "none", "replicas": 1, "workers": 1}
@@ -76,10 +75,10 @@ def test_a_run_on_two_replicas_is_the_plain_run(plain, tmp_path):
 WORDS = ["mnist", "--variant", "smoke", "--json", *(word for each in SETTINGS for word in ("--set", each)), "--out"]
 
 
-def two_runs(out, *words):
+def two_runs(out, *words, exports=""):
     """What both workers wrote on standard output and standard error, and their exit status."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": out.parent}
-    workers = two_workers.start([*WORDS, out.name, *words], **pipes)
+    workers = two_workers.start([*WORDS, out.name, "--set", f"exports={exports}", *words], **pipes)
     told = [worker.communicate(timeout=400) for worker in workers]
     return told, [worker.returncode for worker in workers]
 
@@ -87,7 +86,7 @@ def two_runs(out, *words):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together") / "run"
-    return folder, two_runs(folder, "--set", "exports=reference")
+    return folder, two_runs(folder, exports="reference")
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, 
 def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    workers = two_workers.start([*WORDS, str(out)], **pipes)
+    workers = two_workers.start([*WORDS, str(out), "--set", "exports="], **pipes)
     end = time.time() + 300
     while not list((out / "checkpoints/teacher").glob("step-*")):
         assert time.time() < end and workers[0].poll() is None
