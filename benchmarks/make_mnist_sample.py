@@ -6,13 +6,12 @@
 by a fixed permutation. Prints the SHA-256 that `kdistill/data/mnist.py` checks; the same input gives the same bytes.
 """
 
-import hashlib
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from kdistill import files
 from kdistill.data import mnist
 from kdistill.errors import InputError
 from kdistill.recipe import Data
@@ -36,11 +35,9 @@ def main(folder: str, out: Path = mnist.SAMPLE) -> None:
         images, labels = parts[name]
         indexes = chosen(labels, count)
         arrays |= {f"x_{name}": images[indexes], f"y_{name}": labels[indexes]}
-    temporary = out.with_name(out.stem + ".new.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, out)
-    content = out.read_bytes()
-    print(f"{out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    with files.atomic_file(out) as part:
+        np.savez_compressed(part, **arrays)
+    print(f"{out}: {out.stat().st_size:,} bytes, sha256 {files.sha256(out)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ at random; the rate follows one cosine, nothing is picked, and the test images a
 it was interrupted (`FILE.backup`). Prints the test accuracy and the SHA-256 that its note states.
 """
 
-import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill import files
 from kdistill.data import mnist
 from kdistill.errors import InputError
 from kdistill.networks import architectures, weights
@@ -60,15 +59,13 @@ def main(folder: str, out: Path = weights.SHIPPED / "mnist_cnn.npz") -> None:
         for layer in network.layers
         for weight in layer.weights
     }
-    temporary = out.with_name(out.stem + ".new.npz")
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, out)
+    with files.atomic_file(out) as part:
+        np.savez_compressed(part, **arrays)
     written = architectures.small_cnn((28, 28, 1), 10, WIDTHS)
     weights.load(written, [(out, None)])
     images, labels = parts["test"]
     right = int((written.predict(images[..., None].astype("float32"), verbose=0).argmax(axis=1) == labels).sum())
-    content = out.read_bytes()
-    print(f"{out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    print(f"{out}: {out.stat().st_size:,} bytes, sha256 {files.sha256(out)}")
     print(f"{right:,} of {len(labels):,} test images right")
 
 

@@ -62,14 +62,6 @@ def check_zip(archive: zipfile.ZipFile, compressed: int) -> None:
         )
 
 
-def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member of a zip, of at most `most` bytes. Raises `TooLarge` and `ERRORS`."""
-    member = archive.getinfo(name)
-    if member.file_size > most:
-        raise TooLarge(f"its member '{name!a}' has {member.file_size:,} bytes, of at most {most:,}")
-    return archive.read(member)
-
-
 class Arrays:
     """The arrays of an `.npz` file: their shapes and types first, the numbers when they are read.
 

@@ -8,25 +8,15 @@ import keras
 import numpy as np
 import pytest
 from support.ranges import brightness
-from typer.testing import CliRunner
+from support.scripts import call, untrained
 
-from kdistill.cli.commands import app
 from kdistill.networks import architectures, saving
 from kdistill.recipe import Network
-
-RUNNER = CliRunner()
-
-
-def call(*words):
-    return RUNNER.invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    path = tmp_path_factory.mktemp("models") / "student.keras"
-    saving.save_model(architectures.build(Network("small_cnn"), (28, 28, 1), 10), path)
-    return path
+    return untrained(tmp_path_factory.mktemp("models") / "student.keras")
 
 
 def test_help_names_the_commands_with_examples():

@@ -1,18 +1,12 @@
 """A hundred damaged reports, caches and command lines, of `benchmarks/fuzz.py`."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
+from support.scripts import benchmark
 
 
 @pytest.mark.slow
 def test_a_hundred_inputs_are_answers_or_messages():
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    fuzz = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fuzz)
+    fuzz = benchmark("fuzz")
     lines = []
     assert fuzz.run(list(fuzz.LIGHT), 34, seed=7, say=lines.append) == []
     assert len(lines) == 3 and "0 answered" not in lines[0]

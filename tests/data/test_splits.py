@@ -1,13 +1,13 @@
 """Reading data: the sample, IDX files, .npz; every kind of damage is one clear error."""
 
 import gzip
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.scripts import benchmark
 
 from kdistill.data import mnist
 from kdistill.data.splits import load
@@ -51,10 +51,7 @@ def test_source_license_and_checksum_of_the_sample_are_stated_beside_it():
 
 
 def test_the_sample_maker_keeps_the_shares_of_the_classes():
-    path = Path(__file__).parents[2] / "benchmarks" / "make_mnist_sample.py"
-    spec = importlib.util.spec_from_file_location("make_mnist_sample", path)
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
+    maker = benchmark("make_mnist_sample")
     labels = np.repeat(np.arange(10), np.arange(110, 10, -10))
     indexes = maker.chosen(labels, 55)
     assert len(set(indexes)) == 55 and np.all(np.diff(indexes) > 0)

@@ -8,15 +8,10 @@ import sys
 import pytest
 from support.outline import Outline
 from support.reports import HOSTILE, report
-from typer.testing import CliRunner
+from support.scripts import call
 
-from kdistill.cli.commands import app
 from kdistill.errors import InputError
 from kdistill.report import compare, page
-
-
-def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

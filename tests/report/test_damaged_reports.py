@@ -7,17 +7,12 @@ import random
 
 import pytest
 from support.reports import images, report
-from typer.testing import CliRunner
+from support.scripts import call
 
-from kdistill.cli.commands import app
 from kdistill.errors import InputError
 from kdistill.report import compare, page
 
 VALUES = (None, True, -1, 0, 0.5, 3, 10**400, 1e308, -1e-320, "", "x", "\x1b[31m", [], [None], {}, {"a": 1}, [[[]]])
-
-
-def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 import json
 import tempfile
 
-import keras
 import pytest
-from typer.testing import CliRunner
+from support.scripts import call, untrained
 
-from kdistill.cli.commands import app
 from kdistill.evaluation.expectation import visible_difference
-from kdistill.networks import architectures, saving
-from kdistill.recipe import Network
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.plan import plan
 from kdistill.runs.run import run
@@ -43,19 +39,12 @@ def planned(folder):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A file of a teacher that has learned nothing."""
-    keras.utils.set_random_seed(0)
-    path = tmp_path_factory.mktemp("models") / "untrained.keras"
-    saving.save_model(architectures.build(Network("small_cnn"), (28, 28, 1), 10), path)
-    return path
+    return untrained(tmp_path_factory.mktemp("models") / "untrained.keras")
 
 
 def entries(folder) -> set[str]:
     """The names in a folder, without the sources that TensorFlow keeps among temporary files until a process ends."""
     return {path.name for path in folder.iterdir() if not path.name.startswith("__autograph")}
-
-
-def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_the_trial_trains_what_a_run_trains_for_a_part_of_the_epochs(planned):

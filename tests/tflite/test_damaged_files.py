@@ -1,7 +1,6 @@
 """What goes wrong in a user's hands: damaged files, a full disk, labels that do not fit; an error, and nothing half."""
 
 import errno
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.scripts import benchmark
 from support.small_models import CLASSES, corners, network
 from typer.testing import CliRunner
 
@@ -18,16 +18,13 @@ from kdistill.conversion.verify import export_checked
 from kdistill.errors import InputError
 from kdistill.recipe.loading import load_profile, load_recipe
 
-FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 EXAMPLES, IMAGES = corners(60, seed=7), corners(60).images
 
 
 @pytest.mark.slow
 def test_damaged_files_at_the_command_line():
     """Three of each kind; `benchmarks/fuzz.py` tries as many as it is told."""
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    fuzz = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fuzz)
+    fuzz = benchmark("fuzz")
     said = []
     assert fuzz.run(list(fuzz.KINDS), 3, seed=3, say=said.append) == []
     assert [line.partition(":")[0] for line in said] == list(fuzz.KINDS) and all(" 0 wrong" in line for line in said)
