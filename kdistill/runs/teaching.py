@@ -36,6 +36,7 @@ class Teaching:
     ):
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
         self.model = teacher
+        self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
         if not devices.strategy:
             images = splits.validation.images[:IMAGES]
             self.model = folding.checked_inference_copy(teacher, images, recipe.teacher_precision, say, taps)
@@ -79,5 +80,10 @@ class Teaching:
 
     def _replay(self, seed: int, root: str | None) -> Replay:
         recipe, seed_of_views = self.recipe, self.views(seed)["seed"]
-        splits, batch_size = for_student(self.splits), recipe.training.batch_size
-        return Replay(self.model, splits, recipe.data, batch_size, seed_of_views, root, recipe.cache.top_k)
+        key = seed_of_views, root
+        if key not in self._replays:
+            splits, batch_size = for_student(self.splits), recipe.training.batch_size
+            self._replays[key] = Replay(
+                self.model, splits, recipe.data, batch_size, seed_of_views, root, recipe.cache.top_k
+            )
+        return self._replays[key]
