@@ -7,6 +7,7 @@ line. It converts any number of models, because importing TensorFlow takes secon
 This module imports neither Keras nor other modules of the house that do.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -46,9 +47,10 @@ class Refusal(Exception):
 
 
 def convert(job: Job) -> bytes:
-    """The bytes of the `.tflite` file. Raises `Refusal`."""
+    """The bytes of the `.tflite` file, the same for equal models. Raises `Refusal`."""
     try:
-        return _converter(job).convert()
+        with _repeatable_quantizer():
+            return _converter(job).convert()
     except OSError:  # such as a full disk: not the fault of the model
         raise
     except Exception as error:  # the converter has no public error class
@@ -80,6 +82,28 @@ def _converter(job: Job):
         converter.inference_input_type = tf.as_dtype(job.input_type)
         converter.inference_output_type = tf.as_dtype(job.output_type)
     return converter
+
+
+@contextlib.contextmanager
+def _repeatable_quantizer():
+    """Makes TensorFlow's quantizer of activations give the same bytes each time.
+
+    Where a result of an operator is not used, such as a part of a SPLIT, the quantizer computes the operator in int8 or
+    in float32 depending on addresses in memory. So each such result is an output while the quantizer runs. There is no
+    public place for this; `test_the_converter_has_its_private_settings` fails first when TensorFlow renames it.
+    """
+    from tensorflow.lite.python import lite
+
+    from kdistill.tflite import unused_results
+
+    quantize = lite._mlir_quantize
+    lite._mlir_quantize = lambda calibrated, *args, **kwargs: unused_results.with_outputs(
+        calibrated, lambda content: quantize(content, *args, **kwargs)
+    )
+    try:
+        yield
+    finally:
+        lite._mlir_quantize = quantize
 
 
 def batches(images: np.ndarray, size: int):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from keras import layers
+from keras import layers, ops
 from support.small_models import CLASSES, corners, network
+from tensorflow.lite.python import lite
 
 from kdistill.conversion import convert, float32
 from kdistill.conversion.export import export
@@ -128,8 +129,33 @@ def test_dense_layers_are_quantized_per_tensor_for_older_runtimes(tmp_path):
     assert len(metadata.bare(Path(found["path"]).read_bytes())) < 8000  # 4,736 weights of one byte
 
 
-def test_the_converter_has_its_private_setting(tmp_path):
-    """A TensorFlow that renames it would ignore it, and write files that older runtimes refuse."""
+def one_part(x):
+    return ops.split(x, 4, axis=-1)[2]
+
+
+def two_rows(x):
+    rows = ops.unstack(x, axis=1)
+    return rows[0] * rows[5]
+
+
+def first_values(x):
+    return ops.top_k(ops.reshape(x, (-1, 144)), 5)[0]
+
+
+@pytest.mark.parametrize("choose", [one_part, two_rows, first_values])
+def test_results_that_nobody_uses_do_not_change_the_bytes(choose, tmp_path):
+    """TensorFlow's quantizer alone gives one of several files then, by addresses in memory."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((12, 12, 1))
+    hidden = ops.tanh(choose(ops.reshape(layers.Rescaling(1 / 255)(image), (-1, 12, 12))))
+    model = keras.Model(image, layers.Dense(3)(layers.Flatten()(hidden)))
+    images = np.random.default_rng(0).uniform(0, 255, (20, 12, 12, 1)).astype(np.float32)
+    assert len({convert.convert(model, load_profile("npu"), images) for _ in range(4)}) == 1
+
+
+def test_the_converter_has_its_private_settings(tmp_path):
+    """A TensorFlow that renames them would write files that older runtimes refuse, or other bytes each time."""
+    assert callable(lite._mlir_quantize)
     network().export(tmp_path / "model", verbose=False)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "model"))
     assert converter._experimental_disable_per_channel_quantization_for_dense_layers is False
