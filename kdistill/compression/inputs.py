@@ -20,7 +20,8 @@ from kdistill.conversion.refusals import recurrent_layers
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import exclusive_kind, subject_of
+from kdistill.networks.heads import exclusive_kind
+from kdistill.networks.signatures import subject_of
 from kdistill.recipe import SCHEMES, Data, Profile, Stage, Term
 from kdistill.recipe.checks import check_stage
 from kdistill.recipe.objective import check_mix, check_term

@@ -19,7 +19,7 @@ from kdistill.conversion.float32 import Prepared
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import PART
-from kdistill.networks.heads import image_shape
+from kdistill.networks.signatures import image_shape
 from kdistill.recipe import Profile
 from kdistill.recipe.values import as_dict
 from kdistill.tflite import flatbuffer, metadata, microcontroller

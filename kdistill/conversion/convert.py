@@ -13,7 +13,7 @@ from kdistill.conversion.refusals import crashed, refused
 from kdistill.conversion.tflite_converter import CALIBRATION, Job, Refusal
 from kdistill.conversion.tflite_converter import convert as convert_here
 from kdistill.errors import InputError
-from kdistill.networks.heads import head_of, image_shape
+from kdistill.networks.signatures import head_of, image_shape
 from kdistill.recipe import Profile
 from kdistill.tflite.interpreter import first_line, quiet
 

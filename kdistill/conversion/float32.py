@@ -11,10 +11,11 @@ from kdistill.conversion.graph import with_channel
 from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks import copying
-from kdistill.networks.heads import Head, head_of, image_shape, main_output, noise_images, numpy_outputs
+from kdistill.networks.heads import Head
 from kdistill.networks.keras_internals import layers_of
 from kdistill.networks.precision import check_not_quantized, dtype_policy
 from kdistill.networks.saving import load_model
+from kdistill.networks.signatures import head_of, image_shape, main_output, noise_images, numpy_outputs
 
 
 @dataclass(frozen=True)

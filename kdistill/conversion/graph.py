@@ -7,8 +7,9 @@ import numpy as np
 from keras import layers
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, image_shape, input_shape, subject_of
+from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind
 from kdistill.networks.keras_internals import leaf_layers
+from kdistill.networks.signatures import image_shape, input_shape, subject_of
 from kdistill.recipe import Profile
 from kdistill.teachers.input_range import normalization
 

@@ -18,7 +18,7 @@ from kdistill.distillation.step_loss import step_loss
 from kdistill.distillation.supervised import Supervised
 from kdistill.distillation.terms import in_steps, term_in_steps
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import as_logits, check_shape
+from kdistill.networks.outputs import as_logits, check_shape
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Distill, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE, check_term, teacher_taps

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import keras
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import class_count
 from kdistill.networks.keras_internals import layers_of
+from kdistill.networks.signatures import class_count
 from kdistill.teachers.adapted import Adapted
 
 PREDICTS = ("predict", "predict_on_batch", "predict_step")  # methods of keras.Model that do not run inside of a step

@@ -13,11 +13,13 @@ import tensorflow as tf
 from kdistill.distillation import arguments, losses
 from kdistill.distillation.batch import Batch, ClassWeights, as_tensors, example_weights, is_real, split_targets
 from kdistill.distillation.hard_loss import HardLoss
+from kdistill.distillation.replicas import replica_count, several_workers, sum_over_replicas
 from kdistill.distillation.step_loss import are_classes, is_labeled, is_right
 from kdistill.errors import InputError
-from kdistill.networks.heads import check_stated, class_count, subject_of
+from kdistill.networks.heads import check_stated
 from kdistill.networks.keras_internals import OwnBuild, loss_tracker
 from kdistill.networks.precision import check_not_quantized
+from kdistill.networks.signatures import class_count, subject_of
 from kdistill.teachers.first_look import FirstLook
 from kdistill.teachers.fit_inputs import look_once
 
@@ -226,10 +228,10 @@ class Supervised(OwnBuild, keras.Model):
         if self._is_mean:
             hard = tf.math.divide_no_nan(tf.cast(per_example, tf.float32), batch.share)
         else:
-            hard = per_example * _sum_over_replicas(batch.count)
+            hard = per_example * sum_over_replicas(batch.count)
             if self.hard_loss.reduction == "weighted mean":
                 weights = tf.reduce_sum(batch.weights * is_labeled(batch.labels))
-                hard = tf.math.divide_no_nan(hard, _sum_over_replicas(weights))
+                hard = tf.math.divide_no_nan(hard, sum_over_replicas(weights))
         return hard if self._loss_weight is None else self._loss_weight * hard
 
     @property
@@ -281,7 +283,7 @@ class Supervised(OwnBuild, keras.Model):
             weights = class_weights.of_labels(labels)
         weights = example_weights(weights, labels)
         count, labeled = tf.reduce_sum(is_real(labels, weights)), tf.reduce_sum(is_labeled(labels))
-        share = tf.math.divide_no_nan(_sum_over_replicas(labeled), _sum_over_replicas(count))
+        share = tf.math.divide_no_nan(sum_over_replicas(labeled), sum_over_replicas(count))
         targets = self._targets(inputs, teacher_logits)
         return Batch(inputs, labels, weights, targets, count, labeled, share, has_labels)
 
@@ -290,9 +292,9 @@ class Supervised(OwnBuild, keras.Model):
         with tf.GradientTape() as tape:
             outputs, features = self._forward(batch.inputs, training=True)
             total, parts = self._loss_parts(batch, outputs, features)
-            loss = tf.reduce_sum(total * batch.weights) / _sum_over_replicas(batch.count)
+            loss = tf.reduce_sum(total * batch.weights) / sum_over_replicas(batch.count)
             penalty = self._penalty()
-            scaled = self.optimizer.scale_loss(loss + penalty / _replicas())
+            scaled = self.optimizer.scale_loss(loss + penalty / replica_count())
         variables = self.trainable_variables
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply(self._unless_overflow(gradients), variables)
@@ -316,16 +318,16 @@ class Supervised(OwnBuild, keras.Model):
         add an overflow on another replica to all weights.
         """
         scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        if _replicas() == 1 or not scaling:
+        if replica_count() == 1 or not scaling:
             return gradients
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None])
-        overflows = _sum_over_replicas(1.0 - tf.cast(finite, tf.float32))
+        overflows = sum_over_replicas(1.0 - tf.cast(finite, tf.float32))
         factor = tf.where(overflows > 0, float("nan"), 1.0)
         return [None if g is None else g * tf.cast(factor, g.dtype) for g in gradients]
 
     def _record_not_finite(self, total, parts):
         sums = tf.stack([tf.reduce_sum(total), *(tf.reduce_sum(parts[name]) for name in self.part_names)])
-        finite = tf.math.is_finite(_sum_over_replicas(sums))
+        finite = tf.math.is_finite(sum_over_replicas(sums))
         before = tf.convert_to_tensor(self.broken_step)
         self.broken_step.assign(tf.where(~finite & (before < 0), tf.convert_to_tensor(self.global_step), before))
 
@@ -360,13 +362,13 @@ class Supervised(OwnBuild, keras.Model):
         if not batch.has_labels:  # what needs labels would be 0, which looks like a result
             names = {tracker.name for tracker in self._trackers} - {"hard", "accuracy"}
             logs = {name: value for name, value in logs.items() if name in names}
-        if _several_workers():  # Keras reduces logs over workers along their first axis, which a scalar does not have
+        if several_workers():  # Keras reduces logs over workers along their first axis, which a scalar does not have
             return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
         return logs
 
     def build_before_fit(self) -> bool:
         """On several replicas or workers, creates the optimizer's variables inside the strategy's scope."""
-        if self.distribute_strategy.num_replicas_in_sync == 1 and not _several_workers(self.distribute_strategy):
+        if self.distribute_strategy.num_replicas_in_sync == 1 and not several_workers(self.distribute_strategy):
             return False
         self._check_distributed()
         with self.distribute_strategy.scope():
@@ -384,17 +386,3 @@ class Supervised(OwnBuild, keras.Model):
                 "On several replicas a Distiller logs its own metrics only (loss, hard, kd, accuracy, agreement). "
                 "Leave metrics= and weighted_metrics= out of compile()."
             )
-
-
-def _several_workers(strategy: tf.distribute.Strategy | None = None) -> bool:
-    return isinstance(strategy or tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _replicas() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    if _replicas() == 1:
-        return value
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)

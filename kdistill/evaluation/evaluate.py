@@ -12,15 +12,9 @@ from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.metrics import measure
 from kdistill.files import byte_sizes
-from kdistill.networks.heads import (
-    MAIN_OUTPUTS,
-    end_of,
-    exclusive_kind,
-    kind_of,
-    logits_of_probabilities,
-    main_output,
-    subject_of,
-)
+from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, kind_of, logits_of_probabilities
+from kdistill.networks.outputs import end_of
+from kdistill.networks.signatures import main_output, subject_of
 from kdistill.teachers.input_range import LABELED, MIN_GAIN, UNSCALED, Normalized, normalization, range_warning
 from kdistill.tflite import metadata
 from kdistill.tflite.interpreter import File

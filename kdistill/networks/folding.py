@@ -11,8 +11,8 @@ import numpy as np
 
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.copying import clone, copy_weights, difference
-from kdistill.networks.heads import as_logits
 from kdistill.networks.keras_internals import call_count, consumers_of, graph_of, layers_of, operation_behind
+from kdistill.networks.outputs import as_logits
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 TOLERANCE = 1e-3  # largest mean difference of the logits through folding in float32, as a share of their spread

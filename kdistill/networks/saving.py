@@ -11,7 +11,7 @@ import keras
 
 from kdistill import archives, files
 from kdistill.errors import InputError
-from kdistill.networks import heads
+from kdistill.networks import heads, signatures
 from kdistill.networks.copying import derive_state
 from kdistill.networks.keras_internals import layers_of
 
@@ -30,11 +30,11 @@ def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) ->
         InputError: for a file that cannot be loaded, another shape, or another number of classes.
     """
     model = load_model(path)
-    expected, received = heads.image_shape(model), tuple(shape)
+    expected, received = signatures.image_shape(model), tuple(shape)
     if expected != received:
         raise InputError(f"The model '{path}' expects images of {expected}, the data has images of {received}.")
-    head = heads.head_of(model)
-    heads.exclusive_kind(head.kind, heads.subject_of(model, "model"))
+    head = signatures.head_of(model)
+    heads.exclusive_kind(head.kind, signatures.subject_of(model, "model"))
     model_classes = head.classes
     if model_classes != classes:
         raise InputError(f"The model '{path}' has {model_classes} classes, the data has {classes}.")

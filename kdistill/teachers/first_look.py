@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import as_logits, check_shape, end_of, end_of_call, exclusive_kind, kept_end, kind_of
+from kdistill.networks.heads import exclusive_kind, kind_of
+from kdistill.networks.outputs import as_logits, check_shape, end_of, end_of_call, kept_end
 
 NOISE_ROWS, NOISE_SIZE = 8, 32  # examples of noise, and the size of any other dimension that is open
 STATE_IT = "For exclusive classes state which they are: outputs='logits', or outputs='probabilities' to normalize them."

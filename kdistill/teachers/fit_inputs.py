@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kdistill.networks.heads import main_output
+from kdistill.networks.signatures import main_output
 from kdistill.teachers.adapted import Adapted, inference_outputs
 from kdistill.teachers.input_range import (
     RAW,

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import subject_of
+from kdistill.networks.signatures import subject_of
 from kdistill.networks.taps import tapped
 from kdistill.teachers.adapted import Adapted, inference_outputs
 from kdistill.teachers.first_look import FirstLook

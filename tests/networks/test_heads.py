@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks import heads
-from kdistill.networks.heads import are_probabilities, as_logits, class_count, end_of_call, head_of, kind_of, subject_of
+from kdistill.networks import heads, signatures
+from kdistill.networks.heads import are_probabilities, kind_of
+from kdistill.networks.outputs import as_logits, end_of_call
+from kdistill.networks.signatures import class_count, head_of, subject_of
 
 
 def network(*tail) -> keras.Model:
@@ -50,9 +52,9 @@ def test_the_name_decides_in_a_dict_of_outputs():
 
 
 def test_noise_is_always_the_same():
-    images = heads.noise_images(network())
+    images = signatures.noise_images(network())
     assert images.shape == (4, 4, 5, 1) and images.dtype == np.float32 and 200 < images.max() <= 255
-    np.testing.assert_array_equal(images, heads.noise_images(network()))
+    np.testing.assert_array_equal(images, signatures.noise_images(network()))
 
 
 def test_kinds_of_numbers():

@@ -8,7 +8,7 @@ from keras import layers
 from support.ends import DISTRIBUTIONS, SCORES, SIGMOIDS, UNCLEAR, Subclassed, W, X, model
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import as_logits
+from kdistill.networks.outputs import as_logits
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 
