@@ -28,6 +28,8 @@ _HOMES = {  # public name -> the module that defines it, or, for `losses` and th
     "load_recipe": "recipe.loading",
     "losses": "distillation.losses",
     "run": "runs.run",
+    "store_teacher": "teachers.foreign",
+    "teacher": "teachers.foreign",
     "weights": "networks.weights",
 }
 __all__ = ["__version__", *_HOMES]

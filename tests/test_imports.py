@@ -13,6 +13,7 @@ LAYERS = [
     {""},  # the modules outside of any room
     {"recipe", "tflite", "report"},
     {"data", "networks"},
+    {"formats"},
     {"teachers"},
     {"distillation", "evaluation"},
     {"training", "conversion"},

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, say_to
+from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import CheckFailed, InputError
 
 group = typer.Typer(no_args_is_help=True, help="Stored teacher outputs: build, verify, list, prune.")
@@ -21,9 +22,10 @@ Key = Annotated[str | None, typer.Option(help="Only the cache whose key starts w
 
 
 @cache_command
+@takes_teacher
 def build(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or a .py file of your own.")],
-    teacher: Annotated[Path | None, typer.Option(help="The trained teacher, a .keras file.")] = None,
+    teacher: list[str],
     variant: Annotated[str, typer.Option(help="A variant of the recipe.")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. cache.views=4.")] = None,
     data_dir: DataDir = None,
@@ -37,9 +39,9 @@ def build(
     """
     from kdistill.recipe.loading import load_recipe
 
-    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"teacher.file={teacher}"] if teacher else [])])
+    settings = load_recipe(recipe, variant, [*teacher, *(set_ or [])])
     if not settings.teacher.file:
-        raise InputError("cache build expects a trained teacher. Give --teacher, its .keras file.")
+        raise InputError("cache build expects a trained teacher. Give --teacher, its file.")
     import_tensorflow()
     from kdistill.teachers import replay
 

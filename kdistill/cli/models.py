@@ -22,6 +22,7 @@ from kdistill.cli.app import (
     show,
     show_table,
 )
+from kdistill.cli.teacher import network_of, takes_teacher
 from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import SCHEMES, Data, Stage
 from kdistill.recipe.checks import check_stage
@@ -182,12 +183,13 @@ def _labels(path: Path) -> list[str]:
 
 
 @command
+@takes_teacher
 def compress(
     model: Annotated[Path, typer.Argument(help="A .keras file.")],
     scheme: Annotated[
         str, typer.Option(help="prune, prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat, int8.")
     ],
-    teacher: Annotated[Path | None, typer.Option(help="A .keras file that teaches during fine-tuning.")] = None,
+    teacher: list[str],
     out: Annotated[Path, typer.Option(help="Folder for the model, the .tflite and the table.")] = Path("compressed"),
     data: DataName = "mnist",
     data_dir: DataDir = None,
@@ -235,7 +237,7 @@ def compress(
     check_stage(stage, "stage")
     objective = {"distillation_weight": weight, "temperature": temperature}
     objective = {name: value for name, value in objective.items() if value is not None}
-    if objective and teacher is None:
+    if objective and not teacher:
         option = "--weight" if "distillation_weight" in objective else "--temperature"
         raise InputError(f"{option} does nothing without a teacher. Add --teacher, or remove {option}.")
     if teacher and not SCHEMES[scheme]:
@@ -244,12 +246,13 @@ def compress(
     from kdistill.networks import saving
     from kdistill.report.markdown import layer_table
     from kdistill.runs import compressions
+    from kdistill.teachers.as_model import load_teacher
 
     say = say_to(as_json)
     splits = data_of(data, data_dir, download, say)
     shape, classes = splits.train.images.shape[1:], len(splits.class_names)
     student = saving.load_checked(str(model), shape, classes)
-    teacher_model = None if teacher is None else saving.load_checked(str(teacher), shape, classes)
+    teacher_model = load_teacher(network_of(teacher), shape, classes, say).model if teacher else None
     options = {**objective, "augment": Data(shift=shift), "seed": seed, "say": say}
     options |= {"mean": mean or None, "std": std or None}
     report = compressions.to_folder(student, stage, teacher_model, splits, out, **options)

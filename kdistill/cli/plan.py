@@ -23,11 +23,14 @@ from kdistill.cli.app import (
     say_to,
     show_table,
 )
+from kdistill.cli.teacher import takes_teacher
 
 
 @command
+@takes_teacher
 def plan(
     recipe: RecipeName,
+    teacher: list[str],
     variant: Variant = "default",
     set_: Settings = None,
     share: Annotated[
@@ -49,7 +52,7 @@ def plan(
     """
     from kdistill.recipe.loading import load_recipe
 
-    settings = load_recipe(recipe, variant, set_)
+    settings = load_recipe(recipe, variant, [*teacher, *(set_ or [])])
     import_tensorflow()
     from kdistill.runs.plan import plan as plan_recipe
 

@@ -26,12 +26,15 @@ from kdistill.cli.app import (
     say_to,
     show,
 )
+from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import InputError
 
 
 @command
+@takes_teacher
 def run(
     recipe: RecipeName,
+    teacher: list[str],
     variant: Variant = "default",
     set_: Settings = None,
     seeds: Annotated[
@@ -54,12 +57,16 @@ def run(
 ):
     """Run a recipe from data to report: teacher, control, student, files.
 
+    --teacher replaces the recipe's teacher by a trained one of any format, see docs/teachers.md.
+
     Example: kdistill run mnist --set temperature=8 --out runs/t8
     """
     from kdistill.recipe.loading import load_recipe
 
     options = folder_options(data_dir, out, download, resume, force, cache)
-    settings = load_recipe(recipe, variant, [*(set_ or []), *_seed_settings(seeds), *_margin_settings(margin)])
+    settings = load_recipe(
+        recipe, variant, [*teacher, *(set_ or []), *_seed_settings(seeds), *_margin_settings(margin)]
+    )
     import_tensorflow()
     from kdistill.runs.run import run as run_recipe
 

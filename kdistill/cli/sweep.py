@@ -22,11 +22,14 @@ from kdistill.cli.app import (
     say_to,
     show_table,
 )
+from kdistill.cli.teacher import takes_teacher
 
 
 @command
+@takes_teacher
 def sweep(
     recipe: RecipeName,
+    teacher: list[str],
     grid: Annotated[
         list[str] | None, typer.Option("--grid", help="key=v1,v2,... or key=0,0.1,...,1; may be repeated.")
     ] = None,
@@ -52,7 +55,7 @@ def sweep(
     from kdistill.recipe.loading import load_recipe
 
     options = folder_options(data_dir, out, download, resume, force, cache)
-    settings = load_recipe(recipe, variant, [*(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
+    settings = load_recipe(recipe, variant, [*teacher, *(set_ or []), *([f"seeds={seeds}"] if seeds else [])])
     axes(settings, grid or list(settings.grid))  # refuses a wrong grid before TensorFlow is imported
     import_tensorflow()
     from kdistill.report.sweep import pick_sentence, student_table

@@ -4,13 +4,14 @@ import math
 
 from kdistill.errors import InputError, unknown
 from kdistill.recipe.objective import check_distill, is_number, require
-from kdistill.recipe.values import SCHEMES, Data, Network, Recipe, Stage, Training
+from kdistill.recipe.values import FILE_SETTINGS, SCHEMES, Data, Network, Recipe, Stage, Training
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 MOST_SEEDS = 200  # of a run that adds seeds
 # Upper bounds of whole numbers, by the name of the field.
 MOST = {"epochs": 100_000, "batch_size": 1 << 20, "seeds": 1000, "seed": 2**31 - 1, "shift": 1000, "views": 100_000}
 MOST |= {"image_size": 4096, "train_limit": 10**9, "labeled": 10**9, "top_k": 100_000}
+LAYOUTS = ("channels_last", "channels_first")
 SCHEDULES = ("cosine", "constant", "step")
 
 
@@ -93,12 +94,46 @@ def _check_weights(network: Network, part: str) -> None:
     files, mapping = network.weights, network.mapping
     require(not isinstance(files, str), f"{part}.weights", "several files, (file,) for one", files)
     require(not (files and network.file), f"{part}.weights", f"none with {part}.file, which has its own", files)
+    _check_file_settings(network, part)
     require(files or not mapping, f"{part}.mapping", f"none without {part}.weights, the files to map", mapping)
     kind, form = (str, "{layer of the file: layer of the network}")
     if len(files) > 1:
         kind, form = dict, "{file: {its layer: layer of the network}} with several files"
     fits = all(isinstance(value, kind) and (kind is str or name in files) for name, value in mapping.items())
     require(fits, f"{part}.mapping", form, mapping)
+
+
+def _check_file_settings(network: Network, part: str) -> None:
+    """How a teacher's file sees the images; without a file nothing uses it."""
+    given = {name: getattr(network, name) for name in FILE_SETTINGS if getattr(network, name) is not None}
+    for name, value in given.items():
+        require(network.file is not None, f"{part}.{name}", f"none without {part}.file, the trained model", value)
+    ranges = {"channels": (1, 3), "layout": LAYOUTS, "outputs": ("logits", "probabilities")}
+    for name, allowed in ranges.items():
+        fits = given.get(name) in (None, *allowed)
+        require(fits, f"{part}.{name}", " or ".join(map(str, allowed)), given.get(name))
+    for name in ("timeout", "scale", "std"):
+        value = given.get(name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        fits = value is None or (all(is_number(n) and 0 < n < math.inf for n in numbers))
+        require(fits, f"{part}.{name}", "a number above 0" + " (one, or one for each channel)" * (name == "std"), value)
+    for name in ("mean", "std"):
+        value = given.get(name)
+        fits = value is None or (
+            isinstance(value, tuple) and len(value) in (1, 3) and all(is_number(n) and math.isfinite(n) for n in value)
+        )
+        require(fits, f"{part}.{name}", "one number, or three, one for each channel", value)
+    size = given.get("size")
+    fits = size is None or (len(size) == 2 and all(type(n) is int and 1 <= n <= MOST["image_size"] for n in size))
+    require(fits, f"{part}.size", f"height and width, two numbers from 1 to {MOST['image_size']}", size)
+    require(not (network.bgr and network.channels == 1), f"{part}.bgr", "false with one channel", network.bgr)
+    classes = given.get("classes")
+    fits = classes is None or (
+        len(classes) > 1
+        and len(set(classes)) == len(classes)
+        and all(type(n) is int and 0 <= n < 1_000_000 for n in classes)
+    )
+    require(fits, f"{part}.classes", "two or more different numbers from 0 on", classes)
 
 
 def check_stage(stage: Stage, part: str, schedules: tuple[type, ...] = ()) -> None:

@@ -100,7 +100,8 @@ def _parsed(text: str, hint, path: str):
         if kind in (tuple, list) or typing.get_origin(kind) is tuple:
             plain = kind in (tuple, list)  # an option of a network, whose items have no declared type: 8x16x24
             inner = (typing.get_args(kind) or (str,))[0]
-            parts = [part.strip() for part in (text.replace("x", ",") if plain else text).split(",") if part.strip()]
+            sizes = plain or inner is int  # 224x224
+            parts = [part.strip() for part in (text.replace("x", ",") if sizes else text).split(",") if part.strip()]
             return tuple(_number_or_text(part) if plain else inner(part) for part in parts)
         return kind(text)
     except (ValueError, KeyError, TypeError) as error:

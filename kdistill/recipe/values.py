@@ -35,7 +35,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of `kdistill.networks` by name with its options, or a trained one from a `.keras` file.
+    """A network of `kdistill.networks` by name with its options, or a trained one from a file.
+
+    A teacher's `file` may be of any format (`docs/teachers.md`); the settings at the end say how that teacher sees the
+    images, and what its outputs are.
 
     `weights` are files whose weights it starts with; `mapping` says which layer of a file fills which layer, without it
     names have to be equal (see `kdistill.weights`). A teacher with `weights` is not trained.
@@ -43,9 +46,22 @@ class Network:
 
     name: str
     options: dict = field(default_factory=dict)
-    file: str | None = None  # a .keras file: loaded (in safe mode) instead of trained
+    file: str | None = None  # .keras, .h5, SavedModel folder, .tflite, .onnx, .py, .npz of store_teacher, http(s)://
     weights: tuple[str, ...] = ()  # .keras, .weights.h5 or .npz files
     mapping: dict = field(default_factory=dict)  # {file's layer: network's layer}; of several files {file: {...}}
+    # Of a teacher's file; None: as the file states it.
+    python: str | None = None  # the interpreter that runs it, in an environment of its own
+    timeout: float | None = None  # seconds for its start and for each batch
+    size: tuple[int, ...] | None = None  # height and width of its images
+    channels: int | None = None  # 1 or 3
+    bgr: bool | None = None
+    scale: float | None = None  # (pixel * scale - mean) / std: one number, or one for each channel
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layout: str | None = None  # channels_last, channels_first
+    outputs: str | None = None  # logits, probabilities
+    output: str | None = None  # the name of one of several outputs
+    classes: tuple[int, ...] | None = None  # the places of the data's classes among its own
 
 
 @dataclass(frozen=True)
@@ -152,9 +168,16 @@ class Profile:
     min_agreement: float = 0.99  # share of test images with the same predicted class
 
 
+FILE_SETTINGS = tuple(field.name for field in dataclasses.fields(Network))[5:]  # of a teacher's file
+
+
 def as_dict(value) -> dict:
-    """A recipe or profile as plain, JSON-ready values."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
+    """A recipe or profile as plain, JSON-ready values, without the settings of a teacher's file that are not given."""
+    return json.loads(json.dumps(dataclasses.asdict(value, dict_factory=_without_unset)))
+
+
+def _without_unset(items: list) -> dict:
+    return {name: value for name, value in items if value is not None or name not in FILE_SETTINGS}
 
 
 def from_dict(kind: type, values: dict):

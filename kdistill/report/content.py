@@ -95,6 +95,7 @@ REPORT = {
     "commit?": (str, None),
     "data": DATA,
     "training": Mapping(FIT),
+    "teachers?": [{"name": str, "file": str, "format": str, "fingerprint": str, "versions": Mapping(str)}],
     "compressions?": (Mapping({"scheme": str, "notes": [str], "layers": [LAYER]}), None),
     "warnings?": ([str], None),
     "verdict?": (VERDICT, None),

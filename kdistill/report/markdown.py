@@ -111,6 +111,7 @@ def to_markdown(report: dict) -> str:
         f"- Data: {report['data']['source']}; fingerprint {report['data']['fingerprint']}; "
         f"{report['data']['train']:,} training, {report['data']['validation']:,} validation images"
         + (f"; {report['data']['unlabeled']:,} training images have no label" if _unlabeled(report) else ""),
+        *(f"- Teacher {teacher_line(row)}" for row in report.get("teachers") or ()),
         f"- Seed: {_seed_range(report)}; precision {report['recipe']['precision']}",
         "- Training: " + ", ".join(f"{name} {fit['seconds']:.0f} s" for name, fit in report["training"].items()),
         *provenance_lines(report),
@@ -122,6 +123,13 @@ def to_markdown(report: dict) -> str:
 def advantage(report: dict) -> str:
     """What the teacher knows and the control does not, in words; reports of older versions do not say."""
     return (report.get("teacher_advantage") or {}).get("sentence", "")
+
+
+def teacher_line(row: dict) -> str:
+    """Name, format, file and fingerprint of a teacher that came from a file."""
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    run_with = f"; run with {versions}" if versions else ""
+    return f"'{row['name']}': {row['format']}, {row['file']}, fingerprint {row['fingerprint']}{run_with}"
 
 
 def provenance_lines(report: dict) -> list[str]:

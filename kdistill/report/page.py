@@ -364,6 +364,7 @@ def origin(report: dict) -> Markup:
         ("command", report["command"]),
         ("data", f"{data['source']}; {counts} images"),
         ("data fingerprint", data["fingerprint"]),
+        *(("teacher", markdown.teacher_line(row)) for row in report.get("teachers") or ()),
         ("commit", report.get("commit")),
         ("machine", report.get("machine")),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())),

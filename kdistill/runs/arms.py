@@ -19,7 +19,9 @@ from kdistill.recipe import Network, Recipe, Training
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
+from kdistill.teachers.as_model import TeacherFile, load_teacher, settings_of
 from kdistill.teachers.blend import blend_models
+from kdistill.teachers.normalizations import accuracy_sentence, better_normalization
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
@@ -37,6 +39,7 @@ class Arms:
         fits: the record of each fit by name: seconds, steps, metrics, history.
         warnings: about data, teacher and inputs, for the report.
         teaching: how students get the teacher's outputs; set by `fit_teacher`.
+        teacher_files: the teachers that come from files, by name.
         seeds: the number of seeds with which control and student have been trained.
     """
 
@@ -56,6 +59,7 @@ class Arms:
         self.fits: dict[str, dict] = {}
         self.warnings: list[str] = list(splits.warnings)
         self.teaching: Teaching | None = None
+        self.teacher_files: dict[str, TeacherFile] = {}
         self.seeds = 0
         self._test_logits: dict[str, np.ndarray] = {}
 
@@ -74,11 +78,13 @@ class Arms:
                 teacher = self.models["teacher"] = blend_models(teachers, self.recipe.distill.teacher_weights)
         if self.devices.chief:
             validation, classes = self.splits.validation, len(self.splits.class_names)
-            self._warn(input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
+            advice = self._look_at_files()
+            self._warn(advice or input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
         for place, network in enumerate(self.recipe.assistants):
             teacher = self._assistant(place, network, teacher)
         taps = teacher_taps(self.recipe.distill.terms) if taps is None else taps
-        self.teaching = Teaching(teacher, self.recipe, self.splits, self.folder, self.devices, self.say, taps)
+        foreign = any(file.foreign for file in self.teacher_files.values()) and not self.recipe.assistants
+        self.teaching = Teaching(teacher, self.recipe, self.splits, self.folder, self.devices, self.say, taps, foreign)
         return teacher
 
     def fit_seed(self, cache: str) -> None:
@@ -144,7 +150,9 @@ class Arms:
     def _teacher(self, name: str, network: Network) -> keras.Model:
         """A teacher of the recipe: from its file, with trained weights, or trained."""
         if network.file:
-            self.models[name] = load_network(network, self.splits, self.devices)
+            file = load_network(network, self.splits, self.devices, self.say)
+            self.teacher_files[name], self.models[name] = file, file.model
+            file.log_to(self.folder.path / "logs" / f"{name}.log")
         elif needs_training(network, len(self.splits.class_names)):
             splits = few_labels.for_teacher(self.splits, self.recipe.data)
             seed = self.recipe.seed
@@ -158,6 +166,18 @@ class Arms:
                     "mapping."
                 )
         return self.models[name]
+
+    def _look_at_files(self) -> str | None:
+        """States what the teachers from files are, and their accuracy. Returns a warning, or None.
+
+        The warning names the usual normalization with which a teacher would be better.
+        """
+        validation = self.splits.validation
+        advice = None
+        for file in self.teacher_files.values():
+            self.say(accuracy_sentence(file, validation.images, validation.labels))
+            advice = better_normalization(file, validation.images, validation.labels) or advice
+        return advice
 
     def _assistant(self, place: int, network: Network, teacher: keras.Model) -> keras.Model:
         """A teacher assistant: taught by the one before it, trained like a teacher."""
@@ -242,10 +262,18 @@ def needs_training(network: Network, classes: int) -> bool:
     return not (network.file or network.weights or applications.is_pretrained(network.options, classes))
 
 
-def load_network(network: Network, splits: Splits, devices: Devices) -> keras.Model:
-    """The model in the `.keras` file of a teacher, checked to fit the images and classes."""
+def load_network(
+    network: Network, splits: Splits, devices: Devices, say: Callable[[str], None] | None = None
+) -> TeacherFile:
+    """The teacher in a file, checked to fit the images and classes. `say` receives what is changed for it."""
     with devices.scope():
-        return saving.load_checked(network.file, splits.train.images.shape[1:], len(splits.class_names))
+        file = load_teacher(network, splits.train.images.shape[1:], len(splits.class_names), say)
+    if devices.strategy and (file.foreign or file.format != "Keras" or settings_of(network)):
+        raise InputError(
+            f"With --strategy a teacher is a .keras file without settings of its own, received '{network.file}' "
+            f"({file.format}). Use --strategy none."
+        )
+    return file
 
 
 def build_network(

@@ -25,6 +25,7 @@ from kdistill.recipe.objective import at_the_end
 from kdistill.recipe.values import as_dict
 from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms
+from kdistill.teachers.foreign import failures_as_messages
 
 LABELS = "_labels"  # ends the name of a student that was fine-tuned on labels alone
 
@@ -130,6 +131,7 @@ def _objective(distill: Distill) -> tuple[dict, list[str]]:
     return {**at_the_end(distill), "terms": constant}, [name for name in distill.terms if name not in terms]
 
 
+@failures_as_messages()
 def to_folder(
     student: keras.Model, stage: Stage, teacher, splits: Splits, out: Path, *, say, mean=None, std=None, **options
 ) -> dict:

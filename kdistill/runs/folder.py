@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kdistill import files
 from kdistill.errors import InputError
+from kdistill.formats.kinds import file_fingerprint
 from kdistill.networks import saving
 from kdistill.recipe import Recipe
 from kdistill.recipe.values import as_dict
@@ -76,15 +77,19 @@ class RunFolder:
     def settle(
         self, recipe: Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
     ) -> None:
-        """Writes recipe, fingerprint of the data, strategy and threads, or compares them with those of the run's start.
+        """Writes recipe, fingerprints of data and teachers, strategy and threads, or compares them with those of the
+        run's start.
 
         Raises `InputError` if they differ, unless `force`.
         """
         path = self.path / "recipe.json"
         values = {**as_dict(recipe), "data_fingerprint": data, "strategy": strategy, "threads": threads()}
+        names = [network.file for network in (recipe.teacher, *recipe.more_teachers) if network.file]
+        values["teacher_fingerprints"] = {name: file_fingerprint(name) for name in names}
         if path.exists():
             before = files.read_json(path, SETTINGS, most=SETTINGS_BYTES)
-            before.setdefault("threads", values["threads"])  # of an earlier version: none
+            for name in ("threads", "teacher_fingerprints"):  # of an earlier version: none
+                before.setdefault(name, values[name])
             changes = _differences(before, values)
             if changes and not force and not _only_adds_seeds(before, values):
                 raise InputError(

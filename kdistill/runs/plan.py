@@ -34,6 +34,7 @@ from kdistill.runs.arms import Arms, needs_training, numbered
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.preflight import check_run
 from kdistill.runs.results import describe_data, lead_examples, teaching_name
+from kdistill.teachers.foreign import failures_as_messages
 from kdistill.training.strategy import Devices, choose_devices, readable_error
 
 SHARE = 0.1  # of the epochs
@@ -43,6 +44,7 @@ FORECAST = (3, 5, 10)  # seeds of a run
 LONGER_CONTROL = "control-longer"
 
 
+@failures_as_messages()
 def plan(
     recipe: Recipe,
     out: str | Path | None = None,

@@ -21,6 +21,7 @@ from kdistill.files import cache_root
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.arms import build_network, load_network
+from kdistill.teachers.as_model import TeacherFile
 from kdistill.teachers.blend import blend_models
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
@@ -52,7 +53,9 @@ def check_run(
 
     def network(spec: Network) -> keras.Model:
         if spec.file:
-            return load_network(spec, splits, devices)
+            file = load_network(spec, splits, devices)
+            _check_foreign(file, recipe)
+            return file.model
         return build_network(spec, splits, recipe.seed, devices, download)[0]
 
     teachers = [network(spec) for spec in (recipe.teacher, *recipe.more_teachers)]
@@ -77,6 +80,21 @@ def check_students(recipes: list[Recipe], splits: Splits) -> None:
         if key not in tried:
             tried.add(key)
             check_run(recipe, splits, cache="off" if not recipe.cache.top_k else "auto", say=lambda text: None)
+
+
+def _check_foreign(file: TeacherFile, recipe: Recipe) -> None:
+    """What works with teachers that are Keras models only."""
+    if file.foreign and recipe.teacher_precision:
+        raise InputError(
+            f"teacher_precision={recipe.teacher_precision} works with Keras models; '{file.file}' is {file.format}. "
+            "Leave it out (--set teacher_precision=none)."
+        )
+    taps = [name for name, term in recipe.distill.terms.items() if term.teacher_tap not in (None, "", "logits")]
+    if file.foreign and taps:
+        raise InputError(
+            f"The terms {', '.join(taps)} use layers of the teacher, and '{file.file}' ({file.format}) has none that "
+            "can be read. Use terms of logits, or a teacher in a .keras file."
+        )
 
 
 def _check_distillation(distiller: Distiller, splits: Splits) -> None:

@@ -36,6 +36,9 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
         for name, model in models.items()
     ]
+    for row in rows:
+        if row["name"] in arms.teacher_files:
+            row["parameters"] = arms.teacher_files[row["name"]].parameters
     files, refused = _exported(arms, profiles, logits["student"])
     for name, record in compressions.items():
         written = record["file"] is not None
@@ -50,6 +53,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         **provenance.of_run(),
         "data": {**describe_data(splits), "class_names": list(splits.class_names)},
         "strategy": arms.devices.as_dict(),
+        "teachers": [file.as_dict() for file in arms.teacher_files.values()],
         "training": arms.fits,
         "compressions": compressions,
         "warnings": arms.warnings,

@@ -21,9 +21,11 @@ from kdistill.runs.arms import Arms
 from kdistill.runs.folder import open_folder
 from kdistill.runs.preflight import check_run
 from kdistill.runs.together import check_together, fit_seeds
+from kdistill.teachers.foreign import failures_as_messages
 from kdistill.training.strategy import choose_devices, readable_error
 
 
+@failures_as_messages()
 def run(
     recipe: Recipe,
     out: str | Path | None = None,

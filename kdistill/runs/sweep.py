@@ -30,6 +30,7 @@ from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run, check_students
 from kdistill.runs.results import describe_data, log_verdict
+from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
 from kdistill.training.side_by_side import OncePerBatch, SideBySide
@@ -38,6 +39,7 @@ Groups = dict[str, list[grid.Setting]]
 LOGGED = ("accuracy", "agreement", "kl", "ece")  # metrics of a student in TensorBoard
 
 
+@failures_as_messages()
 def sweep(
     recipe: Recipe,
     grids: list[str] | None = None,

@@ -10,6 +10,7 @@ from kdistill.networks import folding
 from kdistill.recipe import Recipe
 from kdistill.runs.folder import RunFolder
 from kdistill.schema import plain
+from kdistill.teachers.normalizations import time_sentence
 from kdistill.teachers.replay import Replay, cache_pays
 from kdistill.training.strategy import Devices
 
@@ -20,6 +21,7 @@ class Teaching:
     """A trained teacher for the students of a run.
 
     Attributes:
+        foreign: whether the teacher is no Keras model; then its outputs are always stored, unless the cache is off.
         model: the teacher for forward passes: on one device a copy for inference, with normalization folded into the
             weights and in `recipe.teacher_precision`. The layers in `taps` keep their outputs.
     """
@@ -33,7 +35,9 @@ class Teaching:
         devices: Devices,
         say: Callable[[str], None],
         taps: Collection[str] = (),
+        foreign: bool = False,
     ):
+        self.foreign = foreign
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
         self.model = teacher
         self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
@@ -75,7 +79,10 @@ class Teaching:
         replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
         if replay.by_image or settings.seed is not None:  # the seeds share what is stored
             fits *= self.recipe.seeds
-        stores = cache_pays(replay, cache, self.recipe.training.epochs, settings.views, fits, self.say)
+        if self.foreign:
+            self.say(time_sentence(self.model, replay, self.recipe.training.epochs, settings.views))
+        epochs = self.recipe.training.epochs
+        stores = cache_pays(replay, cache, epochs, settings.views, fits, self.say, always=self.foreign)
         return str(replay.root.resolve()) if stores else None
 
     def _replay(self, seed: int, root: str | None) -> Replay:

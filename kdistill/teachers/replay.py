@@ -21,12 +21,14 @@ from kdistill.data import batches
 from kdistill.data.splits import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
-from kdistill.networks import folding, saving
+from kdistill.networks import folding
 from kdistill.networks.architectures import architecture_of
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision
+from kdistill.teachers.as_model import load_teacher
 from kdistill.teachers.cache import PART_BYTES, Cache, bytes_per_row, pack, unpack
+from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
 
 EVALUATION_BATCH = 256
@@ -109,6 +111,7 @@ class Replay:
         """The passes over the training images that are not computed yet; 0 if all parts are there and intact."""
         return len(self.train.missing_parts(views, say)) / self.train.parts
 
+    @failures_as_messages()
     def build(self, views: int, say: Callable[[str], None] = print) -> None:
         """Computes the missing parts. Several processes may share the work on one folder.
 
@@ -265,17 +268,19 @@ def cache_pays(
     repeat: int | None,
     fits: int = 1,
     say: Callable[[str], None] = print,
+    always: bool = False,
 ) -> bool:
     """Whether filling the cache costs fewer passes of the teacher than `fits` trainings of `epochs` epochs.
 
     A mode other than `auto` is a folder that the user names: then the cache is used at any cost. Reports the reason
-    through `say`. Raises `InputError` if the disk of that folder has too little space.
+    through `say`. `always`: stores also where that saves no pass, so that a teacher in a process of its own is paid
+    once, whatever happens to the run. Raises `InputError` if the disk of that folder has too little space.
     """
     views = replay.views(epochs, repeat)
     missing, online, needed = replay.missing(views, say), fits * epochs, replay.bytes(views)
     size = human_size(needed)
     passes = f"{fits} x {epochs} epochs run the teacher {online} times over the images, filling the cache {missing:.3g}"
-    if mode == "auto" and not replay.train.top_k and FILLING_COST * missing >= online:
+    if mode == "auto" and not always and not replay.train.top_k and FILLING_COST * missing >= online:
         advice = "" if replay.by_image or repeat else "; every epoch has new images (cache.views=4 repeats those of 4)"
         say(f"Teacher cache: not used; {passes}{advice}.")
         return False
@@ -311,7 +316,8 @@ def of_recipe(
     check_precision(recipe.precision)
     with dtype_policy(recipe.precision):
         splits = load(recipe.data, data_dir, download, say=say)
-        teacher = saving.load_checked(recipe.teacher.file, splits.train.images.shape[1:], len(splits.class_names))
+        shape, classes = splits.train.images.shape[1:], len(splits.class_names)
+        teacher = load_teacher(recipe.teacher, shape, classes, say).model
         teacher = folding.checked_inference_copy(teacher, splits.validation.images[:256], recipe.teacher_precision, say)
     cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed
     replay = Replay(teacher, splits, recipe.data, recipe.training.batch_size, seed, root, cache.top_k)

@@ -1,0 +1,57 @@
+"""The formats of a teacher's file, told by its name, and its fingerprint."""
+
+import hashlib
+from pathlib import Path
+
+from kdistill import files
+from kdistill.errors import InputError
+
+ENDINGS = {
+    ".keras": "Keras",
+    ".h5": "HDF5",
+    ".hdf5": "HDF5",
+    ".tflite": "TFLite",
+    ".onnx": "ONNX",
+    ".py": "Python file",
+    ".npz": "stored outputs",
+}
+OTHER_PYTHON = ("Python file", "ONNX", "SavedModel")  # formats that --teacher-python can run
+
+
+def format_of(file: str | Path) -> str:
+    """The format of a teacher's file, folder or address. Raises `InputError` for one that is not supported."""
+    text = str(file)
+    if text.startswith(("http://", "https://")):
+        return "address"
+    if Path(file).is_dir() and (Path(file) / "saved_model.pb").is_file():
+        return "SavedModel"
+    kind = ENDINGS.get(Path(file).suffix.lower())
+    if kind is None and not Path(file).is_dir():
+        raise InputError(
+            f"A teacher cannot be read from '{file}': expected {', '.join(ENDINGS)}, the folder of a SavedModel, or an "
+            "http:// or https:// address. Any other model runs in a Python file that defines predict(images)."
+        )
+    files.existing_file(file, tuple(ENDINGS))
+    return kind
+
+
+def file_fingerprint(file: str | Path) -> str:
+    """The first 16 digits of the SHA-256 of a file, of all files of a folder, or of an address."""
+    if format_of(file) == "address":
+        return hashlib.sha256(str(file).encode()).hexdigest()[:16]
+    path = Path(file)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for part in sorted(part for part in path.rglob("*") if part.is_file()):
+            digest.update(f"{part.relative_to(path)} {files.sha256(part)}\n".encode())
+        return digest.hexdigest()[:16]
+    return files.sha256(path)[:16]
+
+
+def check_python(file: str | Path, python: str | None) -> None:
+    """Raises `InputError` for an interpreter that would do nothing."""
+    kind = format_of(file)
+    if python is not None and kind not in OTHER_PYTHON:
+        raise InputError(
+            f"--teacher-python does nothing for '{file}' ({kind}); it is for {', '.join(OTHER_PYTHON)}. Leave it out."
+        )

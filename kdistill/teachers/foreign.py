@@ -1,0 +1,209 @@
+"""Teachers from anywhere: a file of any format, or an address, as a function images -> logits.
+
+Keras models run here; everything else in a process of its own (`formats.process`).
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from kdistill.errors import InputError
+from kdistill.formats import hdf5, stored
+from kdistill.formats.kinds import check_python, file_fingerprint, format_of
+from kdistill.formats.process import open_process
+from kdistill.networks import heads, saving
+from kdistill.teachers.adapted import Adapted
+from kdistill.teachers.frozen import frozen
+
+PROCESSES = {"HDF5": "Keras 2 HDF5"}  # what runs a format that has another name there
+BATCH = 256  # images of which `store_teacher` computes the outputs at a time
+FAILURES: dict[str, InputError] = {}  # of teachers, by their text: TensorFlow passes on the text only
+
+
+class Foreign:
+    """A teacher that is no Keras model: a function, images -> float32 logits `[n, classes]`, eager and in a graph.
+
+    Args:
+        predict: float32 images `[n, ...]`, in the layout of the teacher -> outputs `[n, columns]`.
+        name: names it in messages.
+        identity: what determines the outputs, JSON-ready: it names the cache.
+        kind: `logits` or `probabilities`. None: the first batch shows it.
+        channels_first: whether the teacher takes [n, channels, height, width].
+        classes: the places of the data's classes among its own.
+
+    Attributes:
+        process: that runs it; None for stored outputs.
+        about: what the file says of itself, see `formats.process.Process`.
+    """
+
+    def __init__(self, predict, name: str, identity: dict, kind=None, channels_first: bool = False, classes=None):
+        self.name, self.kind, self.channels_first = name, kind, channels_first
+        self.classes = None if classes is None else [int(place) for place in classes]
+        self.process, self.about = None, {}
+        self._predict, self._identity = predict, identity
+
+    @property
+    def identity(self) -> dict:
+        """What determines the outputs, with the versions of the packages that compute them."""
+        own = {"kind": self.kind, "channels_first": self.channels_first, "classes": self.classes}
+        return {**self._identity, **own, "versions": self.process.versions if self.process else {}}
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """float32 logits `[n, classes]` of images `[n, height, width, channels]`, as `Adapted` prepares them."""
+        images = np.asarray(images, np.float32)
+        outputs = self._predict(images.transpose(0, 3, 1, 2) if self.channels_first else images)
+        if self.kind is None:
+            self.kind = heads.exclusive_kind(
+                heads.kind_of(outputs, lambda: "unknown"), f"The teacher '{self.name}'", "State it: --teacher-outputs."
+            )
+        if self.kind == "probabilities":
+            if (outputs < 0).any():
+                raise InputError(
+                    f"The teacher '{self.name}' gives numbers down to {outputs.min():.3g}, which are no probabilities."
+                )
+            outputs = np.log(np.maximum(outputs, heads.TINIEST)).astype(np.float32)
+        if self.classes is None:
+            return outputs
+        if max(self.classes) >= outputs.shape[1]:
+            raise InputError(
+                f"The teacher '{self.name}' has the classes 0 to {outputs.shape[1] - 1}, not {max(self.classes)}. Fix "
+                "--teacher-classes."
+            )
+        return np.ascontiguousarray(outputs[:, self.classes])
+
+    def __call__(self, images, width: int | None = None) -> tf.Tensor:
+        if not tf.is_symbolic_tensor(images):
+            return tf.constant(self.predict(np.asarray(images)))
+
+        def predict(batch):
+            try:
+                return self.predict(batch)
+            except InputError as error:
+                FAILURES[str(error)] = error
+                raise
+
+        outputs = tf.numpy_function(predict, [tf.cast(images, tf.float32)], tf.float32)
+        return tf.ensure_shape(outputs, [images.shape[0], width])
+
+
+@contextlib.contextmanager
+def failures_as_messages() -> Iterator[None]:
+    """Raises the `InputError` of a teacher where TensorFlow has made another error of it; also a decorator."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for text, failure in FAILURES.items():
+            if text in str(error):
+                raise failure from None
+        raise
+
+
+def teacher(
+    file: str | Path,
+    *,
+    size: Sequence[int] | None = None,
+    channels: int | None = None,
+    bgr: bool | None = None,
+    scale: float | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    layout: str | None = None,
+    outputs: str | None = None,
+    output: str | None = None,
+    classes: Sequence[int] | None = None,
+    python: str | None = None,
+    timeout: float | None = None,
+) -> Adapted:
+    """A trained model from a file of any format, or behind an address, as a teacher for `Distiller(student, teacher)`.
+
+    Args:
+        file: `.keras`, `.h5` or `.hdf5`, the folder of a SavedModel, `.tflite`, `.onnx`, a `.py` file that defines
+            `predict(images)`, `.npz` of `store_teacher`, or an `http(s)://` address that takes and gives `.npy`. All
+            but the Keras models run in a process of their own.
+        size, channels, bgr, scale, mean, std, outputs, layout, output, classes: as for `Adapted`. None: as the file
+            states it, where it does.
+        python: the interpreter for a `.py` file, an `.onnx` or a SavedModel, in an environment of its own.
+        timeout: seconds for the start of the process and for each batch, by default 120.
+
+    Raises:
+        InputError: for a file that cannot be used. A message names what is wrong with it.
+
+    Example:
+        `kdistill.teacher("model.onnx", mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))`
+    """
+    check_python(file, python)
+    kind, name = format_of(file), Path(str(file)).stem or str(file)
+    plain = {"scale": scale, "mean": mean, "std": std, "bgr": bgr, "channels": channels}
+    plain |= {"size": None if size is None else tuple(size)}
+    plain = {key: value for key, value in plain.items() if value is not None}
+    ends = {"outputs": outputs, "layout": layout, "output": output, "classes": classes}
+    model = saving.load_model(file) if kind == "Keras" else hdf5.load_hdf5(file) if kind == "HDF5" else None
+    if model is not None:
+        return Adapted(model, **plain, **ends)
+    identity = {"format": kind, "file": file_fingerprint(file), "output": output}
+    if kind == "stored outputs":
+        given = [name for name, value in {**plain, **ends}.items() if value is not None]
+        if given:
+            raise InputError(f"'{file}' holds outputs and no model: {', '.join(given)} would do nothing. Leave it out.")
+        outputs_of = stored.StoredOutputs(file)
+        return Adapted(Foreign(outputs_of.predict, name, identity, "logits"), outputs="logits")
+    options = {} if output is None else {"output": output}
+    process = open_process(PROCESSES.get(kind, kind), str(file), name, options, python, timeout)
+    shape = process.about.get("shape")
+    first = layout == "channels_first" or (layout is None and _looks_channels_first(shape))
+    foreign = Foreign(process.ask, name, identity, outputs or process.about.get("outputs"), first, classes)
+    foreign.process, foreign.about = process, process.about
+    if shape and len(shape) == 3:
+        height, width, depth = (*shape[1:], shape[0]) if first else shape
+        if height and width:
+            plain.setdefault("size", (height, width))
+        if depth in (1, 3):
+            plain.setdefault("channels", depth)
+    return Adapted(foreign, **plain, outputs="logits")
+
+
+def store_teacher(teacher, examples, folder: str | Path) -> Path:
+    """Stores a teacher's outputs for images, to be used as a teacher elsewhere: `--teacher FOLDER/teacher_logits.npz`.
+
+    Each row belongs to the pixels of its image, so order and split do not matter. The images are those that the student
+    will see, without augmentation: training, validation and test images.
+
+    Args:
+        teacher: a path as for `kdistill.teacher`, a model, a function images -> logits, or an array of logits
+            `[n, classes]` that were computed elsewhere for exactly these images, in this order.
+        examples: `Examples`, or images `[n, height, width, channels]`, pixels 0..255; or a list of these.
+        folder: where `teacher_logits.npz` is written.
+
+    Returns the path of the file. Raises `InputError` for another number of rows than of images, and for outputs that
+    are not finite.
+
+    Example:
+        `kdistill.store_teacher(logits, [splits.train, splits.validation, splits.test], "outputs")`
+    """
+    parts = list(examples) if isinstance(examples, (list, tuple)) else [examples]
+    images = np.concatenate([np.asarray(getattr(part, "images", part)) for part in parts])
+    if isinstance(teacher, np.ndarray):
+        logits = teacher
+    else:
+        model = _open(teacher) if isinstance(teacher, (str, Path)) else teacher
+        predict = frozen(model)
+        batches = (tf.constant(images[start : start + BATCH], tf.float32) for start in range(0, len(images), BATCH))
+        logits = np.concatenate([np.asarray(predict(batch)) for batch in batches])
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        raise InputError(
+            f"store_teacher expects logits [{len(images)}, classes], a row for each image; received {logits.shape}."
+        )
+    if not np.isfinite(logits).all():
+        raise InputError("store_teacher expects finite logits, received NaN or infinity. Check the teacher's inputs.")
+    return stored.write(Path(folder) / stored.NAME, images, logits)
+
+
+def _looks_channels_first(shape) -> bool:
+    """Whether an image shape is (channels, height, width), as PyTorch writes it."""
+    return bool(shape) and len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+
+
+_open = teacher  # an argument of `store_teacher` has this name

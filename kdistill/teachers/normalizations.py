@@ -1,0 +1,113 @@
+"""How well a teacher from a file does as it sees the images, and whether one of the usual normalizations is better."""
+
+import dataclasses
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from kdistill.networks.signatures import main_output
+from kdistill.teachers.adapted import Adapted, inference_outputs
+from kdistill.teachers.as_model import TeacherFile
+from kdistill.teachers.input_range import FEWEST, MIN_GAIN, little_above_chance
+from kdistill.teachers.replay import Replay
+
+IMAGES = 256  # on which accuracies are measured
+BATCH = 256
+# Of pixels 0..255. The mean and std of ImageNet are those of torchvision, the mean of BGR that of Caffe.
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+CAFFE_MEAN = (103.939, 116.779, 123.68)
+USUAL = {
+    "raw pixels, 0 to 255": {},
+    "pixels / 255, 0 to 1": {"std": (255.0,)},
+    "(pixels - 127.5) / 127.5, -1 to 1": {"mean": (127.5,), "std": (127.5,)},
+    "the mean and std of ImageNet": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "BGR less the mean of ImageNet": {"bgr": True, "mean": CAFFE_MEAN},
+    "BGR / 255": {"bgr": True, "std": (255.0,)},
+}
+
+
+def accuracy_sentence(file: TeacherFile, images, labels: np.ndarray) -> str:
+    """What a teacher is, and its accuracy on up to 256 of these images."""
+    images, labels = _first(images, labels)
+    accuracy = _accuracy(file.adapted, images, labels)
+    versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
+    return (
+        f"Teacher '{file.name}': {file.format}, '{file.file}', fingerprint {file.fingerprint}"
+        f"{f', run with {versions}' if versions else ''}. Its accuracy on {len(labels)} validation images is "
+        f"{accuracy:.1%}."
+    )
+
+
+def better_normalization(file: TeacherFile, images, labels: np.ndarray) -> str | None:
+    """The usual normalization with which a teacher is much better, as a warning; None if there is none.
+
+    Args:
+        images: `[n, height, width, channels]`, pixels 0..255; the first 256 with a label are used.
+        labels: classes `[n]`.
+    """
+    images, labels = _first(images, labels)
+    if not len(labels) or getattr(file.adapted.teacher, "format", None) == "stored outputs":
+        return None
+    own = _accuracy(file.adapted, images, labels)
+    needed = own + max(MIN_GAIN, FEWEST / len(labels))
+    if needed > 1:
+        return None
+    accuracies = {}
+    depth = file.adapted.channels or images.shape[-1]
+    for words, settings in USUAL.items():
+        if depth == 3 or all(value is not True and len(value) == 1 for value in settings.values()):
+            plain = {"scale": 1.0, "mean": 0.0, "std": 1.0, "bgr": False}
+            adapted = dataclasses.replace(file.adapted, **{**plain, **settings}, layout=None, output=None, classes=None)
+            accuracies[words] = _accuracy(adapted, images, labels)
+    best = max(accuracies, key=accuracies.get)
+    if accuracies[best] < max(needed, little_above_chance(int(labels.max()) + 1)):
+        return None
+    return (
+        f"The accuracy of the teacher '{file.name}' is {own:.1%} on {len(labels)} images, but {accuracies[best]:.1%} "
+        f"with {best}. Give it this normalization: {_options(USUAL[best])}."
+    )
+
+
+def time_sentence(model, replay: Replay, epochs: int, repeat: int | None) -> str:
+    """How many passes a teacher has to make over the training images, and how long they take; measured on 256."""
+    images = replay.splits.validation.images[:BATCH]
+    seconds = []
+    for _ in range(2):  # the first one also starts what starts once
+        start = time.perf_counter()
+        np.asarray(model(tf.constant(np.asarray(images), tf.float32), training=False))
+        seconds.append(time.perf_counter() - start)
+    views, count = replay.views(epochs, repeat), len(replay.splits.train)
+    total = views * count + len(replay.splits.validation)
+    each = seconds[1] / len(images)
+    return (
+        f"The outputs of the teacher are stored for {views} view{'s' * (views > 1)} of {count:,} training images: "
+        f"{1e3 * each:.2g} ms an image, about {total * each:.0f} s in all where none is stored yet."
+    )
+
+
+def _first(images, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.asarray(labels)
+    places = np.flatnonzero(labels >= 0)[:IMAGES]
+    return np.asarray(images[places]), labels[places]
+
+
+def _accuracy(adapted: Adapted, images: np.ndarray, labels: np.ndarray) -> float:
+    right = 0
+    for start in range(0, len(labels), BATCH):
+        inputs = adapted.prepare(tf.constant(images[start : start + BATCH], tf.float32))
+        outputs = np.asarray(main_output(inference_outputs(adapted.teacher, inputs)))
+        right += int((outputs.argmax(axis=-1) == labels[start : start + BATCH]).sum())
+    return right / max(1, len(labels))
+
+
+def _options(settings: dict) -> str:
+    """Options of the command line, and arguments of a recipe."""
+    options = {name: value if value is True else ",".join(f"{n:g}" for n in value) for name, value in settings.items()}
+    command = " ".join(f"--teacher-{name}" + ("" if value is True else f" {value}") for name, value in options.items())
+    recipe = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return (
+        f"{command} (in a recipe: {recipe})"
+        if settings
+        else "leave out --teacher-mean, --teacher-std and --teacher-bgr"
+    )
