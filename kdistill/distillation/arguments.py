@@ -4,7 +4,7 @@ The checks of the models themselves (teacher, student, order, shared layers) are
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 
@@ -12,8 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill.distillation.batch import by_output
 from kdistill.errors import InputError, unknown
 
+LOGGED = ("accuracy", "mae")
 LAYER_ARGUMENTS = ("name", "dtype", "trainable", "autocast", "activity_regularizer")  # of every keras.Model
 # Arguments of keras.distillation.Distiller and of the Distiller in the examples of keras.io, and what replaces them.
 OF_OTHER_DISTILLERS = {
@@ -60,6 +62,18 @@ def only(argument: str, value, output_names: Iterable[str] = ()):
     return value[0]
 
 
+def for_outputs(argument: str, value, outputs: Sequence[str], output_names: Iterable[str]) -> dict:
+    """The value of an argument of `compile` for each output (an empty name for the only one), None where it has none.
+
+    Several outputs take a dict by name or a list in their order, and one loss for all of them.
+    """
+    if tuple(outputs) == ("",):
+        return {"": only(argument, value, output_names)}
+    if argument == "loss" and not isinstance(value, (list, tuple, dict)):
+        return dict.fromkeys(outputs, value)
+    return by_output(value, outputs, argument)
+
+
 def loss_weight(value) -> float | None:
     """`loss_weights` as one factor of the loss on labels; None without it."""
     if value is None:
@@ -69,22 +83,35 @@ def loss_weight(value) -> float | None:
     raise InputError(f"loss_weights expects a number, 0 or more, received {value!r}.")
 
 
-def own_metrics(metrics, output_names: Iterable[str], own: Iterable[str]):
-    """The `metrics` of `compile` for the student's one output.
+def own_metrics(metrics, output_names: Iterable[str], own: Iterable[str], outputs: Sequence[str] = ("",)):
+    """The `metrics` of `compile`, without those that are logged in any case.
 
-    Raises `InputError` for a metric with a name that is logged already; `accuracy` may be replaced.
+    Args:
+        output_names: of the student, as Keras has them; `outputs`: those with a head, an empty name for the only one.
+        own: what is logged.
+
+    Raises `InputError` for a metric with a name that is logged already; `accuracy` and `mae` may be replaced.
     """
-    if isinstance(metrics, dict):
+    if isinstance(metrics, dict) and tuple(outputs) == ("",):
         metrics = only("metrics", metrics, output_names)
     if isinstance(metrics, (str, keras.metrics.Metric)) or callable(metrics):
         metrics = [metrics]
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
-        if name in own and name != "accuracy":
+        if name in own and name not in LOGGED:
             raise InputError(
                 f"metrics has a metric named '{name}', which is logged already. Give the metric another name=."
             )
-    return metrics
+    if isinstance(metrics, dict):
+        return {name: _without_logged(values) for name, values in metrics.items()}
+    return _without_logged(metrics) or None
+
+
+def _without_logged(metrics):
+    """Metrics without the names of `LOGGED`: these have the values that Keras would give."""
+    if isinstance(metrics, (list, tuple)):
+        return [_without_logged(metric) for metric in metrics if metric not in LOGGED]
+    return [] if metrics in LOGGED else metrics
 
 
 def check_labels(targets, classes: int | None, argument: str = "y") -> None:

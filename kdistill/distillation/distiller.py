@@ -1,12 +1,13 @@
 """`Distiller(keras.Model)`: a student that learns from labels and from the outputs of a frozen teacher."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from kdistill.distillation.batch import Batch, by_output
+from kdistill.distillation.output_heads import KD, OutputHead, as_rows
 from kdistill.distillation.pairing import (
     check_pair,
     check_shared_layers,
@@ -16,12 +17,19 @@ from kdistill.distillation.pairing import (
 )
 from kdistill.distillation.step_loss import step_loss
 from kdistill.distillation.supervised import Supervised
-from kdistill.distillation.terms import in_steps, term_in_steps
+from kdistill.distillation.terms import in_steps, limits, projector_layer, term_in_steps
 from kdistill.errors import InputError, unknown
+from kdistill.networks.heads import NUMBERS
 from kdistill.networks.outputs import as_logits, check_shape
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Distill, Term
-from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE, check_term, teacher_taps
+from kdistill.recipe.objective import (
+    DISTILLATION_WEIGHT,
+    OUTPUTS_OF_LOSSES,
+    TEMPERATURE,
+    check_term,
+    teacher_taps,
+)
 from kdistill.teachers.fit_inputs import warn_of_teacher
 from kdistill.teachers.frozen import frozen
 
@@ -48,9 +56,14 @@ class Distiller(Supervised):
         teacher_weights: one positive number per teacher of a list.
         outputs: what the student gives: `logits`, or `probabilities` (whose rows are normalized). None: its first
             outputs show it. For a teacher: `Adapted(teacher, outputs=...)`.
+        head: what the outputs mean: `classes` (exclusive), `labels` (each 0 or 1) or `numbers`, or a dict of these by
+            the names of the student's outputs. None: its last activation shows it, else the loss of `compile`, else it
+            is `classes`.
 
-    The outputs of both are those of exclusive classes: logits or, however they come about, probabilities, of which the
-    logarithm is taken. Sigmoids and other numbers are refused in the first step.
+    Of `labels`, `kd` is the KL of their Bernoulli distributions, the sum over the labels; of `numbers` it is the
+    squared error, without a temperature. Outputs with positions, `[batch, ..., n]`, are compared at each position that
+    a mask of Keras and `sample_weight` leave. Several outputs each have a teacher's output of the same name, labels, a
+    loss and metrics. `docs/heads.md` has an example of each.
 
     Raises:
         InputError: a setting is out of range or has no effect, a term names an unknown loss or layer, student and
@@ -71,7 +84,7 @@ class Distiller(Supervised):
     A saved Distiller contains no teacher: after loading, call `distiller.set_teacher(teacher)`.
     """
 
-    _rates = ("accuracy", "agreement")
+    _uses_teacher = True
 
     def __init__(
         self,
@@ -83,15 +96,16 @@ class Distiller(Supervised):
         terms: dict[str, Term] | None = None,
         teacher_weights: Sequence[float] | None = None,
         outputs: str | None = None,
+        head: str | dict[str, str] | None = None,
         **kwargs,
     ):
         terms = dict(terms or {})
         for name, term in terms.items():
             check_term(name, term, (Schedule,))
         parts = ("hard", "kd", *(name for name in terms if name != "kd"))
-        super().__init__(student, parts, outputs=outputs, **kwargs)
+        super().__init__(student, parts, outputs=outputs, head=head, **kwargs)
         self._schedules, self._numbers = {}, {}
-        self._terms = terms
+        self._terms, self._has_temperature = terms, temperature is not None
         self._teacher_weights = teacher_weights
         self._teach = None
         self._add("distillation_weight", distillation_weight)
@@ -110,6 +124,8 @@ class Distiller(Supervised):
                     self._add(f"{name}.{option}", value)
         self._projectors = {}
         taps = {t.student_tap: f"distill.terms.{n}.student_tap" for n, t in terms.items() if t.student_tap}
+        if taps and tuple(self._heads) != ("",):
+            raise InputError("A term of layers needs a student with one output. Leave the term out.")
         if taps:
             model = tapped(student, taps, "student")
             self._input_spec = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), model.input)
@@ -136,7 +152,7 @@ class Distiller(Supervised):
         """
         check_pair(self.student, teacher)
         # Functions: Keras would track a model that is an attribute, and save it with the student.
-        self._teach = frozen(teacher, self._teacher_weights, teacher_taps(self._terms))
+        self._teach = frozen(teacher, self._teacher_weights, teacher_taps(self._terms), lambda: self.heads)
         self._check_teacher = lambda: check_shared_layers(self, teacher)
         self.look_at_teacher = lambda inputs, labels: warn_of_teacher(teacher, inputs, labels)
         if len(self._projectors) < sum(term.projector is not None for term in self._terms.values()):
@@ -196,7 +212,7 @@ class Distiller(Supervised):
             if term.projector is not None:
                 layer, shape = term.projector, self._tap_shapes[term.student_tap]
                 if isinstance(layer, str):
-                    layer = _projector(name, layer, shape, teacher_shapes[term.teacher_tap], self.dtype_policy)
+                    layer = projector_layer(name, layer, shape, teacher_shapes[term.teacher_tap], self.dtype_policy)
                 if not layer.built:
                     layer.build(shape)
                 self._projectors[name] = layer
@@ -205,7 +221,7 @@ class Distiller(Supervised):
         if name not in self._numbers:
             raise InputError(f"There is no {name}: the term 'kd' replaces the KL. Use set_term('kd', ...).")
         term, _, option = name.rpartition(".")
-        lowest, highest, expected = _limits(term and self._terms[term], option)
+        lowest, highest, expected = limits(term and self._terms[term], option)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not isinstance(value, Schedule) and not (is_number and lowest <= value <= highest):
             raise InputError(f"{name} expects {expected} or a LearningRateSchedule, received {value!r}.")
@@ -271,10 +287,41 @@ class Distiller(Supervised):
         for name, term in self._terms.items():
             if term.student_tap:
                 tap = outputs[term.student_tap]
-                tap = self._logits(inputs, tap) if term.student_tap == "logits" else tap
+                tap = self._heads[""].scores(inputs, tap) if term.student_tap == "logits" else tap
                 projector = self._projectors.get(name)
                 features[name] = tap if projector is None else projector(tap, training=training)
         return outputs["logits"], features
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        self._check_terms()
+
+    compile.__doc__ = Supervised.compile.__doc__
+
+    def _check_terms(self):
+        """Raises `InputError` for a term, or a temperature, that the outputs have no use for."""
+        for name, term in self._terms.items():
+            meanings = {head.name: head.meaning for head in self._heads_of(term)}
+            allowed = OUTPUTS_OF_LOSSES.get(term.loss, ()) if isinstance(term.loss, str) else ()
+            for output, meaning in meanings.items() if allowed else ():
+                if meaning not in allowed:
+                    fitting = [loss for loss, of in OUTPUTS_OF_LOSSES.items() if meaning in of]
+                    raise InputError(
+                        f"The term '{name}': {term.loss} compares {' or '.join(allowed)}, but the output "
+                        f"{f'{output!r} ' if output else ''}of the student is of {meaning}. Use {', '.join(fitting)}."
+                    )
+        if self._has_temperature and set(self.heads.values()) == {NUMBERS}:
+            raise InputError("temperature would do nothing: numbers are compared as they are. Remove it.")
+
+    def _heads_of(self, term: Term) -> list[OutputHead]:
+        """The outputs whose scores a term compares."""
+        if term.output is None and tuple(self._heads) != ("",) and isinstance(term.loss, str):
+            raise InputError(
+                f"A term of {term.loss} needs output=, one of {', '.join(self._heads)}: the student has several."
+            )
+        if term.output is not None and term.output not in self._heads:
+            raise unknown("output", term.output, [name for name in self._heads if name], "Fix output of the term.")
+        return [self._heads[term.output]] if term.output else list(self._heads.values())
 
     def _targets(self, inputs, teacher_logits):
         if teacher_logits is not None:
@@ -284,8 +331,8 @@ class Distiller(Supervised):
                     f"The terms {', '.join(tapping)} need layers of the teacher, which stored teacher logits do not "
                     "contain. Fit on labels alone, so that the teacher runs, or remove these terms."
                 )
-            check_shape(teacher_logits, "'teacher_logits' of the data")
-            return as_logits(tf.cast(teacher_logits, tf.float32))  # they may be probabilities after all
+            stored = by_output(teacher_logits, tuple(self._heads), "teacher_logits")
+            return {name: self._stored(name, logits) for name, logits in stored.items() if logits is not None}
         if self._teach is None:
             raise InputError(
                 "This Distiller has no teacher (a saved one contains none). Call distiller.set_teacher(teacher) and "
@@ -293,27 +340,46 @@ class Distiller(Supervised):
                 "distiller.student to predict."
             )
         try:
-            return self._teach(inputs)
+            taught = self._teach(inputs)
         except InputError:
             raise
         except Exception as error:  # a user's function may raise anything
             if tf.executing_eagerly():
                 raise
             raise teacher_failed(error) from error
+        return {"": taught} if tuple(self._heads) == ("",) else taught
 
-    def _loss_parts(self, batch, outputs, features):
-        student_logits, teacher_logits = self._logits(batch.inputs, outputs), _logits(batch.targets)
-        if student_logits.shape[-1] != teacher_logits.shape[-1]:
-            raise other_classes(student_logits.shape[-1], teacher_logits.shape[-1])
+    def _stored(self, name: str, logits) -> tf.Tensor:
+        """The teacher's logits of the data. They may be probabilities after all."""
+        meaning = self.heads[name]
+        check_shape(logits, "'teacher_logits' of the data", meaning)
+        return as_logits(tf.cast(logits, tf.float32), meaning=meaning)
+
+    def _teacher_scores(self, head: OutputHead, batch: Batch, scores) -> tf.Tensor:
+        """The rows `[rows, n]` of the teacher for an output."""
+        if batch.targets is None:
+            raise InputError(f"The data has no teacher_logits for the output '{head.name}'.")
+        teacher = as_rows(_logits(batch.targets))
+        if scores.shape[-1] != teacher.shape[-1]:
+            raise other_classes(scores.shape[-1], teacher.shape[-1])
+        return teacher
+
+    def _loss_parts(self, head, batch, outputs, scores, features):
+        teacher = self._teacher_scores(head, batch, scores)
+        if outputs.shape.rank > 1 and not outputs.shape.is_compatible_with(_logits(batch.targets).shape):
+            raise InputError(
+                f"The student gives {tuple(outputs.shape)}, the teacher {tuple(_logits(batch.targets).shape)}. "
+                "Both need one shape."
+            )
         pairs = {name: (tap, batch.targets[self._terms[name].teacher_tap]) for name, tap in features.items()}
         settings = {name: self._value(name) for name in self._numbers}
-        hard = self._hard(batch, outputs)
-        return step_loss(hard, student_logits, teacher_logits, batch.labels, settings, self._terms, pairs)
+        hard = self._hard(head, batch, outputs, scores)
+        terms = {name: term for name, term in self._terms.items() if head in self._heads_of(term)}
+        return step_loss(hard, scores, teacher, batch.labels, settings, terms, pairs, KD[head.meaning])
 
-    def _hits(self, batch, outputs):
-        logits, teacher_logits = self._logits(batch.inputs, outputs), _logits(batch.targets)
-        same = tf.argmax(logits, axis=-1) == tf.argmax(teacher_logits, axis=-1)
-        return {**super()._hits(batch, outputs), "agreement": tf.cast(same, tf.float32)}
+    def _hits(self, head, batch, scores):
+        teacher = self._teacher_scores(head, batch, scores)
+        return {**super()._hits(head, batch, scores), **head.teacher_hits(scores, teacher)}
 
 
 def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int) -> Distiller:
@@ -331,30 +397,3 @@ def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int) -> 
 def _logits(targets) -> tf.Tensor:
     """The teacher's logits, of outputs with or without taps."""
     return targets["logits"] if isinstance(targets, dict) else targets
-
-
-def _limits(term: Term | None, option: str) -> tuple[float, float, str]:
-    """The lowest and highest number of a setting, and both in words."""
-    largest = 3.4e38  # float32's, and above it infinity
-    if option == "distillation_weight":
-        return 0.0, 1.0, "a number from 0 to 1"
-    if option == "temperature":
-        return math.ulp(0.0), largest, "a number above 0"
-    if option == "weight" or isinstance(term.loss, str):
-        return 0.0, largest, "a number, 0 or more,"
-    return -largest, largest, "a finite number"
-
-
-def _projector(name: str, kind: str, student: tuple, teacher: tuple, policy) -> keras.layers.Layer:
-    """The layer that projects the student's channels to the teacher's; shapes are `(batch, ..., channels)`."""
-    path = f"distill.terms.{name}.projector"
-    if kind == "conv1x1" and (len(student), len(teacher)) != (4, 4):
-        raise InputError(
-            f"{path}: conv1x1 needs features [batch, height, width, channels] of both models, received {student} and "
-            f"{teacher}. Use dense, or other taps."
-        )
-    if teacher[-1] is None or student[-1] is None:
-        raise InputError(f"{path}: the number of channels of {student} or {teacher} is undefined. Pass a Keras layer.")
-    if kind == "conv1x1":
-        return keras.layers.Conv2D(teacher[-1], 1, dtype=policy, name=f"{name}_projector")
-    return keras.layers.Dense(teacher[-1], dtype=policy, name=f"{name}_projector")

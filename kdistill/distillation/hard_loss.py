@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from kdistill.distillation.step_loss import are_classes, is_labeled
 from kdistill.errors import InputError
-from kdistill.networks.heads import SUPPORTED
-from kdistill.networks.keras_internals import logits_before_softmax
+from kdistill.networks.heads import CLASSES, LABELS, NUMBERS
+from kdistill.networks.keras_internals import logits_before_softmax, with_last_axis
 from kdistill.teachers.first_look import FirstLook
 
 # Keras's reductions. It trains on the sum of a loss without a reduction.
@@ -25,10 +25,13 @@ REDUCTIONS = {
     "none": "sum",
     None: "sum",
 }
-# Losses of outputs that are not logits or probabilities of exclusive classes, by the names of Keras's functions.
+# Losses by the names of Keras's functions. These have one value for each number or label, of which they take the mean.
 OF_NUMBERS = ("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error")
 OF_NUMBERS += ("mean_squared_logarithmic_error", "huber", "log_cosh", "poisson")
 OF_LABELS = ("binary_crossentropy", "binary_focal_crossentropy")
+OF_CLASSES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "categorical_focal_crossentropy")
+OF_CLASSES += ("_crossentropy",)  # of NAMES_BY_LABELS
+WORDS = {CLASSES: "exclusive classes", LABELS: "independent labels", NUMBERS: "numbers"}
 NAMES_BY_LABELS = ("crossentropy", "ce")  # Keras picks the function for these names by the shape of the labels
 
 
@@ -39,8 +42,8 @@ class HardLoss:
         loss: a `keras.losses.Loss`, a function of (labels, outputs), or the name of one.
 
     `reduction` is what the values become: their `mean`, their `weighted mean` (divided by the sum of the sample
-    weights), or their `sum`. `takes` is what a cross-entropy of classes expects as outputs by its `from_logits`,
-    `logits` or `probabilities`; None for other losses.
+    weights), or their `sum`. `meaning` is that of the outputs that it takes, `classes`, `labels` or `numbers`; None for
+    a loss that is not Keras's.
 
     Raises:
         InputError: something that is no loss.
@@ -50,27 +53,67 @@ class HardLoss:
         self.loss = _as_loss(loss)
         self.reduction = REDUCTIONS[self.loss.reduction]
         self._function_name, self._takes = _of_outputs(self.loss)
-        self.takes = None if self._function_name in OF_LABELS else self._takes
+        names = {CLASSES: OF_CLASSES, LABELS: OF_LABELS, NUMBERS: OF_NUMBERS}
+        self.meaning = next((meaning for meaning, of in names.items() if self._function_name in of), None)
         # The same loss without a reduction. Not copy.copy: it would save and load the loss as a Keras file.
         self._unreduced = object.__new__(type(self.loss))
         self._unreduced.__dict__.update(self.loss.__dict__, reduction="none")
 
-    def __call__(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """The loss of each example, float32 `[batch]`, 0 for an example without a label.
+    def takes(self, meaning: str) -> str | None:
+        """The outputs that the loss expects by its `from_logits`, `logits` or `probabilities`; None if it says none."""
+        return self._takes if self.meaning in (None, meaning) else None
 
-        Of a loss with more than one value for an example it is their mean, or their sum if the loss is a sum. A loss
-        with one number for the whole batch gives this number for every example.
+    def __call__(self, labels: tf.Tensor, outputs: tf.Tensor, labeled: tf.Tensor | None = None) -> tf.Tensor:
+        """The loss of each row, float32 `[rows]`, 0 for one without a label. A row is an example, or a position of one.
+
+        Of a loss with more than one value for a row it is their mean, or their sum if the loss is a sum. One value for
+        an example counts for each of its positions, and one number for the whole batch for every row.
+
+        Args:
+            labels: classes, below 0 for none, or distributions.
+            outputs: `[batch, ..., classes]`.
+            labeled: 1 for a row with a label, else 0. None: as the labels of examples say.
 
         Raises:
             InputError: the loss returns other shapes.
         """
-        labeled = is_labeled(labels)
-        if are_classes(labels):  # a Keras loss accepts no class below 0
+        labeled = is_labeled(labels) if labeled is None else labeled
+        if are_classes(labels) or labels.dtype.is_integer:  # a Keras loss accepts no class below 0
             labels = tf.maximum(labels, tf.zeros_like(labels))
-        values = tf.cast(self._unreduced(labels, outputs), tf.float32)
+        return self._of_rows(self._unreduced(labels, outputs), labels, outputs, labeled)
+
+    def of_entries(self, labels: tf.Tensor, outputs: tf.Tensor, labeled: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """The loss of each row of labels or numbers, float32 `[rows]`: over those of its entries that are `present`.
+
+        Args:
+            labels, outputs: `[batch, ..., n]`; with one number for each example also `[batch]`.
+            labeled: 1 for a row with any entry, else 0.
+            present: `[rows, n]`.
+
+        A loss that is not Keras's compares whole rows, and counts those of which every entry is present.
+        """
+        labels, shape = tf.cast(tf.reshape(labels, tf.shape(outputs)), tf.float32), tf.shape(present)
+        labels = tf.where(tf.reshape(present, tf.shape(outputs)), labels, tf.zeros_like(labels))
+        if self.meaning is None:
+            labeled = tf.cast(tf.reduce_all(present, axis=-1), tf.float32)
+            return self._of_rows(self._unreduced(labels, outputs), labels, outputs, labeled)
+        values = self._unreduced(labels[..., None], with_last_axis(outputs))
+        values = tf.where(present, tf.cast(tf.reshape(values, shape), tf.float32), tf.zeros(shape))
+        if self.reduction == "sum":  # Keras sums the means of the rows
+            return tf.reduce_sum(values, axis=-1) / tf.cast(shape[-1], tf.float32)
+        count = tf.reduce_sum(tf.cast(present, tf.float32), axis=-1)
+        return tf.math.divide_no_nan(tf.reduce_sum(values, axis=-1), count)
+
+    def _of_rows(self, values, labels, outputs, labeled: tf.Tensor) -> tf.Tensor:
+        values = tf.cast(values, tf.float32)
+        positions = outputs.shape.rank > 2
         if values.shape.rank == 0:
             values = self._of_the_batch(values, labeled)
-        elif not values.shape[:1].is_compatible_with(labeled.shape):
+        elif positions and values.shape.rank == outputs.shape.rank - 1:
+            values = tf.reshape(values, [-1])
+        elif positions and values.shape.rank == 1:
+            values = tf.repeat(values, tf.reduce_prod(tf.shape(outputs)[1:-1]))
+        elif positions or not values.shape[:1].is_compatible_with(labeled.shape):
             raise InputError(
                 f"The loss '{self.loss.name}' returns the shape {tuple(values.shape)} for labels {tuple(labels.shape)} "
                 f"and outputs {tuple(outputs.shape)}; expected one value for each example, [batch]."
@@ -80,22 +123,24 @@ class HardLoss:
             values = reduce(values, axis=list(range(1, values.shape.rank)))
         return tf.where(labeled > 0, values, tf.zeros_like(labeled))
 
-    def check_outputs(self, outputs: tf.Tensor, first_look: FirstLook) -> None:
+    def check_outputs(self, outputs: tf.Tensor, first_look: FirstLook, meaning: str) -> None:
         """Raises `InputError` if the loss takes other outputs than the student gives.
 
-        Those of numbers and of labels take no logits of exclusive classes. `first_look` knows what the outputs are.
+        `first_look` knows what the numbers are, `meaning` is what they mean: `classes`, `labels` or `numbers`.
         """
         kind, subject, name = first_look.kind, first_look.subject, self._function_name
-        if kind == "logits" and not first_look.stated and name in OF_NUMBERS + OF_LABELS:
-            meaning = "of numbers" if name in OF_NUMBERS else "of labels that do not exclude each other"
+        # Probabilities may learn by a loss of numbers or labels, and logits that are stated as such by any.
+        of_others = self.meaning != CLASSES if meaning == CLASSES else self.meaning == NUMBERS
+        allowed = of_others and meaning != NUMBERS and (kind != "logits" or first_look.stated is not None)
+        if self.meaning not in (None, meaning) and not allowed:
             raise InputError(
-                f"{subject} is trained with the loss {name}, which is one {meaning}. {SUPPORTED} Give them a "
-                "cross-entropy, or no loss, which is one. If the output contains logits of exclusive classes all the "
-                "same, state it: outputs='logits'."
+                f"{subject} is of {WORDS[meaning]}, but the loss {name} is one of {WORDS[self.meaning]}. Leave the "
+                "loss out, pass one that fits, or state what the output means: "
+                f"Distiller(..., head='{self.meaning}')."
             )
         # A loss in the outputs' own precision gets the logits that Keras keeps with them, whatever it states.
         kept = logits_before_softmax(outputs) is not None and outputs.dtype == self.loss.dtype
-        if None not in (kind, self._takes) and kind != self._takes and not kept:
+        if meaning != NUMBERS and None not in (kind, self._takes) and kind != self._takes and not kept:
             raise InputError(
                 f"{subject} gives {kind}, but the loss {name} takes {self._takes} "
                 f"(from_logits={self._takes == 'logits'}). Set from_logits={kind == 'logits'} in the loss, such as "

@@ -1,4 +1,7 @@
-"""Losses on logits: student `[batch, classes]` and teacher `[batch, classes]` in, one float32 value per example out.
+"""Losses on outputs: student `[batch, n]` and teacher `[batch, n]` in, one float32 value per example out.
+
+Most take logits of exclusive classes. `binary_cross_entropy` and `bernoulli_kl` take logits of independent labels,
+`squared_error`, `masked_squared_error` and `huber` take numbers. Outputs with positions are flattened before.
 
 The losses on what a layer outputs are in `feature_losses`. `docs/methods.md` says which to use when.
 
@@ -48,6 +51,70 @@ def kl_logits(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
     teacher = tf.nn.log_softmax(wide(teacher_logits) / temperature)
     student = tf.nn.log_softmax(wide(student_logits) / temperature)
     return narrow(temperature**2 * _kl(teacher, student))
+
+
+def binary_cross_entropy(labels, student_logits) -> tf.Tensor:
+    """Cross-entropy of independent labels, in nats, the sum over the labels, `[batch]`.
+
+    Labels are numbers from 0 to 1, `[batch, labels]`. A label that is missing (below 0 or NaN) does not count.
+
+    Example:
+        binary_cross_entropy([[1, 0]], [[0.0, 0.0]])  # 2 ln 2: [1.3863]
+    """
+    logits, labels = wide(student_logits), wide(labels)
+    present = labels >= 0  # NaN is not
+    labels = tf.where(present, labels, tf.zeros_like(labels))
+    loss = tf.nn.softplus(logits) - labels * logits
+    return narrow(tf.reduce_sum(tf.where(present, loss, tf.zeros_like(loss)), axis=-1))
+
+
+def bernoulli_kl(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:
+    """`T^2 * KL(sigmoid(t/T) || sigmoid(s/T))` of independent labels in nats, the sum over the labels, `[batch]`.
+
+    A binary problem has one label. Its gradient is `T * (sigmoid(s/T) - sigmoid(t/T))`: for two classes the one of
+    `kl_logits` with the logits 0 and s. Used for binary and multi-label distillation, as in Yang et al. 2023
+    (arXiv 2308.06453).
+
+    Example:
+        bernoulli_kl([[0.0]], [[math.log(3)]])  # 0.75 ln 1.5 + 0.25 ln 0.5: [0.1308]
+    """
+    temperature = wide(temperature)
+    student, teacher = wide(student_logits) / temperature, wide(teacher_logits) / temperature
+    probability = tf.nn.sigmoid(teacher)
+    present = probability * (tf.math.log_sigmoid(teacher) - tf.math.log_sigmoid(student))
+    absent = tf.nn.sigmoid(-teacher) * (tf.math.log_sigmoid(-teacher) - tf.math.log_sigmoid(-student))
+    return narrow(temperature**2 * tf.reduce_sum(present + absent, axis=-1))
+
+
+def squared_error(student, teacher) -> tf.Tensor:
+    """Squared difference of numbers, the mean over the last axis, `[batch]`.
+
+    Example:
+        squared_error([[0.0, 0.0]], [[1.0, 3.0]])  # [5.0]
+    """
+    return narrow(tf.reduce_mean((wide(student) - wide(teacher)) ** 2, axis=-1))
+
+
+def masked_squared_error(labels, student) -> tf.Tensor:
+    """Squared difference from the labels, the mean over the numbers of the last axis that are not NaN, `[batch]`."""
+    student, labels = wide(student), wide(labels)
+    present = ~tf.math.is_nan(labels)
+    difference = tf.where(present, student - tf.where(present, labels, tf.zeros_like(labels)), tf.zeros_like(student))
+    count = tf.reduce_sum(tf.cast(present, tf.float64), axis=-1)
+    return narrow(tf.math.divide_no_nan(tf.reduce_sum(difference**2, axis=-1), count))
+
+
+def huber(student, teacher, delta=1.0) -> tf.Tensor:
+    """Huber's loss between numbers, the mean over the last axis, `[batch]` (Huber 1964).
+
+    Half the squared difference up to `delta`, and linear beyond it: far off numbers of the teacher pull less.
+
+    Example:
+        huber([[0.0, 0.0]], [[1.0, 3.0]])  # (0.5 + 2.5) / 2: [1.5]
+    """
+    size, delta = tf.abs(wide(student) - wide(teacher)), wide(delta)
+    loss = tf.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+    return narrow(tf.reduce_mean(loss, axis=-1))
 
 
 def soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) -> tf.Tensor:

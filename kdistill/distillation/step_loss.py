@@ -3,7 +3,7 @@
 Everything here is `[batch]`, one float32 value for each example. Whoever trains takes the mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -21,6 +21,7 @@ def step_loss(
     settings: Mapping[str, tf.Tensor],
     terms: Mapping[str, Term],
     features: Mapping[str, tuple[tf.Tensor, tf.Tensor]] | None = None,
+    kd: Callable = losses.kl_logits,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """The loss of each example, `(1 - w) * hard + w * kd + sum of weight * term`, and its unweighted parts by name.
 
@@ -31,19 +32,22 @@ def step_loss(
         settings: the numbers of this step, named as in `Distiller.settings`: `distillation_weight`, `temperature` (for
             the KL), `<term>.weight`, and each `<term>.<option>` that replaces the number in the term.
         terms: the terms by name. A term `kd` replaces the KL.
-        features: the pair (student, teacher) for each term that compares layers.
+        features: the pair (student, teacher) for each term that compares layers. Outputs with positions have more rows
+            than these have examples: the loss of an example counts for each of its positions.
+        kd: the loss between student and teacher, with a temperature unless it is `losses.squared_error`.
 
     Raises:
         InputError: a term received shapes that its loss cannot compare.
     """
     parts = {"hard": hard}
     if "kd" not in terms:
-        parts["kd"] = losses.kl_logits(student_logits, teacher_logits, settings["temperature"])
+        softened = () if kd is losses.squared_error else (settings["temperature"],)
+        parts["kd"] = kd(student_logits, teacher_logits, *softened)
     for name, term in terms.items():
         student, teacher = (features or {}).get(name, (student_logits, teacher_logits))
         options = {option: settings.get(f"{name}.{option}", value) for option, value in term.options.items()}
         try:
-            parts[name] = term_loss(term, student, teacher, labels, options)
+            parts[name] = _for_rows(term_loss(term, student, teacher, labels, options), hard, name in (features or {}))
         except InputError as error:
             raise InputError(f"The term '{name}': {error} Fix distill.terms.{name}.") from error
     weight = settings["distillation_weight"]
@@ -52,6 +56,13 @@ def step_loss(
         if name != "kd":
             total += settings[f"{name}.weight"] * parts[name]
     return total, parts
+
+
+def _for_rows(loss: tf.Tensor, hard: tf.Tensor, is_of_examples: bool) -> tf.Tensor:
+    if not is_of_examples or (loss.shape.is_compatible_with(hard.shape) and None not in (*loss.shape, *hard.shape)):
+        return loss
+    positions = tf.shape(hard)[0] // tf.maximum(tf.shape(loss)[0], 1)
+    return tf.repeat(loss, positions)
 
 
 def are_classes(labels: tf.Tensor) -> bool:

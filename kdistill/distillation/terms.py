@@ -1,4 +1,4 @@
-"""The loss of one term by its name, and a recipe's schedules as Keras schedules over steps."""
+"""A term: its loss by name, its limits and projector, and a recipe's schedules as Keras schedules over steps."""
 
 import dataclasses
 import inspect
@@ -86,3 +86,30 @@ class OverSteps(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {name: getattr(self, name) for name in ("start", "end", "begin", "finish", "shape")}
+
+
+def limits(term: Term | None, option: str) -> tuple[float, float, str]:
+    """The lowest and highest number of a setting, and both in words."""
+    largest = 3.4e38  # float32's, and above it infinity
+    if option == "distillation_weight":
+        return 0.0, 1.0, "a number from 0 to 1"
+    if option == "temperature":
+        return math.ulp(0.0), largest, "a number above 0"
+    if option == "weight" or isinstance(term.loss, str):
+        return 0.0, largest, "a number, 0 or more,"
+    return -largest, largest, "a finite number"
+
+
+def projector_layer(name: str, kind: str, student: tuple, teacher: tuple, policy) -> keras.layers.Layer:
+    """The layer that projects the student's channels to the teacher's; shapes are `(batch, ..., channels)`."""
+    path = f"distill.terms.{name}.projector"
+    if kind == "conv1x1" and (len(student), len(teacher)) != (4, 4):
+        raise InputError(
+            f"{path}: conv1x1 needs features [batch, height, width, channels] of both models, received {student} and "
+            f"{teacher}. Use dense, or other taps."
+        )
+    if teacher[-1] is None or student[-1] is None:
+        raise InputError(f"{path}: the number of channels of {student} or {teacher} is undefined. Pass a Keras layer.")
+    if kind == "conv1x1":
+        return keras.layers.Conv2D(teacher[-1], 1, dtype=policy, name=f"{name}_projector")
+    return keras.layers.Dense(teacher[-1], dtype=policy, name=f"{name}_projector")

@@ -79,6 +79,22 @@ def logits_before_softmax(tensor):
     return getattr(tensor, "_keras_logits", None)
 
 
+def with_last_axis(tensor):
+    """`tensor[..., None]`, with the numbers before its softmax or sigmoid, which Keras's losses look for."""
+    logits, expanded = logits_before_softmax(tensor), tensor[..., None]
+    if logits is not None:
+        expanded._keras_logits = logits[..., None]
+    return expanded
+
+
+def mask_of(tensor):
+    """The mask of the positions of `tensor`, such as of an Embedding with `mask_zero`, or None.
+
+    Keras passes it from layer to layer and to its losses; no public function returns it.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
 def moments_of(optimizer: keras.optimizers.Adam, variable) -> tuple:
     """Adam's mean and mean square of the gradients of a variable: `(momentum, velocity)`.
 

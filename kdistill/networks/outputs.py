@@ -4,31 +4,37 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kdistill.errors import InputError
-from kdistill.networks.heads import BFLOAT16_ROUNDING, ROUNDING, TINIEST
+from kdistill.networks.heads import BFLOAT16_ROUNDING, CLASSES, LABELS, NUMBERS, ROUNDING, TINIEST
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def as_logits(outputs, kind: str | None = None) -> "tf.Tensor":
-    """The logits `[batch, classes]` of the outputs of a model or function.
+def as_logits(outputs, kind: str | None = None, meaning: str = CLASSES) -> "tf.Tensor":
+    """The logits `[batch, ..., n]` of the outputs of a model or function, or numbers as they are.
 
     Args:
         outputs: eager, or of a graph.
-        kind: `logits` are the outputs themselves. `probabilities` become the tensor before their softmax, and where
-            that is unknown their logarithm. None: the numbers of this batch decide.
+        kind: `logits` and `numbers` are the outputs themselves. `probabilities` become the tensor before their softmax
+            or sigmoid, and where that is unknown their logarithm or log-odds. None: the numbers of this batch decide.
+        meaning: `classes`, `labels` or `numbers`.
 
     Raises `InputError` for several outputs, for other shapes, and for a single class.
     """
     import tensorflow as tf
 
-    check_shape(outputs)
-    if kind == "logits":
+    check_shape(outputs, meaning=meaning)
+    if kind == "logits" or meaning == NUMBERS:
         return outputs
-    logits = _before_softmax(outputs)
+    logits = _before("Softmax" if meaning == CLASSES else "Sigmoid", outputs)
     if logits is not None:
         return logits
     numbers = tf.cast(outputs, tf.float32)
+    if meaning == LABELS:
+        log_odds = tf.math.log(tf.maximum(numbers, TINIEST)) - tf.math.log(tf.maximum(1.0 - numbers, TINIEST))
+        if kind == "probabilities":
+            return log_odds
+        return tf.where(tf.reduce_all((numbers >= 0) & (numbers <= 1)), log_odds, numbers)
     logits = tf.math.log(tf.maximum(numbers, TINIEST))
     if kind == "probabilities":
         return logits
@@ -38,18 +44,18 @@ def as_logits(outputs, kind: str | None = None) -> "tf.Tensor":
     return tf.where(distributions, logits, numbers)
 
 
-def _before_softmax(outputs) -> "tf.Tensor | None":
-    """The tensor before the softmax that gives the outputs, where Keras or the graph has it."""
+def _before(activation: str, outputs) -> "tf.Tensor | None":
+    """The tensor before the activation (`Softmax`, `Sigmoid`) of the outputs, where Keras or the graph has it."""
     import tensorflow as tf
 
     from kdistill.networks.keras_internals import logits_before_softmax
 
     logits = logits_before_softmax(outputs)
     if tf.is_symbolic_tensor(outputs):
-        if outputs.op.type != "Softmax":  # such as a sigmoid, for which Keras has logits too
+        if outputs.op.type != activation:  # such as a sigmoid, for which Keras has logits too
             return None
         return outputs.op.inputs[0] if logits is None else logits
-    return logits if kept_end(outputs) == "softmax" else None
+    return logits if kept_end(outputs) == activation.lower() else None
 
 
 def kept_end(outputs: "tf.Tensor") -> str | None:
@@ -66,23 +72,31 @@ def kept_end(outputs: "tf.Tensor") -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def check_shape(outputs, subject: str = "The model's output") -> None:
-    """Raises `InputError` for anything but one tensor `[batch, classes]` with 2 classes or more."""
+def check_shape(outputs, subject: str = "The model's output", meaning: str = CLASSES) -> None:
+    """Raises `InputError` for anything but one tensor `[batch, ..., n]`, of exclusive classes with n of 2 or more."""
     if isinstance(outputs, (dict, list, tuple)):
         raise InputError(
             f"The model gives {len(outputs)} outputs; kdistill distills one tensor of logits [batch, classes]. "
             "Wrap it: keras.Model(model.inputs, <the output to distill>)."
         )
-    if outputs.shape.rank != 2 or outputs.shape[-1] == 1:
+    if not outputs.dtype.is_floating:
+        raise InputError(f"{subject} has the type {outputs.dtype.name}; expected floating-point numbers.")
+    rank, width = outputs.shape.rank, outputs.shape[-1] if outputs.shape.rank else None
+    if meaning == NUMBERS and rank:
+        return
+    if rank is None or rank < 2 or (meaning == CLASSES and width == 1):
         raise InputError(
-            f"{subject} has shape {tuple(outputs.shape)}; expected logits [batch, classes] with 2 classes or more. "
-            "For a binary problem give the model two outputs, one for each class."
+            f"{subject} has shape {tuple(outputs.shape)}; expected logits [batch, ..., classes] with 2 classes or "
+            "more. State what one number for each example means: head='labels' (a binary problem) or head='numbers'."
         )
 
 
 # TensorFlow's graph has the operations of Keras's layers, lambdas, subclassed models and functions alike.
-SAME = {"Identity", "StopGradient", "EnsureShape", "Cast", "Reshape", "Squeeze", "ClipByValue"}  # their first input
+# Their first input; what is interpolated between distributions is a distribution.
+SAME = {"Identity", "StopGradient", "EnsureShape", "Cast", "Reshape", "Squeeze", "ExpandDims", "ClipByValue"}
+SAME |= {"ResizeBilinear", "ResizeNearestNeighbor"}
 SCORES = {"MatMul", "BatchMatMulV2", "Einsum", "Conv2D", "FusedBatchNormV3", "LogSoftmax", "Relu", "LeakyRelu", "Tanh"}
+SCORES |= {"Conv2DBackpropInput", "Conv3D", "DepthwiseConv2dNative"}
 MIXED = {"AddV2", "BiasAdd", "Sub", "Mul", "RealDiv", "Mean", "Max", "ConcatV2", "StridedSlice", "GatherV2"}
 CLIPS = {"Maximum", "Minimum"}
 CONSTANT = {"Const", "ReadVariableOp"}
@@ -131,3 +145,15 @@ def end_of_call(call: Callable, inputs) -> str:
         return end_of(tf.function(call, autograph=False).get_concrete_function(specs).outputs[0])
     except Exception:  # a function of NumPy arrays, or what a user's function may raise
         return "unknown"
+
+
+def ends_of_call(call: Callable, inputs) -> list[str]:
+    """As `end_of_call`, for each of the outputs, in the order of `tf.nest.flatten`."""
+    import tensorflow as tf
+
+    specs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), inputs)
+    try:
+        outputs = tf.function(call, autograph=False).get_concrete_function(specs).structured_outputs
+        return [end_of(output) for output in tf.nest.flatten(outputs)]
+    except Exception:  # what a user's function may raise
+        return []

@@ -17,6 +17,18 @@ LOGIT_LOSSES: dict[str, tuple[str, ...]] = {
     "dkd": ("alpha", "beta", "temperature"),
     "dist": ("beta", "gamma", "temperature"),
     "standardized_kl": ("temperature",),
+    "bernoulli_kl": ("temperature",),
+    "squared_error": (),
+    "huber": ("delta",),
+}
+# For which outputs they are: exclusive classes, independent labels, numbers.
+OUTPUTS_OF_LOSSES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LOGIT_LOSSES, ("classes",)),
+    "mse_logits": ("classes", "labels"),
+    "cosine": ("classes", "labels"),
+    "bernoulli_kl": ("labels",),
+    "squared_error": ("numbers",),
+    "huber": ("numbers",),
 }
 FEATURE_LOSSES = ("hint", "attention_transfer", "rkd_distance", "rkd_angle", "similarity_preserving")
 PROJECTORS = ("conv1x1", "dense")
@@ -57,6 +69,8 @@ class Term:
     as `temperature`. `weight` and the numbers among the options may be schedules: a `Schedule` in a recipe, a Keras
     `LearningRateSchedule` elsewhere.
 
+    `output` names the output whose logits are compared, for a student with several outputs.
+
     A loss of features needs both taps, names of layers (`block/conv` inside of a nested model); with several teachers
     the teacher's is `0/conv1`, the number of the teacher first. `projector` maps the student's features to the
     teacher's channels: `conv1x1`, `dense` (on the last axis), or, outside of recipes, a Keras layer. It is trained with
@@ -65,6 +79,7 @@ class Term:
 
     loss: str | object
     weight: float | Schedule = 1.0
+    output: str | None = field(default=None, kw_only=True)
     student_tap: str | None = field(default=None, kw_only=True)
     teacher_tap: str | None = field(default=None, kw_only=True)
     projector: str | object | None = field(default=None, kw_only=True)

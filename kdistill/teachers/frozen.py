@@ -10,15 +10,22 @@ import keras
 import tensorflow as tf
 
 from kdistill.errors import InputError, unknown
+from kdistill.networks.heads import CLASSES, LABELS, NUMBERS
 from kdistill.networks.signatures import subject_of
 from kdistill.networks.taps import tapped
 from kdistill.teachers.adapted import Adapted, inference_outputs
 from kdistill.teachers.first_look import FirstLook
 
+ONE_HEAD = {"": CLASSES}
 Predict = Callable[[tf.Tensor], object]  # images -> logits, or a dict of logits and taps
 
 
-def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str] | None = None) -> Predict:
+def frozen(
+    teacher,
+    weights: Sequence[float] | None = None,
+    taps: dict[str, str] | None = None,
+    heads: Callable[[], dict[str, str]] = lambda: ONE_HEAD,
+) -> Predict:
     """One function, images -> float32 logits `[batch, classes]`, of a model, a function, or a list of these.
 
     Models run with `training=False` and without gradients. Several are blended in probability space, as in
@@ -33,6 +40,8 @@ def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str]
         taps: names of layers, with the settings that name them. The function then returns a dict of `logits` and each
             tap, from one forward. With several teachers, a tap is the number of the teacher and the layer, `0/conv1`.
             A function as teacher returns such a dict itself.
+        heads: gives what the student's outputs mean by their names, an empty name for the only one, when the teacher
+            runs: `classes`, `labels` or `numbers`. With several outputs the function returns a dict by these names.
 
     Raises:
         InputError: for something that is no teacher, wrong `weights`, or a tap that does not exist. The function
@@ -47,23 +56,38 @@ def frozen(teacher, weights: Sequence[float] | None = None, taps: dict[str, str]
             f"teacher_weights expects {len(teachers)} positive numbers, one per teacher, received {list(weights)}."
         )
     if len(teachers) == 1:
-        return _frozen_one(teachers[0], taps or {})
+        return _frozen_one(teachers[0], taps or {}, heads)
     taps_of = _taps_by_teacher(taps or {}, len(teachers))
-    functions = [_frozen_one(one, own) for one, own in zip(teachers, taps_of, strict=True)]
-    total = sum(shares)
+    functions = [_frozen_one(one, own, heads) for one, own in zip(teachers, taps_of, strict=True)]
 
     def blended(images):
-        log_probabilities, features = [], {}
-        for index, (share, function) in enumerate(zip(shares, functions, strict=True)):
-            outputs = function(images)
-            if isinstance(outputs, dict):
-                features |= {f"{index}/{name}": value for name, value in outputs.items()}
-                outputs = outputs["logits"]
-            log_probabilities.append(tf.math.log(share / total) + tf.nn.log_softmax(outputs))
-        logits = tf.reduce_logsumexp(tf.stack(log_probabilities), axis=0)
+        outputs, features = [function(images) for function in functions], {}
+        for index, output in enumerate(outputs if taps else ()):
+            if isinstance(output, dict):
+                features |= {f"{index}/{name}": value for name, value in output.items()}
+                outputs[index] = output["logits"]
+        meanings = heads()
+        if list(meanings) != [""]:
+            return {name: _blend([o[name] for o in outputs], shares, meanings[name]) for name in meanings}
+        logits = _blend(outputs, shares, meanings[""])
         return {"logits": logits, **features} if taps else logits
 
     return blended
+
+
+def _blend(outputs: list, shares: list[float], meaning: str) -> tf.Tensor:
+    """The weighted mean of numbers or of probabilities; of the latter the logits."""
+    total = sum(shares)
+    if meaning == NUMBERS:
+        return tf.add_n([output * (share / total) for share, output in zip(shares, outputs, strict=True)])
+
+    def mean(log_probabilities):
+        weighed = [tf.math.log(share / total) + logs for share, logs in zip(shares, log_probabilities, strict=True)]
+        return tf.reduce_logsumexp(tf.stack(weighed), axis=0)
+
+    if meaning == LABELS:
+        return mean([tf.math.log_sigmoid(z) for z in outputs]) - mean([tf.math.log_sigmoid(-z) for z in outputs])
+    return mean([tf.nn.log_softmax(logits) for logits in outputs])
 
 
 def _taps_by_teacher(taps: dict[str, str], count: int) -> list[dict[str, str]]:
@@ -80,7 +104,7 @@ def _taps_by_teacher(taps: dict[str, str], count: int) -> list[dict[str, str]]:
     return taps_of
 
 
-def _frozen_one(teacher, taps: dict[str, str]) -> Predict:
+def _frozen_one(teacher, taps: dict[str, str], heads: Callable[[], dict[str, str]]) -> Predict:
     prepare = teacher.prepare if isinstance(teacher, Adapted) else (lambda images: images)
     model, stated = (teacher.teacher, teacher.outputs) if isinstance(teacher, Adapted) else (teacher, None)
     subject = subject_of(model, "teacher")
@@ -97,12 +121,30 @@ def _frozen_one(teacher, taps: dict[str, str]) -> Predict:
             return outputs["logits"]
         return outputs
 
-    first_look = FirstLook(lambda inputs: classifying(inference_outputs(model, inputs)), subject, stated)
+    first_looks: dict[tuple, FirstLook] = {}
+
+    def scores(name: str, meaning: str, pick: Callable, outputs, inputs) -> tf.Tensor:
+        if (name, meaning) not in first_looks:
+            whose = subject if not name else f"The output {name!r} of the teacher"
+            first_looks[name, meaning] = FirstLook(lambda x: pick(inference_outputs(model, x)), whose, stated)
+        found = first_looks[name, meaning].scores(pick(outputs), inputs, meaning)
+        return tf.stop_gradient(tf.cast(found, tf.float32))
 
     def predict(images):
-        inputs = prepare(images)
+        inputs, meanings = prepare(images), heads()
         outputs = inference_outputs(model, inputs)
-        logits = tf.stop_gradient(tf.cast(first_look.logits(classifying(outputs), inputs), tf.float32))
+        if list(meanings) != [""]:
+            return {
+                name: scores(
+                    name,
+                    meanings[name],
+                    lambda values, name=name: _output(values, name, meanings, model),
+                    outputs,
+                    inputs,
+                )
+                for name in meanings
+            }
+        logits = scores("", meanings[""], classifying, outputs, inputs)
         if not taps:
             return logits
         features = outputs if isinstance(outputs, dict) else {"logits": outputs}
@@ -112,3 +154,19 @@ def _frozen_one(teacher, taps: dict[str, str]) -> Predict:
         return {"logits": logits, **{name: tf.stop_gradient(features[name]) for name in taps if name != "logits"}}
 
     return predict
+
+
+def _output(outputs, name: str, meanings: dict[str, str], model):
+    """The output of a teacher for that of a student with this name."""
+    if isinstance(outputs, dict):
+        if name not in outputs:
+            raise InputError(
+                f"The student has the outputs {', '.join(meanings)}, the teacher {', '.join(outputs)}. Give the "
+                "teacher outputs of the same names: keras.Model(inputs, {name: tensor, ...})."
+            )
+        return outputs[name]
+    if isinstance(outputs, (list, tuple)) and len(outputs) == len(meanings):
+        names = list(getattr(model, "output_names", ()))
+        return outputs[names.index(name) if set(names) == set(meanings) else list(meanings).index(name)]
+    received = len(outputs) if isinstance(outputs, (list, tuple)) else 1
+    raise InputError(f"The student has the outputs {', '.join(meanings)}, the teacher {received}. Give it the same.")

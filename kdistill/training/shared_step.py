@@ -78,7 +78,7 @@ def signature(member: Supervised) -> str:
     optimizer = member.optimizer.get_config()
     optimizer |= {"name": "", "learning_rate": _kind(optimizer.get("learning_rate"))}
     variables = [(tuple(v.shape), str(v.dtype), v.trainable) for v in state_of(member)]
-    losses = (id(member.hard_loss) if member.hard_loss else None, member.part_names)
+    losses = ([loss and id(loss) for loss in member.hard_losses], member.heads, member.part_names)
     parts = [type(member).__name__, config, type(member.optimizer).__name__, optimizer, variables, losses]
     return json.dumps(parts, sort_keys=True, default=repr)
 
