@@ -168,7 +168,7 @@ def check_student(student: keras.Model, stage: Stage) -> None:
 def check_head(student: Prepared) -> None:
     """Raises `InputError` for a student whose outputs are not those of exclusive classes."""
     try:
-        exclusive_kind(student.head.kind, subject_of(student.model, "student"))
+        exclusive_kind(student.head, subject_of(student.model, "student"))
     except InputError as error:
         raise InputError(
             f"{error} To quantize this model without training, use kdistill.export with the profile 'npu' or "

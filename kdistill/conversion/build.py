@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from kdistill.conversion import convert, graph
 from kdistill.conversion.float32 import Prepared
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.errors import CheckFailed, InputError
+from kdistill.evaluation.examples import gather
 from kdistill.files import PART
+from kdistill.networks.heads import LABELS, Head
 from kdistill.networks.signatures import image_shape
 from kdistill.recipe import Profile
 from kdistill.recipe.values import as_dict
@@ -32,11 +34,6 @@ SCALED = (
     "Give raw pixels. If the model was trained on scaled ones, add its mean and std, such as mean=0, std=255, which "
     "become part of the file; or mean=0, std=1 for a file that takes scaled pixels."
 )
-VALUES = {  # by kind of head: what an output that is not of exclusive classes contains
-    "labels": "probabilities of labels that do not exclude each other, each from a sigmoid",
-    "numbers": "one number for each image",
-    "unclear": "numbers from 0 to 1 that do not sum to 1",
-}
 ABOUT = ("name", "description", "version", "author", "license", "recipe", "data")  # the keys of `about`
 
 
@@ -46,7 +43,9 @@ class Built:
 
     content: bytes
     profile: Profile
-    output_kind: str  # logits, probabilities, or other numbers in words
+    heads: dict[str, Head]  # of the file's outputs
+    takes_images: bool
+    inputs: tuple[str, ...]  # in the order of the model
     class_names: tuple[str, ...] | None
     float_layers: list[dict]
     precision: str | None
@@ -57,20 +56,21 @@ class Built:
 def build(
     student: Prepared,
     profile: Profile,
-    calibration: np.ndarray | None = None,
+    calibration=None,
     class_names: Sequence[str] | None = None,
     about: dict | None = None,
 ) -> Built:
     """Converts a student for a profile; for the other arguments see `export`."""
     about = _checked_about(about)
-    _check_class_names(class_names, student.head.classes)
+    _check_class_names(class_names, student)
+    graph.check_suits(student.model, profile, student.heads)
     if profile.quantization == "int8":
-        calibration = calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
+        calibration = calibration_of(student, profile, calibration)
     model = graph.with_normalization(student.model, profile)
-    model = graph.with_channels_and_softmax(model, profile, student.head.kind)
-    if calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
+    model = graph.with_channels_and_softmax(model, profile, student.heads)
+    if student.takes_images and calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
         calibration = np.repeat(calibration, image_shape(model)[-1], axis=-1)
-    content = convert.convert(model, profile, calibration)
+    content = convert.convert(model, profile, calibration, graph.heads_in_file(student.heads, profile))
     if profile.operators == "micro":
         microcontroller.check_operators(flatbuffer.parse(content), profile.name)
     return _built(content, student, model, profile, class_names, about)
@@ -90,7 +90,9 @@ def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profi
     return Built(
         content,
         profile,
-        VALUES.get(student.head.kind) or profile.output or student.head.kind,
+        graph.heads_in_file(student.heads, profile),
+        student.takes_images,
+        tuple(student.inputs),
         None if class_names is None else tuple(str(name) for name in class_names),
         _float_layers(flatbuffer.parse(content), profile, model),
         student.precision,
@@ -154,6 +156,7 @@ def _report(built: Built, file: File, content: bytes, path: Path) -> dict:
         "weights_sha256": built.weights_sha256,
         "min_runtime": flatbuffer.min_runtime(flatbuffer.parse(content)),
         "input": file.input,
+        **({} if built.takes_images else {"inputs": file.inputs}),
         "output": file.output,
         "outputs": file.outputs,
         "operators": file.operators(),
@@ -168,6 +171,37 @@ def _float_layers(content: ModelT, profile: Profile, model: keras.Model) -> list
         {"operator": row["operator"], "layer": graph.layer_of(row["tensor"], names), "reason": row["reason"]}
         for row in flatbuffer.stayed_float(content, profile.quantization)
     ]
+
+
+def calibration_of(student: Prepared, profile: Profile, calibration):
+    """Up to 500 calibration examples, evenly spaced, checked: images, or arrays by the names of the inputs."""
+    if student.takes_images:
+        return calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
+    if calibration is None:
+        raise InputError(
+            f"calibration expects training examples of '{student.model.name}', for int8; received none. {GIVE}"
+        )
+    inputs = inputs_by_name(calibration, student, "calibration")
+    for name, array in inputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"calibration has numbers that are NaN or infinite in the input '{name}'.")
+    if len(array) > 1 and not any((array != array[0]).any() for array in inputs.values()):
+        raise InputError(f"calibration is the same example {len(array)} times. {GIVE}")
+    return inputs
+
+
+def inputs_by_name(examples, student: Prepared, what: str = "examples", limit: int | None = CALIBRATION_IMAGES):
+    """The inputs of examples of any kind by name, as a student that takes no image gets them, up to `limit`."""
+    text = student.text
+    if isinstance(examples, Mapping) and set(examples) == set(student.inputs):
+        text = None  # what the layer for strings gives
+    inputs = gather(examples, None if text else student.inputs, what, with_labels=False).inputs
+    if text is not None:
+        ((_, strings),) = inputs.items()
+        inputs = {next(iter(student.inputs)): text.numbers(strings)}
+    if limit is None:
+        return inputs
+    return {name: evenly_spaced(array) for name, array in inputs.items()}
 
 
 def evenly_spaced(images) -> np.ndarray:
@@ -211,28 +245,37 @@ def _checked_about(about: dict | None) -> dict:
     return about
 
 
-def _check_class_names(names: Sequence[str] | None, classes: int) -> None:
+def _check_class_names(names: Sequence[str] | None, student: Prepared) -> None:
     """Class names that a user gives. Those of a data set were checked when it was read."""
     if names is None:
         return
+    if len(student.heads) > 1:
+        raise InputError(
+            f"class_names names the classes of one output; the model '{student.model.name}' has "
+            f"{', '.join(student.heads)}. Leave it out."
+        )
+    classes = student.head.classes
     if isinstance(names, str) or len(names) != classes or any(not str(n).strip() or "\n" in str(n) for n in names):
         raise InputError(f"class_names expects {classes} names of one line each; received {names!r}.")
 
 
 def _document(built: Built, file: File, metrics: dict | None) -> dict:
     """The `model.json` inside the file: how to use the file, and its origin."""
-    about, quantized = built.about, file.input["scale"] is not None
+    about, heads = built.about, built.heads
     outputs = [
         {
             **output,
-            "values": built.output_kind if output == file.output else "a further output of the model",
+            **_meaning(heads, output, file),
             "dequantized": "(number - zero_point) * scale" if output["scale"] else "the number itself",
             "position": position,
         }
         for position, output in enumerate(file.outputs)
     ]
-    outputs.sort(key=lambda output: output["name"] != file.output["name"])  # the one with the labels first
-    kind = "A model of images" if built.output_kind in VALUES.values() else "An image classifier"
+    if len(heads) > 1:
+        outputs.sort(key=lambda output: list(heads).index(output["name"]) if output["name"] in heads else len(heads))
+    else:
+        outputs.sort(key=lambda output: output["name"] != file.output["name"])  # the one with the labels first
+    kind = _kind_of_model(built)
     gray = " It reduces the three channels of its input to gray." if built.profile.channels == 3 else ""
     return {
         "name": about["name"],
@@ -244,13 +287,7 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
         "profile": as_dict(built.profile),
         "min_runtime": flatbuffer.min_runtime(flatbuffer.parse(built.content)),
         "signature": "serving_default",
-        "input": {
-            **file.input,
-            "values": metadata.OWN_RANGE if graph.keeps_range(built.profile) else metadata.RAW_PIXELS,
-            "mean": [0.0],
-            "std": [1.0],
-            "quantized": "pixel / scale + zero_point" if quantized else "the pixel itself",
-        },
+        **_inputs(built, file),
         "outputs": outputs,
         "float_layers": built.float_layers,
         "provenance": {
@@ -261,6 +298,54 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
         },
         "versions": provenance.versions(),
     }
+
+
+def _inputs(built: Built, file: File) -> dict:
+    """`input`, an image, or the inputs of a model of anything else as `inputs`."""
+    if not built.takes_images:
+        numbers = "number / scale + zero_point"
+        rows = [{**one, "quantized": numbers if one["scale"] else "the number itself"} for one in file.inputs]
+        order = {"input_order": list(built.inputs)} if len(rows) > 1 else {}
+        return {"inputs": [{**row, "values": metadata.OWN_RANGE} for row in rows], **order}
+    quantized = file.input["scale"] is not None
+    image = {
+        **file.input,
+        "values": metadata.OWN_RANGE if graph.keeps_range(built.profile) else metadata.RAW_PIXELS,
+        "mean": [0.0],
+        "std": [1.0],
+        "quantized": "pixel / scale + zero_point" if quantized else "the pixel itself",
+    }
+    return {"input": image}
+
+
+def _meaning(heads: dict[str, Head], output: dict, file: File) -> dict:
+    """What an output of a file contains, in words, and unless it is one row of exclusive classes as `head` too."""
+    head = next(iter(heads.values())) if len(heads) == 1 and output == file.output else heads.get(output["name"])
+    if head is None:
+        return {"values": "a further output of the model"}
+    if head.exclusive and not head.positions and len(heads) == 1:
+        return {"values": head.kind}
+    return {"values": describe(head), "head": {"meaning": head.meaning, "kind": head.kind}}
+
+
+def describe(head: Head) -> str:
+    """What an output contains, in words."""
+    if head.kind == "unclear":
+        return "numbers from 0 to 1 that do not sum to 1"
+    where = " for each position" if head.positions else ""
+    if head.exclusive:
+        return f"{head.kind} of exclusive classes{where}"
+    if head.meaning == LABELS:
+        end = ", each from a sigmoid" if head.kind == "probabilities" else ""
+        return f"{head.kind} of labels that do not exclude each other{end}{where}"
+    return f"{'one number' if head.shape in ((), (1,)) else 'numbers'} for each example"
+
+
+def _kind_of_model(built: Built) -> str:
+    if not built.takes_images:
+        return "A model"
+    classifies = len(built.heads) == 1 and all(head.exclusive and not head.positions for head in built.heads.values())
+    return "An image classifier" if classifies else "A model of images"
 
 
 def _document_beside(built: Built, document: dict, report: dict) -> dict:

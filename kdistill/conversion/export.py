@@ -1,16 +1,32 @@
 """From a Keras model to checked `.tflite` files: for one profile in one call, or for several of them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from kdistill.conversion import graph, worker
-from kdistill.conversion.build import NAME, Built, build, calibration_images, evenly_spaced, write
+from kdistill.conversion.build import (
+    CALIBRATION_IMAGES,
+    NAME,
+    Built,
+    build,
+    calibration_images,
+    calibration_of,
+    evenly_spaced,
+    write,
+)
 from kdistill.conversion.float32 import Prepared, prepare
-from kdistill.conversion.verify import METRICS, as_examples, export_checked, logits_of, measured
+from kdistill.conversion.verify import (
+    METRICS,
+    as_examples,
+    export_checked,
+    logits_of,
+    measured,
+    outputs_to_compare,
+)
 from kdistill.data.splits import Examples
 from kdistill.errors import FileRefused, InputError
 from kdistill.evaluation.evaluate import predict
@@ -23,7 +39,7 @@ def export(
     student: keras.Model | str | Path,
     path: str | Path,
     profile: str | Profile = "phone_cpu",
-    calibration: np.ndarray | None = None,
+    calibration=None,
     class_names: Sequence[str] | None = None,
     about: dict | None = None,
     *,
@@ -31,29 +47,34 @@ def export(
     check: str | None = "warn",
     mean=None,
     std=None,
+    head: str | Mapping | None = None,
 ) -> dict:
     """Writes a model as a `.tflite` file for a profile, and compares the file with the model.
 
     The file is complete or absent: it is written only after it has been loaded and has run in a process of its own.
 
     Args:
-        student: A Keras model, or the path of a `.keras` file: one image in, logits or probabilities `[batch, classes]`
-            out.
+        student: A Keras model, or the path of a `.keras` file, with any inputs of a fixed size and any outputs of
+            numbers; what each profile holds is in `docs/export.md`.
         path: The file, ending in `.tflite`; or a folder, for `student.tflite` in it.
         profile: The name of a profile, the path of a `.py` file with one, or a `Profile`.
         calibration: Training images `[n, height, width, channels]`, raw pixels 0..255, for int8 profiles; others use
-            them for the comparison only. Up to 500 are used, evenly spaced.
+            them for the comparison only. Up to 500 are used, evenly spaced. Of a model of anything else, its inputs in
+            its own range: an array, a dict by name, a tuple, or a `tf.data.Dataset`, whose labels do not count.
         class_names: The names of the classes, one line each. With them, `labels.txt` and `model.json` are written
             beside the file; both are also inside it, see `kdistill.tflite.metadata`.
         about: More for the metadata: name, description, version, author, license (texts), recipe, data (JSON values).
         examples: What file and model are compared on: `kdistill.Examples`, `(images, labels)`, or images alone, better
-            not the calibration images. Default: the calibration images. The drop of accuracy needs labels.
+            not the calibration images; other inputs and heads as for `kdistill.evaluate`. Default: the calibration
+            images. The drop of accuracy needs labels.
         check: What happens if the file loses more than the limits of the profile and chance allow, see
             `kdistill.check`: "warn" writes it with a warning, "raise" does not write it, None compares nothing.
         mean, std: The model was trained on `(pixel - mean) / std`, which becomes part of the file, so that it takes raw
             pixels: numbers, or one for each channel. They replace those of the profile. With mean=0, std=1 the file
             takes the numbers on which the model was trained, and so do calibration and examples. None: those of the
             profile; then a `UserWarning` names another range if the images do not look like those of the training.
+        head: What the outputs mean, `classes`, `labels` or `numbers`, or a dict by output (`docs/heads.md`); None: what
+            the loss of `compile`, the last activation and the numbers tell. What nothing tells is numbers.
 
     Returns:
         A dict: path, profile, bytes, sha256, weights_sha256 (of the Keras model), min_runtime, input, output, outputs,
@@ -72,13 +93,20 @@ def export(
     path, profile = Path(path), graph.with_range(load_profile(profile), mean, std)
     path = path if path.suffix == ".tflite" else path / NAME
     _check_mode(check, examples, calibration)
-    student = prepare(student)
+    student = prepare(student, head)
+    graph.check_suits(student.model, profile, student.heads)
+    if student.classifies_images and hasattr(calibration, "element_spec"):
+        calibration = as_examples(calibration, "calibration")[0]
     if profile.quantization == "int8":
         worker.start()  # in the background, while the model runs
     comparison = None if check is None else _Comparison(student, profile, examples, calibration)
     built = build(student, profile, calibration, class_names, about)
     images, labels = (comparison.images, comparison.labels) if comparison else (None, None)
-    if comparison is None and profile.quantization == "int8":
+    if not student.takes_images:
+        images = None
+    elif isinstance(images, Mapping):
+        images, labels = next(iter(images.values())), None
+    elif comparison is None and profile.quantization == "int8":
         images = evenly_spaced(calibration)
     warning = None if images is None else input_warning(student, profile, images, labels)
     if warning:
@@ -124,7 +152,7 @@ def export_profiles(
         say(f"Exporting {profile.name}")
         normalization = tuple(profile.mean), tuple(profile.std)
         try:
-            if logits.get(normalization) is None:
+            if logits.get(normalization) is None and student.classifies_images:
                 logits[normalization] = logits_of(student, profile, examples.images)
             files[profile.name] = export_checked(
                 student,
@@ -132,7 +160,7 @@ def export_profiles(
                 profile,
                 calibration,
                 examples,
-                model_logits=logits[normalization],
+                model_logits=logits.get(normalization),
                 class_names=class_names,
                 about=about,
             )
@@ -158,7 +186,7 @@ def input_warning(student: Prepared, profile: Profile, images, labels: np.ndarra
         f"the model '{student.model.name}'",
         student.model,
         lambda numbers: predict(student.model, numbers),
-        labels if student.head.exclusive else None,
+        labels if student.classifies_images else None,
         (profile.mean or (0.0,), profile.std or (1.0,)) if profile.mean or profile.std else None,
     )
 
@@ -174,6 +202,16 @@ class _Comparison:
 
     def __init__(self, student: Prepared, profile: Profile, examples, calibration):
         self.student, self.metrics, self.refusal = student, None, None
+        if not student.classifies_images:
+            what, limit = ("examples", None) if examples is not None else ("calibration", CALIBRATION_IMAGES)
+            examples = calibration if examples is None else examples
+            if what == "calibration" and profile.quantization == "int8":
+                examples = calibration_of(student, profile, calibration)
+            self.logits, self.images, self.labels = None, None, None
+            if examples is not None:
+                compared = outputs_to_compare(student, profile, examples, what, limit)
+                self.logits, self.images, self.labels = compared
+            return
         self.images, self.labels = (None, None) if examples is None else as_examples(examples)
         if examples is None and profile.quantization == "int8":
             self.images = calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
@@ -190,7 +228,9 @@ class _Comparison:
             if strict:
                 raise
             self.metrics, self.refusal = error.check, error
-        return None if self.labels is None or not self.metrics else {name: self.metrics[name] for name in METRICS}
+        if not self.labels if isinstance(self.labels, dict) else self.labels is None:
+            return None
+        return {name: self.metrics[name] for name in METRICS} if self.metrics else None
 
 
 def _check_mode(check: str | None, examples, calibration) -> None:

@@ -1,6 +1,8 @@
 """A student as it can be converted: checked, and rebuilt in float32 if it computes in another precision."""
 
 import hashlib
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,25 +14,75 @@ from kdistill.distillation.supervised import Supervised
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks import copying
 from kdistill.networks.heads import Head
-from kdistill.networks.keras_internals import layers_of
+from kdistill.networks.keras_internals import consumers_of, graph_of, layers_of, operation_behind
 from kdistill.networks.precision import check_not_quantized, dtype_policy
-from kdistill.networks.saving import load_model
-from kdistill.networks.signatures import head_of, image_shape, main_output, noise_images, numpy_outputs
+from kdistill.networks.saving import load_model, loss_of_file
+from kdistill.networks.signatures import (
+    Input,
+    heads_of,
+    image_shape,
+    in_structure,
+    inputs_of,
+    main_output,
+    noise_inputs,
+    numpy_outputs,
+    takes_images,
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The layer that turns strings into numbers, and the model behind it."""
+
+    layer: keras.layers.Layer
+    rest: keras.Model
+
+    def numbers(self, strings) -> np.ndarray:
+        """What the layer gives for strings `[n]` or `[n, 1]`."""
+        import tensorflow as tf
+
+        return np.asarray(self.layer(tf.convert_to_tensor(np.asarray(strings))))
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A student that is ready for every profile. `prepare` makes it once; the conversion then hands it on."""
 
-    model: keras.Model  # float32, one image in, finite weights
+    model: keras.Model  # float32, finite weights
     precision: str | None  # in which the student itself computes
-    image_shape: tuple[int, int, int]  # height, width, channels
-    head: Head  # what its output means, and the number of classes
+    inputs: dict[str, Input]  # of `model`
+    heads: dict[str, Head]  # what each of its outputs means
     weights_sha256: str  # of `model`
+    text: Text | None = None  # the layer for strings that is not part of `model`
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it takes one image."""
+        return takes_images(self.model)
+
+    @property
+    def classifies_images(self) -> bool:
+        """Whether it takes one image, and gives one row of exclusive classes, as of several outputs the main one."""
+        heads = list(self.heads.values())
+        return self.takes_images and len(heads) == 1 and heads[0].exclusive and not heads[0].positions
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels. Raises `InputError` for a model of anything else than one image."""
+        return image_shape(self.model)
+
+    @property
+    def head(self) -> Head:
+        """What the only output means. Raises `InputError` where there are several."""
+        if len(self.heads) > 1:
+            main_output(self.heads, self.model.name)
+        return next(iter(self.heads.values()))
 
 
-def prepare(student: keras.Model | str | Path) -> Prepared:
+def prepare(student: keras.Model | str | Path, head: str | Mapping | None = None) -> Prepared:
     """Checks a student (a model, a `Supervised` trainer of one, or a `.keras` file) and gives it in float32.
+
+    `head`: what its outputs mean, see `heads_of`; where nothing tells, they are numbers.
 
     A model trained in mixed precision is rebuilt in float32 with the same weights: its own conversion would need
     operators that phones do not have. Raises `InputError` for a model that cannot be exported, and `CheckFailed` if the
@@ -41,12 +93,60 @@ def prepare(student: keras.Model | str | Path) -> Prepared:
         model = model.student
     if not isinstance(model, keras.Model):
         raise InputError(f"export expects a keras.Model or the path of a .keras file, received {model!r}.")
-    shape = image_shape(model)
+    loss = loss_of_file(student) if isinstance(student, (str, Path)) else getattr(model, "loss", None)
+    text = _text_of(model)
+    if text is not None:
+        model = text.rest
+    _check_sizes(model)
     check_not_quantized(model, allowed=("int4",))  # the converter takes no other mode
     _check_finite(model)
-    plain = with_channel(model if _is_float32(model) else _in_float32(model))
+    plain = model if _is_float32(model) else _in_float32(model)
+    heads = heads_of(plain, head, loss, strict=False)
+    plain = with_channel(plain) if takes_images(plain) else plain
     precision = getattr(model, "compute_dtype", None)
-    return Prepared(plain, precision, shape, head_of(plain), _weights_sha256(plain))
+    return Prepared(plain, precision, inputs_of(plain), heads, _weights_sha256(plain), text)
+
+
+def _check_sizes(model: keras.Model) -> None:
+    """Raises `InputError` for a model that is not built, and for inputs without a fixed size."""
+    if takes_images(model):
+        image_shape(model)
+        return
+    for one in inputs_of(model).values():
+        if None in one.shape:
+            shape = tuple(8 if size is None else size for size in one.shape)
+            raise InputError(
+                f"The input '{one.name}' of the model '{model.name}' is [batch, "
+                f"{', '.join('any' if size is None else str(size) for size in one.shape)}]; a file needs a fixed size. "
+                f"Build the model with it, such as keras.Input({shape}), and give it the weights of this one "
+                "(new.set_weights(model.get_weights()))."
+            )
+        if one.dtype == "string":
+            raise InputError(
+                f"The input '{one.name}' of the model '{model.name}' is text, which no file takes. Give the model "
+                "behind the layer that turns text into numbers: keras.Model(<output of that layer>, model.output)."
+            )
+
+
+def _text_of(model: keras.Model) -> Text | None:
+    """The layer that turns the only input, strings, into numbers, and the model behind it; None for other models."""
+    graph = graph_of(model)
+    structure = None if graph is None else graph.input
+    structure = structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
+    if getattr(structure, "dtype", None) != "string":
+        return None
+    layers = set(consumers_of(operation_behind(structure)))
+    layers = [layer for layer in layers if layer in graph.operations]
+    if len(layers) != 1 or layers[0].output.dtype == "string":
+        return None
+    rest = keras.Model(layers[0].output, graph.output, name=model.name)
+    warnings.warn(
+        f"The model '{model.name}' takes text, which no file takes. The file takes what its layer '{layers[0].name}' "
+        f"gives, {layers[0].output.dtype} {['batch', *layers[0].output.shape[1:]]}. Run that layer before the file.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return Text(layers[0], rest)
 
 
 def _check_finite(model: keras.Model) -> None:
@@ -89,14 +189,19 @@ def _in_float32(model: keras.Model) -> keras.Model:
 
 
 def _check_same(model: keras.Model, rebuilt: keras.Model) -> None:
-    images = noise_images(model)
-    before, after = (main_output(numpy_outputs(which, images), model.name) for which in (model, rebuilt))
-    difference, spread = np.max(abs(before - after)), max(1.0, np.max(abs(after)))
-    if not difference <= 0.1 * spread:  # bfloat16 has 2 to 3 digits
+    noise = noise_inputs(model)
+    before, after = (list(numpy_outputs(which, noise).values()) for which in (model, rebuilt))
+    differences = [float(np.max(abs(first - second))) for first, second in zip(before, after, strict=True)]
+    spreads = [max(1.0, float(np.max(abs(second)))) for second in after]
+    # bfloat16 has 2 to 3 digits
+    wrong = [pair for pair in zip(differences, spreads, strict=True) if not pair[0] <= 0.1 * pair[1]]
+    if wrong:
+        difference, spread = wrong[0]
+        inputs = in_structure(model, noise)
         raise CheckFailed(
             f"The model '{model.name}', rebuilt in float32, differs by {difference:.3g} from itself in "
             f"{_precision(model)} (its outputs go up to {spread:.3g}): "
-            f"{copying.difference(model, rebuilt, images, tolerance=0.1)} Or train it in float32."
+            f"{copying.difference(model, rebuilt, inputs, tolerance=0.1)} Or train it in float32."
         )
 
 

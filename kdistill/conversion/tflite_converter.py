@@ -20,15 +20,15 @@ import numpy as np
 from kdistill.tflite.interpreter import first_line
 
 IDLE_SECONDS = 300  # a worker without a job for so long ends
-CALIBRATION, CONTENT = "calibration.npy", "content.tflite"  # beside the SavedModel
+CONTENT = "content.tflite"  # beside the SavedModel
 
 
 @dataclass(frozen=True)
 class Job:
     """What to convert, and how.
 
-    `folder`: a SavedModel with the signature `serving_default`, whose input is `image`; for int8 also the calibration
-    images in `calibration.npy`. `quantization`: as in a profile, or `trained`, int8 with the ranges in the graph.
+    `folder`: a SavedModel with the signature `serving_default`; for int8 also the calibration examples of each input,
+    see `calibration_file`. `quantization`: as in a profile, or `trained`, int8 with the ranges in the graph.
     """
 
     folder: str
@@ -36,6 +36,19 @@ class Job:
     input_type: str = "float32"
     output_type: str = "float32"
     batch: int = 1  # of the calibration
+    inputs: tuple[str, ...] = ("image",)  # their names
+
+
+def calibration_file(folder: str | Path, place: int) -> Path:
+    """The file with the calibration examples of the input at this place of `Job.inputs`."""
+    return Path(folder, f"calibration{place or ''}.npy")
+
+
+def calibration_batches(job: Job):
+    """The calibration examples as the model gets them: dicts by input."""
+    arrays = [np.load(calibration_file(job.folder, place), mmap_mode="r") for place in range(len(job.inputs))]
+    for parts in zip(*(batches(array, job.batch) for array in arrays), strict=True):
+        yield dict(zip(job.inputs, parts, strict=True))
 
 
 class Refusal(Exception):
@@ -76,9 +89,8 @@ def _converter(job: Job):
         # setting for this; `test_the_converter_has_its_private_setting` fails first when TensorFlow renames it.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     elif job.quantization == "int8":
-        images = np.load(Path(job.folder, CALIBRATION), mmap_mode="r")
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: ({"image": batch} for batch in batches(images, job.batch))
+        converter.representative_dataset = lambda: calibration_batches(job)
         converter.inference_input_type = tf.as_dtype(job.input_type)
         converter.inference_output_type = tf.as_dtype(job.output_type)
     return converter
@@ -107,10 +119,11 @@ def _repeatable_quantizer():
 
 
 def batches(images: np.ndarray, size: int):
-    """The images in batches of this size, float32. The last batch is filled with the first images."""
+    """The examples in batches of this size; pixels are float32. The last batch is filled with the first examples."""
+    dtype = images.dtype if images.dtype in (np.int32, np.int64, np.bool_) else np.float32
     for start in range(0, len(images), size):
         places = np.arange(start, start + size) % len(images)
-        yield images[places].astype(np.float32)
+        yield images[places].astype(dtype)
 
 
 def find_fault(job: Job) -> dict | None:
@@ -119,18 +132,20 @@ def find_fault(job: Job) -> dict | None:
     The kind is `not finite`, an operator whose numbers are NaN or infinite on the calibration images, or `loop`.
     """
     from kdistill.tflite import flatbuffer
-    from kdistill.tflite.interpreter import open_interpreter, operator_details
+    from kdistill.tflite.interpreter import open_interpreter, operator_details, signature_names
 
-    content = convert(Job(job.folder, "none"))
+    content = convert(Job(job.folder, "none", inputs=job.inputs))
     model = flatbuffer.parse(content)
     names = [flatbuffer.tensor_name(tensor) for tensor in model.subgraphs[0].tensors]
     interpreter = open_interpreter(content, delegates=False, keep_tensors=True)
-    image = interpreter.get_input_details()[0]
-    interpreter.resize_tensor_input(image["index"], [job.batch, *image["shape"][1:]])
+    ends = {signature_names(interpreter)[end["index"]]: end for end in interpreter.get_input_details()}
+    for end in ends.values():
+        interpreter.resize_tensor_input(end["index"], [job.batch, *end["shape"][1:]])
     interpreter.allocate_tensors()
     operators = operator_details(interpreter)
-    for batch in batches(np.load(Path(job.folder, CALIBRATION), mmap_mode="r"), job.batch):
-        interpreter.set_tensor(image["index"], batch.astype(image["dtype"]))
+    for batch in calibration_batches(job):
+        for name, end in ends.items():
+            interpreter.set_tensor(end["index"], batch[name].astype(end["dtype"]))
         interpreter.invoke()
         for operator in operators:
             for index in operator["outputs"]:

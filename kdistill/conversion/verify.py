@@ -5,29 +5,38 @@ A file is refused where it loses more than its profile allows and chance does no
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from kdistill.conversion import graph
-from kdistill.conversion.build import NAME, Built, build, write
+from kdistill.conversion.build import NAME, Built, build, inputs_by_name, write
+from kdistill.conversion.comparison import (
+    NEAR,
+    as_in_file,
+    check_model_outputs,
+    compare_classes,
+    compare_heads,
+    exceeded,
+)
 from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import FileRefused, InputError
-from kdistill.evaluation import chance
 from kdistill.evaluation.evaluate import predict, predict_numbers
+from kdistill.evaluation.examples import Gathered, gather, rows_of
 from kdistill.evaluation.metrics import log_softmax
-from kdistill.networks.heads import SUPPORTED, are_probabilities, logits_of_probabilities
+from kdistill.evaluation.outputs import by_head, heads_of_runner, inputs_of_runner, outputs_of
+from kdistill.networks.heads import SUPPORTED, Head, are_probabilities, logits_of_probabilities
+from kdistill.networks.signatures import Input, inputs_of
 from kdistill.recipe import Profile
 from kdistill.recipe.loading import load_profile
 from kdistill.tflite import quantization_error
 from kdistill.tflite.interpreter import File, predict_isolated
 
 SECONDS = 3600  # for all test images
-NEAR = 0.05  # of their range: numbers that are no classes agree if they differ by no more
 METRICS = ("accuracy", "model_accuracy", "agreement", "max_difference", "images")  # of a check, written into the file
 ADVICE = {  # by quantization: what loses less
     "int8": "Try a profile that keeps activations in float (phone_cpu, phone_gpu), quantization-aware training "
@@ -48,21 +57,24 @@ def check(
     seconds: float = SECONDS,
     mean=None,
     std=None,
+    head: str | Mapping | None = None,
 ) -> dict:
     """Compares a `.tflite` with its model on images; the file runs in a process of its own, without TensorFlow.
 
     Args:
         path: The file.
-        model: The Keras model, the path of its `.keras` file, or its logits `[n, classes]` on the same images.
+        model: The Keras model, the path of its `.keras` file, or its logits `[n, classes]` on the same images; of other
+            heads its outputs by name.
         examples: `kdistill.Examples`, `(images, labels)`, or images alone: `[n, height, width, channels]`, raw pixels
-            0..255. Without labels the agreement is measured, but no accuracy.
+            0..255. Of other models as for `kdistill.evaluate`, or `(inputs, None)`. Without labels the agreement is
+            measured, but no accuracy.
         profile: The name of a profile, the path of a `.py` file with one, or a `Profile`, for its limits.
         max_drop: The accuracy that the file may lose, a share of 1. Default: the profile's.
         min_agreement: The share of images on which file and model must predict the same class. Default: the profile's.
-            Outputs that are not those of exclusive classes (sigmoids, a single number) agree on an image if every
-            number is as near as 5 % of the range.
+            For classes at positions and for labels the share of positions and labels with the same class, or on the
+            same side of 0.5; numbers agree on an example if every one is as near as 5 % of its range.
         seconds: The time limit for all images.
-        mean, std: As they were passed to `kdistill.export`; None: those of the profile.
+        mean, std, head: As they were passed to `kdistill.export`; None: those of the profile, and what the model tells.
 
     Returns:
         A dict: accuracy, model_accuracy, drop, lost and gained (the images that only the model and only the file
@@ -70,7 +82,9 @@ def check(
         occur), all None without labels; agreement, same (images), max_difference (of logits, or of probabilities if
         the file gives those), images, max_drop, min_agreement, p_drop and p_agreement (the probability of such a loss
         if the true one were exactly the limit), note (a limit that was exceeded as far as chance allows, or None), and
-        resolution (a sentence: what so many images can show).
+        resolution (a sentence: what so many images can show). Of several outputs, of classes at positions, labels and
+        numbers also heads: by output the metric ("accuracy", of numbers "r2"), its values for file and model, drop,
+        agreement, max_difference, and of numbers the correlation. Then agreement is the lowest and drop the largest.
 
     Raises:
         CheckFailed: The file does not run, crashes, takes too long, gives NaN or infinite numbers, or exceeds a limit
@@ -81,9 +95,19 @@ def check(
         kdistill.check("files/npu/student.tflite", student, (x_test, y_test), "npu")["agreement"]
     """
     profile = graph.with_range(with_limits(load_profile(profile), max_drop, min_agreement), mean, std)
+    if isinstance(model, Mapping):
+        heads = heads_of_runner(File(path), head)
+        sample = gather(examples, inputs_of_runner(File(path)))
+        return check_heads(
+            path, rows_of(model, heads), sample.inputs, labels_of(sample, heads), heads, profile, seconds
+        )
+    student = None if isinstance(model, np.ndarray) else prepare(model, head)
+    if student is not None and not student.classifies_images:
+        heads = graph.heads_in_file(student.heads, profile)
+        return check_heads(path, *outputs_to_compare(student, profile, examples), heads, profile, seconds)
     images, labels = as_examples(examples)
-    if not isinstance(model, np.ndarray):
-        model = logits_of(prepare(model), profile, images)
+    if student is not None:
+        model = logits_of(student, profile, images)
     elif model.ndim == 2 and are_probabilities(model):
         model = logits_of_probabilities(model)
     return check_against(path, model, images, labels, profile, seconds)
@@ -94,7 +118,10 @@ def as_examples(examples, name: str = "examples") -> tuple[np.ndarray | EncodedI
 
     Labels may also be `[n, 1]`, one-hot or distributions `[n, classes]`. `name`: of the argument, for messages.
     """
-    if isinstance(examples, Examples):
+    if hasattr(examples, "element_spec"):
+        sample = gather(examples, {"image": Input("image", (None, None, None), "float32")}, name)
+        images, labels = sample.inputs["image"], sample.labels
+    elif isinstance(examples, Examples):
         images, labels = examples.images, examples.labels
     elif name == "examples" and isinstance(examples, (tuple, list)) and len(examples) == 2:
         images, labels = examples
@@ -128,6 +155,70 @@ def logits_of(student: Prepared, profile: Profile, images) -> np.ndarray:
     """
     model = graph.with_normalization(student.model, profile)
     return predict(model, images) if student.head.exclusive else predict_numbers(model, images)
+
+
+def outputs_to_compare(student: Prepared, profile: Profile, examples, what: str = "examples", limit=None) -> tuple:
+    """What `check_heads` compares a file on: the model's outputs as the file gives them, its inputs, and its labels.
+
+    Each a dict by name. `what`: the argument; of `calibration` the labels do not count. `limit`: the most examples.
+    """
+    sample = None
+    if isinstance(examples, (np.ndarray, EncodedImages)) or what == "calibration":
+        inputs = inputs_by_name(examples, student, what, limit)
+    else:
+        sample = gather(examples, None if student.text else student.inputs, what)
+        inputs = inputs_by_name(sample.inputs if student.text is None else sample.inputs["input"], student, what, limit)
+    model = graph.with_normalization(student.model, profile)
+    outputs = by_head(outputs_of(model, dict(zip(inputs_of(model), inputs.values(), strict=True))), student.heads)
+    check_model_outputs(outputs)
+    outputs = as_in_file(outputs, student.heads, graph.heads_in_file(student.heads, profile))
+    labels = {} if sample is None else labels_of(sample, student.heads)
+    return (
+        outputs,
+        inputs,
+        dict(zip(outputs, labels.values(), strict=True)) if len(student.heads) == 1 and labels else labels,
+    )
+
+
+def labels_of(sample: Gathered, heads: Mapping[str, Head]) -> dict[str, np.ndarray]:
+    """The labels by output; those with the weight 0 are missing."""
+    if sample.labels is None:
+        return {}
+    labels = rows_of(sample.labels, heads)
+    for name, weights in rows_of(sample.weights, heads, "sample_weight").items():
+        hidden = weights == 0
+        if name in labels and hidden.any():
+            values = labels[name].astype(np.float64)
+            shape = hidden.shape + (1,) * (values.ndim - hidden.ndim)
+            labels[name] = np.where(np.broadcast_to(hidden.reshape(shape), values.shape), np.nan, values)
+    return labels
+
+
+def check_heads(path, expected: Mapping, inputs: Mapping, labels: Mapping, heads, profile: Profile, seconds=SECONDS):
+    """`check` for outputs of any heads; the arguments as of `outputs_to_compare`, `heads` as of the file's outputs."""
+    file = File(path, trusted=True)
+    if len(inputs) == 1:
+        inputs = {file.input["name"]: _with_channels(next(iter(inputs.values())), file.input)}
+    try:
+        outputs = by_head(predict_isolated(path, inputs, seconds), heads)
+    except InputError as error:
+        raise FileRefused(f"The file for '{profile.name}' cannot be used: {error}") from None
+    expected = dict(zip(heads, expected.values(), strict=True))
+    for name, numbers in outputs.items():
+        if numbers.shape != expected[name].shape:
+            raise FileRefused(
+                f"The file for '{profile.name}' gives {numbers.shape} for '{name}', its model {expected[name].shape}."
+            )
+        if not np.isfinite(numbers).all():
+            raise FileRefused(f"The file for '{profile.name}' gives numbers that are NaN or infinite for '{name}'.")
+    return _within_limits(compare_heads(outputs, expected, heads, labels, profile), profile)
+
+
+def _with_channels(array, end: dict) -> np.ndarray:
+    """Gray images for a file that takes color, and images that are decoded on access as an array."""
+    array = array[:] if isinstance(array, EncodedImages) else array
+    is_gray = array.ndim == 4 and array.shape[-1] == 1 and end["shape"][-1] == 3
+    return np.repeat(array, 3, axis=-1) if is_gray else array
 
 
 def with_limits(profile: Profile, max_drop: float | None = None, min_agreement: float | None = None) -> Profile:
@@ -168,13 +259,17 @@ def check_against(
     elif labels is not None:
         raise InputError(
             f"The file for '{profile.name}' does not give exclusive classes, so labels cannot be compared with its "
-            f"output '{file.output['name']}'. {SUPPORTED} Give images without labels: the numbers are compared."
+            f"output '{file.output['name']}'. {SUPPORTED} Give images without labels, or the Keras model."
         )
     else:
         size = 1.0 if file.sigmoid else np.ptp(model_logits)
         same = (abs(outputs - model_logits) <= NEAR * size).all(axis=1)
-    metrics = _compare(outputs, model_logits, same, labels, profile)
-    significant, others = _exceeded(metrics)
+    return _within_limits(compare_classes(outputs, model_logits, same, labels, profile), profile)
+
+
+def _within_limits(metrics: dict, profile: Profile) -> dict:
+    """The metrics, with a note on a limit that chance explains. Raises `FileRefused` for a limit exceeded beyond it."""
+    significant, others = exceeded(metrics)
     if significant:
         raise FileRefused(
             f"The file for '{profile.name}' is not good enough on {metrics['images']:,} images: "
@@ -185,61 +280,6 @@ def check_against(
     if others:
         metrics["note"] = f"{'; '.join(others)}. Chance allows this on {metrics['images']:,} images."
     return metrics
-
-
-def _compare(
-    outputs: np.ndarray, model_logits: np.ndarray, same: np.ndarray, labels: np.ndarray | None, profile: Profile
-) -> dict:
-    """The metrics of `check`; `same`: for which images file and model agree."""
-    images, same = len(outputs), int(same.sum())
-    metrics = dict.fromkeys(("accuracy", "model_accuracy", "drop", "lost", "gained", "p_drop", "per_class"))
-    labeled = None if labels is None else labels >= 0
-    if labeled is not None and labeled.any():
-        labels = labels[labeled]
-        if labels.max() >= outputs.shape[1]:
-            raise InputError(
-                f"The labels go up to {labels.max()}, but the model has {outputs.shape[1]} classes. Labels start at 0."
-            )
-        correct, model_correct = (rows.argmax(axis=1)[labeled] == labels for rows in (outputs, model_logits))
-        lost, gained = int((model_correct & ~correct).sum()), int((correct & ~model_correct).sum())
-        metrics |= {
-            "accuracy": float(correct.mean()),
-            "model_accuracy": float(model_correct.mean()),
-            "drop": float(model_correct.mean()) - float(correct.mean()),
-            "lost": lost,
-            "gained": gained,
-            "p_drop": chance.drop_p_value(lost, gained, len(labels), profile.max_drop),
-            "per_class": _per_class(labels, correct, model_correct),
-        }
-    return metrics | {
-        "agreement": same / images,
-        "same": same,
-        "max_difference": float(np.max(abs(outputs - model_logits))),
-        "images": images,
-        "max_drop": profile.max_drop,
-        "min_agreement": profile.min_agreement,
-        "p_agreement": chance.agreement_p_value(same, images, profile.min_agreement),
-        "note": None,
-        "resolution": chance.resolution(images, profile.max_drop, profile.min_agreement),
-    }
-
-
-def _exceeded(metrics: dict) -> tuple[list[str], list[str]]:
-    """The limits that are exceeded, in words: those beyond chance, and the others."""
-    significant, others = [], []
-    drop, agreement = metrics["drop"], metrics["agreement"]
-    if drop is not None and drop > metrics["max_drop"] + 1e-9:
-        (significant if metrics["p_drop"] <= chance.LEVEL else others).append(
-            f"accuracy fell from {metrics['model_accuracy']:.2%} to {metrics['accuracy']:.2%} ({metrics['lost']:,} "
-            f"images lost, {metrics['gained']:,} gained; limit: {100 * metrics['max_drop']:g} points, "
-            f"p = {metrics['p_drop']:.2g})"
-        )
-    if agreement < metrics["min_agreement"] - 1e-9:
-        (significant if metrics["p_agreement"] <= chance.LEVEL else others).append(
-            f"it agrees with its model on {agreement:.2%} (limit: {metrics['min_agreement']:.2%}, "
-            f"p = {metrics['p_agreement']:.2g})"
-        )
-    return significant, others
 
 
 def export_checked(
@@ -270,6 +310,10 @@ def export_checked(
         FileRefused: The file is not good enough. For int8 the message names the layers that cost most.
         InputError: As for `export`.
     """
+    if not student.classifies_images:
+        outputs, inputs, labels = outputs_to_compare(student, profile, examples)
+        built = build(student, profile, calibration, class_names, about)
+        return _write_measured(built, folder / NAME, student, outputs, inputs, labels)
     if model_logits is None:
         model_logits = logits_of(student, profile, examples.images)
     built = build(student, profile, calibration, class_names, about)
@@ -278,7 +322,10 @@ def export_checked(
 
 def write_checked(built: Built, path: Path, student: Prepared, model_logits: np.ndarray, examples) -> dict:
     """Writes what was built of a student to `path` if it passes `check` on these examples; see `export_checked`."""
-    images, labels = as_examples(examples)
+    return _write_measured(built, path, student, model_logits, *as_examples(examples))
+
+
+def _write_measured(built: Built, path: Path, student: Prepared, model_logits, images, labels) -> dict:
     metrics = {}
 
     def measure(part: Path) -> dict:
@@ -288,9 +335,14 @@ def write_checked(built: Built, path: Path, student: Prepared, model_logits: np.
     return {**write(built, path, measure), "check": metrics}
 
 
-def measured(built: Built, path: Path, student: Prepared, model_logits: np.ndarray, images, labels) -> dict:
-    """`check_against` of a file that was built of a student; a refusal names the layers that cost most."""
+def measured(built: Built, path: Path, student: Prepared, model_logits, images, labels) -> dict:
+    """`check_against` of a file that was built of a student; a refusal names the layers that cost most.
+
+    Of other heads than one row of classes for an image, the last three are those of `check_heads`.
+    """
     try:
+        if isinstance(model_logits, Mapping):
+            return check_heads(path, model_logits, images, labels, built.heads, built.profile)
         return check_against(path, model_logits, images, labels, built.profile)
     except FileRefused as error:
         costly = ""
@@ -309,6 +361,10 @@ def _costly_layers(student: Prepared, built: Built, path: Path, images) -> str:
         operators="builtin",
         c_array=False,
     )
+    if isinstance(images, Mapping):
+        if len(images) > 1:
+            return ""
+        images = next(iter(images.values()))
     reference = path.with_name("reference.tflite")
     try:
         reference.write_bytes(build(student, plain).content)
@@ -318,15 +374,3 @@ def _costly_layers(student: Prepared, built: Built, path: Path, images) -> str:
     finally:
         reference.unlink(missing_ok=True)
     return f" Most of the loss comes from: {quantization_error.sentence(rows)}."
-
-
-def _per_class(labels: np.ndarray, correct: np.ndarray, model_correct: np.ndarray) -> list[dict]:
-    return [
-        {
-            "class": int(label),
-            "images": int((labels == label).sum()),
-            "accuracy": float(correct[labels == label].mean()),
-            "model_accuracy": float(model_correct[labels == label].mean()),
-        }
-        for label in np.unique(labels)
-    ]

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -10,14 +11,33 @@ import numpy as np
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
+from kdistill.evaluation.examples import gather, rows_of
+from kdistill.evaluation.head_metrics import agreement_of, check_finite, kind_of_labels, measure_head, targets
 from kdistill.evaluation.metrics import measure
+from kdistill.evaluation.outputs import (
+    by_head,
+    constants,
+    gives_one_row,
+    heads_of_runner,
+    inputs_of_runner,
+    outputs_of,
+    traced,
+)
 from kdistill.files import byte_sizes
-from kdistill.networks.heads import MAIN_OUTPUTS, exclusive_kind, kind_of, logits_of_probabilities
+from kdistill.networks.heads import (
+    CLASSES,
+    MAIN_OUTPUTS,
+    Head,
+    exclusive_kind,
+    kind_of,
+    logits_of_probabilities,
+    meaning_of_loss,
+)
 from kdistill.networks.outputs import end_of
 from kdistill.networks.signatures import main_output, subject_of
 from kdistill.teachers.input_range import LABELED, MIN_GAIN, UNSCALED, Normalized, normalization, range_warning
 from kdistill.tflite import metadata
-from kdistill.tflite.interpreter import File
+from kdistill.tflite.interpreter import WHOLE, File
 
 if TYPE_CHECKING:
     import keras
@@ -29,35 +49,42 @@ LABELED_FILE = 128  # images on which a .tflite, which runs on one thread, is co
 
 def evaluate(
     model_or_path: ModelOrPath,
-    examples: Examples | tuple[np.ndarray, np.ndarray],
-    teacher_logits: np.ndarray | None = None,
+    examples,
+    teacher_logits: np.ndarray | Mapping | None = None,
     batch_size: int = 256,
     logits: np.ndarray | None = None,
     *,
     mean=None,
     std=None,
+    head: str | Mapping | None = None,
 ) -> dict:
-    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labeled images, all with the same numbers.
+    """Measures a `keras.Model`, a `.keras` file or a `.tflite` file on labeled examples, all with the same numbers.
 
     Args:
         model_or_path: the model, or the path of a `.keras` or `.tflite` file.
         examples: `Examples` or a pair: images `[n, h, w, c]`, raw pixels 0..255, and labels `[n]` (`[n, 1]`, one-hot).
-        teacher_logits: `[n, classes]`, such as `predict(teacher, examples.images)`.
+            Of other models `Examples(inputs, labels)`, `(x, y)`, `(x, y, sample_weight)` or a finite
+            `tf.data.Dataset` of these, with arrays, or dicts or tuples of them for several inputs or outputs.
+        teacher_logits: `[n, classes]`, such as `predict(teacher, examples.images)`; of several outputs a dict.
         batch_size: images per call.
         logits: what `predict` returned for these images, if you have it: the model does not run over them again.
         mean, std: the model gets `(pixel - mean) / std`: numbers, or one for each channel. None: it gets the images as
             they are. A `UserWarning` names another range if the accuracy is 10 points higher with it.
+        head: what the outputs mean, `classes`, `labels` or `numbers`, or a dict by output; None: what the loss of
+            `compile`, the last activation or the file tells (`docs/heads.md`).
 
-    Returns a dict:
-        accuracy, top5, ece: shares of 1.
-        agreement, kl: with `teacher_logits` only; a share of 1, and nats.
+    Returns a dict, of several outputs with the metrics of each as a dict under its name:
+        accuracy, top5, ece: of exclusive classes, shares of 1; of classes at positions accuracy and mean_iou; of
+            independent labels accuracy, auc, f1; of numbers mse and mae, see `head_metrics.measure_head`.
+        agreement, kl: with `teacher_logits` only; a share of 1 (of numbers the correlation), and nats (of one row of
+            classes).
         parameters: the number of weights, None for a `.tflite`.
         bytes, deflated: the size of the file and its size when compressed, None for a `keras.Model`.
         microseconds: the median time of one image. For a `.tflite` that is one call of the interpreter on one CPU
             thread, for a Keras model one call of its `tf.function` on all threads: compare files with files.
 
-    Raises `InputError` for a file that cannot be read, a model that does not fit the images, and outputs that are not
-    those of exclusive classes (sigmoids, a single number); `CheckFailed` for outputs that are not finite.
+    Raises `InputError` for a file that cannot be read, a model that does not fit the examples, and outputs of which
+    nothing tells what they mean; `CheckFailed` for outputs that are not finite.
 
     Example:
         >>> from kdistill.evaluation.evaluate import evaluate, predict
@@ -66,46 +93,137 @@ def evaluate(
         (0.9912, 0.9949, 15707)
     """
     runner, stated = _open(model_or_path), normalization(mean, std)
+    loss = _loss_of(model_or_path, runner)
+    if hasattr(examples, "element_spec"):
+        collected = gather(examples, inputs_of_runner(runner))
+        inputs = collected.inputs if len(collected.inputs) > 1 else next(iter(collected.inputs.values()))
+        examples = (inputs, collected.labels) + (() if collected.weights is None else (collected.weights,))
+    rows = logits
+    if rows is None and head is None and _one_row(examples) and meaning_of_loss(loss) in (None, CLASSES):
+        rows = _rows_of_classes(runner, _prepared(runner, _labeled(examples).images, stated), batch_size)
+    if rows is None:
+        metrics, inputs = _measure_heads(runner, examples, teacher_logits, batch_size, stated, head, loss)
+        return {**metrics, **_cost(model_or_path, runner, inputs)}
     examples = _labeled(examples)
     images = _prepared(runner, examples.images, stated)
-    logits = _predict(runner, images, batch_size) if logits is None else logits
-    metrics = measure(logits, examples.labels, teacher_logits)
+    metrics = measure(rows, examples.labels, teacher_logits)
     if metrics["accuracy"] + MIN_GAIN <= 1:
         warning = _range_warning(runner, examples, stated, batch_size)
         if warning:
             warnings.warn(warning, UserWarning, stacklevel=2)
+    return {**metrics, **_cost(model_or_path, runner, images)}
+
+
+def _cost(model_or_path: ModelOrPath, runner: Union[File, "keras.Model"], inputs) -> dict:
+    """parameters, bytes, deflated and microseconds."""
     is_file = isinstance(model_or_path, (str, Path))
-    metrics["parameters"] = None if isinstance(runner, File) else runner.count_params()
-    metrics["bytes"] = Path(model_or_path).stat().st_size if is_file else None
-    metrics["deflated"] = byte_sizes(Path(model_or_path).read_bytes())["deflated"] if is_file else None
-    latency = runner.latency()["median_us"] if isinstance(runner, File) else _keras_latency(runner, images)
-    metrics["microseconds"] = latency
-    return metrics
+    return {
+        "parameters": None if isinstance(runner, File) else runner.count_params(),
+        "bytes": Path(model_or_path).stat().st_size if is_file else None,
+        "deflated": byte_sizes(Path(model_or_path).read_bytes())["deflated"] if is_file else None,
+        "microseconds": runner.latency()["median_us"] if isinstance(runner, File) else _keras_latency(runner, inputs),
+    }
 
 
-def predict(
-    model_or_path: ModelOrPath, images: np.ndarray, batch_size: int = 256, *, mean=None, std=None
-) -> np.ndarray:
-    """The logits of a `keras.Model`, a `.keras` file or a `.tflite` file.
+def _loss_of(model_or_path: ModelOrPath, runner):
+    """The loss of `compile` of a Keras model, or the one that its file states; None for others."""
+    if isinstance(runner, File):
+        return None
+    if isinstance(model_or_path, (str, Path)):
+        from kdistill.networks.saving import loss_of_file
+
+        return loss_of_file(model_or_path)
+    return getattr(runner, "loss", None)
+
+
+def _one_row(examples) -> bool:
+    """Whether examples may be images, or one array of other inputs, with one class for each."""
+    if isinstance(examples, (tuple, list)):
+        parts = list(examples)
+    elif hasattr(examples, "images") and hasattr(examples, "labels"):
+        parts = [examples.images, examples.labels]
+    else:
+        return True  # `_labeled` says what is expected
+    several = [
+        isinstance(part, Mapping) or (isinstance(part, (tuple, list)) and any(not np.isscalar(one) for one in part))
+        for part in parts
+    ]
+    return len(parts) == 2 and not any(several)
+
+
+def _measure_heads(runner, examples, teacher, batch_size: int, stated, head, loss) -> tuple[dict, dict]:
+    """The metrics of outputs of any head, and the inputs."""
+    examples = gather(examples, inputs_of_runner(runner))
+    heads = heads_of_runner(runner, head, loss)
+    inputs = _all_prepared(runner, examples.inputs, stated)
+    outputs = by_head(outputs_of(runner, inputs, batch_size), heads)
+    labels = rows_of(examples.labels, heads)
+    if not labels:
+        raise InputError("evaluate expects labels: Examples(inputs, labels) or (inputs, labels). None were received.")
+    weights, teacher = rows_of(examples.weights, heads, "sample_weight"), rows_of(teacher, heads, "teacher_logits")
+    metrics = {
+        name: _measure_one(heads[name], outputs[name], labels[name], weights.get(name), teacher.get(name), name)
+        for name in heads
+        if name in labels
+    }
+    return (next(iter(metrics.values())) if len(heads) == 1 else metrics), inputs
+
+
+def _measure_one(head: Head, outputs, labels, weights, teacher, name: str) -> dict:
+    if head.exclusive and not head.positions and weights is None:
+        labels, counted = targets(head, outputs, labels, name)
+        if not counted.any():
+            raise InputError(f"Every label of the output '{name}' is missing (below 0): nothing can be measured.")
+        teacher = teacher if teacher is None or np.shape(teacher) != outputs.shape else np.asarray(teacher)[counted]
+        logits = logits_of_probabilities(outputs) if head.kind == "probabilities" else outputs
+        return measure(logits[counted], labels[counted], teacher)
+    metrics = measure_head(head, outputs, labels, weights, name)
+    if teacher is None:
+        return metrics
+    teacher = np.asarray(teacher)
+    if teacher.shape != outputs.shape:
+        raise InputError(
+            f"Expected teacher_logits of the shape {outputs.shape} for '{name}', received {teacher.shape}."
+        )
+    check_finite(teacher, f"The teacher's output '{name}'")
+    return {**metrics, "agreement": agreement_of(head, outputs, teacher, kind_of_labels(head, teacher))}
+
+
+def predict(model_or_path: ModelOrPath, images, batch_size: int = 256, *, mean=None, std=None):
+    """The logits of a `keras.Model`, a `.keras` file or a `.tflite` file, or what else it gives.
 
     Args:
         model_or_path: the model, or the path of a `.keras` or `.tflite` file.
-        images: `[n, h, w, c]`, raw pixels 0..255.
+        images: `[n, h, w, c]`, raw pixels 0..255; or the inputs of another model: an array, a dict by name, or a tuple.
         batch_size: images per call.
         mean, std: as for `evaluate`.
 
     Returns float32 logits `[n, classes]`. A model that ends in a softmax yields the logarithms of its probabilities,
-    whose softmax gives the same probabilities.
+    whose softmax gives the same probabilities. Other outputs `[n, ...]` are returned as they are (labels, numbers,
+    classes at positions); several in a dict by name.
 
-    Raises `InputError` for a file that cannot be read, a model that does not fit the images, and outputs that are not
-    those of exclusive classes (sigmoids, a single number).
+    Raises `InputError` for a file that cannot be read, and a model that does not fit the inputs.
 
     Example:
         >>> predict("student.tflite", x_test).argmax(axis=1)
         array([7, 2, 1, ..., 4, 5, 6])
     """
-    runner = _open(model_or_path)
-    return _predict(runner, _prepared(runner, images, normalization(mean, std)), batch_size)
+    runner, stated = _open(model_or_path), normalization(mean, std)
+    if not isinstance(images, (Mapping, tuple, list)) and not hasattr(images, "element_spec"):
+        rows = _rows_of_classes(runner, _prepared(runner, images, stated), batch_size)
+        if rows is not None:
+            return rows
+    inputs = gather(images, inputs_of_runner(runner), "inputs", with_labels=False).inputs
+    outputs = outputs_of(runner, _all_prepared(runner, inputs, stated), batch_size)
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def _all_prepared(runner, inputs: dict, stated) -> dict:
+    if stated is None:
+        return inputs
+    if len(inputs) != 1 or next(iter(inputs.values())).ndim != 4:
+        raise InputError("mean and std are for models of one image. Leave them out, and scale the inputs yourself.")
+    return {name: _prepared(runner, images, stated) for name, images in inputs.items()}
 
 
 def takes_raw_pixels(path: str | Path) -> bool:
@@ -192,6 +310,19 @@ def _open(model_or_path: ModelOrPath) -> Union[File, "keras.Model"]:
     return load_model(model_or_path)
 
 
+def _rows_of_classes(runner: Union[File, "keras.Model"], images, batch_size: int) -> np.ndarray | None:
+    """The logits `[n, classes]` of a model with one input and one row of exclusive classes; None for others."""
+    if isinstance(runner, File):
+        if len(runner.inputs) > 1 or not runner.exclusive or runner.input["type"] in WHOLE:
+            return None
+    elif not gives_one_row(runner):
+        return None
+    numbers, kind = _numbers(runner, images, batch_size)
+    if kind not in MAIN_OUTPUTS:
+        return None
+    return logits_of_probabilities(numbers) if kind == "probabilities" else numbers
+
+
 def _predict(runner: Union[File, "keras.Model"], images: np.ndarray, batch_size: int) -> np.ndarray:
     numbers, kind = _numbers(runner, images, batch_size)
     if isinstance(runner, File):
@@ -237,7 +368,11 @@ def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, r
     """Median microseconds of one image, after warm-up calls; the tensor is ready before the clock starts."""
     import tensorflow as tf
 
-    call, image = _traced(model, images.shape[1:]), tf.constant(images[:1], tf.float32)
+    if isinstance(images, Mapping):
+        call = traced(model, images)
+        image = constants(model, {name: array[:1] for name, array in images.items()})
+    else:
+        call, image = _traced(model, images.shape[1:]), tf.constant(images[:1], tf.float32)
     times = []
     for i in range(warmup + runs):
         start = time.perf_counter_ns()
@@ -249,7 +384,9 @@ def _keras_latency(model: "keras.Model", images: np.ndarray, warmup: int = 10, r
 
 def _wait(outputs) -> None:
     """Returns when the numbers are computed."""
-    for output in outputs.values() if isinstance(outputs, dict) else (outputs,):
+    import tensorflow as tf
+
+    for output in tf.nest.flatten(outputs):
         output.numpy()
 
 

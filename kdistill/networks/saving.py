@@ -1,5 +1,6 @@
 """Models in `.keras` files: loaded in safe mode, written whole."""
 
+import json
 import os
 import tempfile
 import warnings
@@ -34,7 +35,7 @@ def load_checked(path: str | Path, shape: tuple[int, int, int], classes: int) ->
     if expected != received:
         raise InputError(f"The model '{path}' expects images of {expected}, the data has images of {received}.")
     head = signatures.head_of(model)
-    heads.exclusive_kind(head.kind, signatures.subject_of(model, "model"))
+    heads.exclusive_kind(head, signatures.subject_of(model, "model"))
     model_classes = head.classes
     if model_classes != classes:
         raise InputError(f"The model '{path}' has {model_classes} classes, the data has {classes}.")
@@ -76,6 +77,17 @@ def load_model(path: str | Path) -> keras.Model:
     _check_built(model, path)
     derive_state(model)
     return model
+
+
+def loss_of_file(path: str | Path):
+    """The loss of `compile` of the model in a `.keras` file that `load_model` has loaded, as the file states it.
+
+    None for a model that was not compiled. Nothing of it is built: it only tells what the outputs mean.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    compiled = config.get("compile_config") if isinstance(config, dict) else None
+    return compiled.get("loss") if isinstance(compiled, dict) else None
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

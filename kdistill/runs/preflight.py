@@ -118,7 +118,7 @@ def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Sp
     prepared = prepare(student)
     for profile in profiles:
         model = graph.with_normalization(prepared.model, profile)
-        graph.with_channels_and_softmax(model, profile, prepared.head.kind)
+        graph.with_channels_and_softmax(model, profile, prepared.heads)
         if recurrent_layers(prepared.model):
             build(prepared, profile, splits.train.images[:CALIBRATION_IMAGES])
 

@@ -21,6 +21,7 @@ from kdistill.tflite.interpreter import (
     REFUSED,
     File,
     call_times,
+    noise_for,
     open_interpreter,
     operator_details,
     quantize,
@@ -189,11 +190,11 @@ def _by_operator(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def _run_on_noise(interpreter) -> None:
-    details = interpreter.get_input_details()[0]
-    noise = np.random.default_rng(0).integers(0, 256, details["shape"])
-    scale, zero_point = details["quantization"]
-    end = {"type": np.dtype(details["dtype"]).name, "scale": scale, "zero_point": zero_point}
-    interpreter.set_tensor(details["index"], quantize(noise, end))
+    for details in interpreter.get_input_details():
+        scale, zero_point = details["quantization"]
+        shape = [int(size) for size in details["shape"]]
+        end = {"type": np.dtype(details["dtype"]).name, "scale": scale, "zero_point": zero_point, "shape": shape}
+        interpreter.set_tensor(details["index"], quantize(noise_for(end, shape[0]), end))
     interpreter.invoke()
 
 

@@ -94,8 +94,14 @@ def _metadata_lines(entry: dict) -> list[str]:
     values = [f"{key} {entry[key]}" for key in ("name", "version", "author", "license") if entry.get(key)]
     text = [f"Metadata: {'; '.join(values)}"]
     for image in entry["inputs"]:
+        if not image["colors"] and not image["mean"]:
+            text.append(f"  input '{image['name']}': {image['description'] or 'not described'}")
+            continue
         numbers = f"(pixel - {image['mean']}) / {image['std']}" if image["mean"] else "not stated"
         text.append(f"  input '{image['name']}': colors {image['colors'] or 'not stated'}; normalization {numbers}")
+    for output in (entry.get("document") or {}).get("outputs") or []:
+        if isinstance(output, dict) and output.get("head"):
+            text.append(f"  output '{output.get('name')}': {output.get('values')}")
     if entry["labels"]:
         some = ", ".join(entry["labels"][:10]) + (", ..." if len(entry["labels"]) > 10 else "")
         text.append(f"  {len(entry['labels'])} labels: {some}")

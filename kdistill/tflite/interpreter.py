@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +23,22 @@ from kdistill.files import existing_file
 
 REFUSED = 2  # the exit status of such a process for an InputError; the message is on its standard error
 BYTES_AT_ONCE = 1 << 30  # of the images that such a process loads at a time
+WHOLE = ("int32", "int64", "bool")  # inputs that are no pixels, such as tokens: taken as they are
+OTHERS = ("outputs", "labels", "label_logits")  # how an export calls an output that is not of exclusive classes
 TRIAL_SECONDS = 120  # a file that does not run two images in this time counts as damaged
 
 
 class File:
-    """A `.tflite` classifier of images: raw pixels 0..255 in, logits or probabilities out.
+    """A `.tflite` model: mostly a classifier of images, raw pixels 0..255 in, logits or probabilities out.
 
-    `input` and `output` are dicts: name, shape (None for a size that is open), type, scale and zero_point (None for
-    float). Of several `outputs`, `output` is the one named `logits` or `probabilities`. `probabilities` tells whether
-    the output is one of a softmax, `sigmoid` whether it is one of a sigmoid, and `exclusive` whether its numbers belong
-    to exclusive classes, as far as the file tells. `batch` is the fixed batch size, or None.
+    `inputs` and `outputs` are dicts: name, shape (None for a size that is open), type, scale and zero_point (None for
+    float). `input` is the first. Of several outputs, `output` is the one named `logits` or `probabilities`, else the
+    first, and then `several` is true. `probabilities` tells whether the output is one of a softmax, `sigmoid` whether
+    it is one of a sigmoid, and `exclusive` whether its numbers belong to exclusive classes, one row for an example, as
+    far as the file tells. `batch` is the fixed batch size, or None.
 
-    `trusted` skips the trial run, for a file that has passed it. Raises `InputError` for a file that is absent,
-    damaged, or no classifier.
+    `trusted` skips the trial run, for a file that has passed it. Raises `InputError` for a file that is absent or
+    damaged, and for inputs and outputs of types that no model has.
     """
 
     def __init__(self, path: str | Path, threads: int = 1, trusted: bool = False):
@@ -45,43 +48,68 @@ class File:
             run_isolated("interpreter", self.path, TRIAL_SECONDS)
         self._interpreter = open_interpreter(self.path, threads)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        if len(inputs) != 1 or not outputs:
-            raise InputError(f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected one image.")
+        if not inputs or not outputs:
+            raise InputError(
+                f"'{path}' has {len(inputs)} inputs and {len(outputs)} outputs; expected 1 or more of both."
+            )
         names = signature_names(self._interpreter)
-        self.input = tensor_details(inputs[0], names)
+        self.inputs = [tensor_details(one, names) for one in inputs]
         self.outputs = [tensor_details(output, names) for output in outputs]
-        main = self._main_output()
-        self._in, self._out, self.output = inputs[0]["index"], outputs[main]["index"], self.outputs[main]
-        for end in (self.input, self.output):
-            if end["type"] not in ("float32", "int8", "uint8", "int16"):
+        self._in, self._out = ([end["index"] for end in ends] for ends in (inputs, outputs))
+        main = [place for place, end in enumerate(self.outputs) if end["name"] in ("logits", "probabilities")]
+        self.several = len(outputs) > 1 and len(main) != 1
+        self.input, self.output = self.inputs[0], self.outputs[main[0] if len(main) == 1 else 0]
+        for end in (*self.inputs, *self.outputs):
+            whole = WHOLE if end in self.inputs else ()
+            if end["type"] not in ("float32", "int8", "uint8", "int16", *whole):
                 raise InputError(f"'{path}': '{end['name']}' is {end['type']}; expected float32, int8, uint8 or int16.")
             # A uint8 input without a scale takes the pixels as they are.
-            if end["type"] not in ("float32", "uint8" if end is self.input else "") and not end["scale"]:
+            plain = ("float32", "uint8", *WHOLE) if end in self.inputs else ("float32",)
+            if end["type"] not in plain and not end["scale"]:
                 raise InputError(f"'{path}': '{end['name']}' is {end['type']} without a scale. Export the file again.")
-        if len(self.output["shape"]) != 2:
-            raise InputError(f"'{path}' gives {self.output['shape']}; expected [batch, classes], as of a classifier.")
-        self.batch = self.input["shape"][0]
+        self.batch = self.input["shape"][0] if self.input["shape"] else None
         last = _last_operator(self.operators()) if len(outputs) == 1 else None
         self.probabilities = self.output["name"] == "probabilities" or last == "SOFTMAX"
         self.sigmoid = last == "LOGISTIC"
-        # An export calls `outputs` what is neither logits nor probabilities of exclusive classes.
-        self.exclusive = not self.sigmoid and self.output["name"] != "outputs" and self.output["shape"][1] != 1
+        one_row = len(self.output["shape"]) == 2 and self.output["shape"][1] != 1
+        self.exclusive = not self.sigmoid and self.output["name"] not in OTHERS and one_row and not self.several
 
     def predict(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """float32 `[n, classes]` of images `[n, height, width, channels]`, uint8 or float, raw pixels 0..255.
+        """The main output, float32 `[n, ...]`, for images `[n, height, width, channels]`, raw pixels 0..255.
 
         Images are quantized, and outputs dequantized, with the scales and zero points of the file. Gray images are
         repeated for a file that expects three channels.
         """
+        self._check_single()
         expected = self.input["shape"][1:]
         if images.ndim == 4 and images.shape[-1] == 1 and expected[-1:] == [3]:
             images = np.repeat(images, 3, axis=-1)
         fits = images.ndim == len(expected) + 1
         if not fits or any(a not in (b, None) for a, b in zip(expected, images.shape[1:], strict=True)):
             raise InputError(f"'{self.path}' expects images [n, {_text(expected)}], received [{_text(images.shape)}].")
-        batch = self.batch or batch_size
-        outputs = [self._run(images[start : start + batch]) for start in range(0, len(images), batch)]
-        return np.concatenate(outputs) if outputs else np.zeros((0, self.output["shape"][1] or 0), np.float32)
+        if not len(images):
+            return np.zeros((0, *(size or 0 for size in self.output["shape"][1:])), np.float32)
+        return self.run({self.input["name"]: images}, batch_size)[self.output["name"]]
+
+    def run(self, inputs: Mapping[str, np.ndarray], batch_size: int = 256) -> dict[str, np.ndarray]:
+        """Every output by name, float32 `[n, ...]`, for examples by the names of the inputs, arrays `[n, ...]`."""
+        names = [one["name"] for one in self.inputs]
+        if set(inputs) != set(names):
+            raise InputError(f"'{self.path}' takes {', '.join(names)}; received {', '.join(inputs)}.")
+        for one in self.inputs:
+            shape = np.shape(inputs[one["name"]])[1:]
+            if len(shape) != len(one["shape"]) - 1 or any(
+                size not in (None, received) for size, received in zip(one["shape"][1:], shape, strict=True)
+            ):
+                raise InputError(
+                    f"'{self.path}' expects [n, {_text(one['shape'][1:])}] for '{one['name']}', received "
+                    f"[n, {_text(shape)}]."
+                )
+        count, batch = len(inputs[names[0]]), self.batch or batch_size
+        parts = [self._run([inputs[name][start : start + batch] for name in names]) for start in range(0, count, batch)]
+        return {
+            output["name"]: np.concatenate([part[place] for part in parts]) for place, output in enumerate(self.outputs)
+        }
 
     def latency(self, threads: int = 1, warmup: int = 20, runs: int = 200, repeats: int = 3) -> dict[str, float]:
         """Median and 90th percentile of the time for one batch (one image if the batch size is open).
@@ -103,11 +131,12 @@ class File:
         """A new interpreter whose input is one batch of noise: one image if the batch size is open."""
         with quiet():
             interpreter = open_interpreter(self.path, threads)
-            shape = [self.batch or 1, *(size or 224 for size in self.input["shape"][1:])]
-            interpreter.resize_tensor_input(self._in, shape)
+            noise = [noise_for(one, self.batch or 1) for one in self.inputs]
+            for index, array in zip(self._in, noise, strict=True):
+                interpreter.resize_tensor_input(index, array.shape)
             interpreter.allocate_tensors()
-        pixels = np.random.default_rng(0).integers(0, 256, shape)
-        interpreter.set_tensor(self._in, quantize(pixels, self.input))
+        for index, array, one in zip(self._in, noise, self.inputs, strict=True):
+            interpreter.set_tensor(index, quantize(array, one))
         return interpreter
 
     def operators(self) -> list[str]:
@@ -116,40 +145,45 @@ class File:
         interpreter = open_interpreter(self.path, 1, delegates=False)
         return [operator["op_name"] for operator in operator_details(interpreter)]
 
-    def _main_output(self) -> int:
-        if len(self.outputs) == 1:
-            return 0
-        names = [output["name"] for output in self.outputs]
-        main = [i for i, name in enumerate(names) if name in ("logits", "probabilities")]
-        if len(main) != 1:
-            raise InputError(
-                f"'{self.path}' has {len(names)} outputs, {', '.join(names)}; expected exactly one named 'logits' or "
-                "'probabilities'."
-            )
-        return main[0]
+    def _check_single(self) -> None:
+        for ends, what in ((self.inputs, "inputs"), (self.outputs if self.several else [], "outputs")):
+            if len(ends) > 1:
+                names = ", ".join(end["name"] for end in ends)
+                expected = "one image" if what == "inputs" else "exactly one named 'logits' or 'probabilities'"
+                raise InputError(f"'{self.path}' has {len(ends)} {what}, {names}; expected {expected}.")
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        count = len(images)
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        count = len(arrays[0])
         if self.batch and count < self.batch:
-            images = np.concatenate([images, np.zeros((self.batch - count, *images.shape[1:]), images.dtype)])
-        interpreter = self._interpreter
+            missing = self.batch - count
+            arrays = [np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) for array in arrays]
+        interpreter, examples = self._interpreter, "images" if len(np.shape(arrays[0])) == 4 else "examples"
         try:
-            if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
+            shapes = [tuple(details["shape"]) for details in interpreter.get_input_details()]
+            if shapes != [array.shape for array in arrays]:
                 with quiet():
-                    interpreter.resize_tensor_input(self._in, images.shape)
+                    for index, array in zip(self._in, arrays, strict=True):
+                        interpreter.resize_tensor_input(index, array.shape)
                     interpreter.allocate_tensors()
-            interpreter.set_tensor(self._in, quantize(images, self.input))
+            for index, array, one in zip(self._in, arrays, self.inputs, strict=True):
+                interpreter.set_tensor(index, quantize(array, one))
             interpreter.invoke()
-            outputs = interpreter.get_tensor(self._out)
+            outputs = [interpreter.get_tensor(index) for index in self._out]
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"'{self.path}' does not run on {len(images)} images: {first_line(error)}. Export it again."
+                f"'{self.path}' does not run on {len(arrays[0])} {examples}: {first_line(error)}. Export it again."
             ) from None
-        if outputs.ndim != 2 or len(outputs) != len(images):
-            raise InputError(f"'{self.path}' gave {outputs.shape} for {len(images)} images; expected a row per image.")
-        if self.output["scale"]:
-            outputs = (outputs.astype(np.float32) - self.output["zero_point"]) * np.float32(self.output["scale"])
-        return outputs[:count].astype(np.float32)
+        return [
+            self._numbers(*pair, len(arrays[0]), examples)[:count] for pair in zip(outputs, self.outputs, strict=True)
+        ]
+
+    def _numbers(self, numbers: np.ndarray, output: dict, count: int, examples: str) -> np.ndarray:
+        if not numbers.ndim or len(numbers) != count:
+            row = examples.removesuffix("s")
+            raise InputError(f"'{self.path}' gave {numbers.shape} for {count} {examples}; expected a row per {row}.")
+        if output["scale"]:
+            numbers = (numbers.astype(np.float32) - output["zero_point"]) * np.float32(output["scale"])
+        return numbers.astype(np.float32)
 
 
 def open_interpreter(
@@ -216,11 +250,18 @@ def quiet() -> Iterator[None]:
         os.close(stderr)
 
 
-def predict_isolated(path: str | Path, images: np.ndarray, seconds: float) -> np.ndarray:
-    """`File(path).predict(images)` in a process of its own, without TensorFlow.
+def predict_isolated(path: str | Path, images, seconds: float):
+    """`File(path).predict(images)` in a process of its own, without TensorFlow; for a dict, `File(path).run(images)`.
 
     Raises `InputError` if that process reports an error, crashes, or does not finish within `seconds`.
     """
+    if isinstance(images, Mapping):
+        with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+            inputs_file, outputs_file = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+            np.savez(inputs_file, **{f"_{name}": array for name, array in images.items()})
+            run_isolated("interpreter", Path(path), seconds, str(inputs_file), str(outputs_file))
+            with np.load(outputs_file) as outputs:
+                return {name[1:]: outputs[name] for name in outputs.files}
     outputs, deadline = [], time.monotonic() + seconds
     at_once = max(1, BYTES_AT_ONCE // max(1, int(np.prod(images.shape[1:]))))
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
@@ -267,11 +308,18 @@ def call_times(interpreter, runs: int) -> np.ndarray:
 def quantize(images: np.ndarray, end: dict) -> np.ndarray:
     """Pixels as the numbers of an input (`end`, see `File.input`)."""
     kind = np.dtype(end["type"])
-    if kind == np.float32:
-        return images.astype(np.float32)
+    if kind == np.float32 or end["type"] in WHOLE:
+        return images.astype(kind)
     steps = np.rint(images.astype(np.float32) / np.float32(end["scale"] or 1)) + (end["zero_point"] or 0)
     limits = np.iinfo(kind)
     return np.clip(steps, limits.min, limits.max).astype(kind)
+
+
+def noise_for(end: dict, batch: int) -> np.ndarray:
+    """A batch of noise for an input: pixels, or of what is no image zeros and ones, which every vocabulary has."""
+    shape = [batch, *(size or 224 for size in end["shape"][1:])]
+    highest = 256 if len(shape) == 4 and end["type"] not in WHOLE else 2
+    return np.random.default_rng(0).integers(0, highest, shape)
 
 
 def _last_operator(operators: list[str]) -> str | None:
@@ -326,13 +374,17 @@ def _main(path: str, images: str | None = None, outputs: str | None = None) -> N
     """The process of its own: a trial on one and on two images of noise, or the outputs of a `.npy` file of images."""
     try:
         file = File(path, trusted=True)
+        if images and images.endswith(".npz"):
+            with np.load(images) as inputs:
+                numbers = file.run({name[1:]: inputs[name] for name in inputs.files})
+            np.savez(outputs, **{f"_{name}": array for name, array in numbers.items()})
+            return
         if images:
             np.save(outputs, file.predict(np.load(images, mmap_mode="r")))
             return
-        shape = [size or 224 for size in file.input["shape"][1:]]
-        noise = np.random.default_rng(0).integers(0, 256, [2, *shape], np.uint8)
-        file.predict(noise[:1])
-        file.predict(noise)
+        noise = {one["name"]: noise_for(one, 2) for one in file.inputs}
+        file.run({name: array[:1] for name, array in noise.items()})
+        file.run(noise)
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)

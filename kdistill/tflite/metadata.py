@@ -36,7 +36,8 @@ def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes
     """The bytes of a `.tflite` file with this metadata instead of its own.
 
     `document` becomes `model.json`. The entry takes from it name, description, version, author, license, input (a dict
-    with shape, values, mean, std) and outputs (dicts with name, values, position; the first one has the labels).
+    with shape, values, mean, std) or inputs (dicts with name, values), and outputs (dicts with name, values, position;
+    the first one has the labels).
     """
     model = flatbuffer.parse(bare(content))
     buffer = schema.BufferT()
@@ -112,20 +113,29 @@ def _files(content: bytes) -> dict[str, bytes]:
         return {member.filename: archive.read(member) for member in small}
 
 
-def _entry(document: dict, labeled: bool) -> bytes:
+def _image(document: dict) -> dict:
+    """The table of an input that is an image."""
     height, width, channels = document["input"]["shape"][1:]
     colors = _RGB if channels == 3 else _GRAYSCALE
     image = {0: ("Int8", colors), 1: {0: ("Uint32", width), 1: ("Uint32", height)}}
     numbers = [np.asarray(document["input"][key], np.float32) for key in ("mean", "std")]
     normalization = {0: ("Uint8", 1), 1: {0: numbers[0], 1: numbers[1]}}
     range_ = [np.asarray([limit], np.float32) for limit in (255, 0)]
-    inputs = {
+    return {
         0: "image",
         1: document["input"]["values"],
         3: {0: ("Uint8", _IMAGE), 1: image},
         4: [normalization],
         5: {0: range_[0], 1: range_[1]} if document["input"]["values"] == RAW_PIXELS else None,
     }
+
+
+def _entry(document: dict, labeled: bool) -> bytes:
+    feature = {0: ("Uint8", _FEATURE), 1: {}}
+    if "input" in document:
+        inputs = [_image(document)]
+    else:  # of tensors that are no images
+        inputs = [{0: one["name"], 1: one["values"], 3: feature} for one in document["inputs"]]
     tables = []
     for index, output in enumerate(document["outputs"]):
         table = {0: output["name"], 1: output["values"], 3: {0: ("Uint8", _FEATURE), 1: {}}}
@@ -142,7 +152,7 @@ def _entry(document: dict, labeled: bool) -> bytes:
         0: document["name"],
         1: document["description"],
         2: document["version"],
-        3: [{0: "main", 2: [inputs], 3: [table for _, table in pairs]}],
+        3: [{0: "main", 2: inputs, 3: [table for _, table in pairs]}],
         4: document["author"],
         5: document["license"],
         6: [{0: DOCUMENT, 1: "Input, output, provenance and figures, as JSON.", 2: ("Int8", _DESCRIPTIONS)}],

@@ -1,5 +1,6 @@
 """A `.tflite` as C++ source for TensorFlow Lite Micro: the array, the operators it needs, an estimate of the arena."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,7 +94,8 @@ def source(content: bytes, file: dict, labels: Sequence[str] | None, name: str) 
     model = flatbuffer.parse(content)
     memory = arena(model)
     used = sorted({operator["name"] for operator in flatbuffer.operators(model)})
-    height, width, channels = file["input"]["shape"][1:]
+    sizes, numbers = _sizes(file), "pixel" if len(file["input"]["shape"]) == 4 else "number"
+    pixels = ", for pixels 0..255" if numbers == "pixel" else ""
     labels = [str(label) for label in labels or ()]
     guard = f"{name.upper()}_H_"
     header = f"""// Written by kdistill. The model of {name}.tflite without its metadata, for TensorFlow Lite Micro.
@@ -112,8 +114,8 @@ constexpr std::size_t kModelSize = {len(content)};
 // the scratch memory of optimized kernels. Measure the size: interpreter.arena_used_bytes().
 constexpr std::size_t kArenaSize = {memory["total"]};
 
-constexpr int kHeight = {height}, kWidth = {width}, kChannels = {channels}, kClasses = {file["output"]["shape"][1]};
-// input = round(pixel / kInputScale) + kInputZeroPoint, for pixels 0..255; output = (number - zero point) * scale.
+{sizes}
+// input = round({numbers} / kInputScale) + kInputZeroPoint{pixels}; output = (number - zero point) * scale.
 {_end("Input", file["input"])}
 {_end("Output", file["output"])}
 extern const char* const kLabels[{max(len(labels), 1)}];
@@ -149,6 +151,18 @@ static_assert(sizeof(kModel) == kModelSize, "the array is incomplete");
 }}  // namespace {name}
 """
     return header, body
+
+
+def _sizes(file: dict) -> str:
+    """The sizes of input and output: of an image height, width and channels, else the numbers of an example."""
+    inputs, outputs = (file[end]["shape"][1:] for end in ("input", "output"))
+    classes = f"kClasses = {outputs[-1] if outputs else 1}"
+    if len(inputs) == 3 and len(outputs) == 1:
+        return f"constexpr int kHeight = {inputs[0]}, kWidth = {inputs[1]}, kChannels = {inputs[2]}, {classes};"
+    counts = f"kInputSize = {math.prod(inputs)}, kOutputSize = {math.prod(outputs)}"
+    if len(inputs) == 3:
+        counts = f"kHeight = {inputs[0]}, kWidth = {inputs[1]}, kChannels = {inputs[2]}, {counts}"
+    return f"constexpr int {counts}, {classes};"
 
 
 def _end(which: str, end: dict) -> str:

@@ -104,8 +104,10 @@ def test_several_outputs_keep_their_names(tmp_path):
     assert {output["name"] for output in ended["outputs"]} == {"features", "probabilities"}
     np.testing.assert_allclose(File(ended["path"]).predict(IMAGES), softmax(predict(model, IMAGES)), atol=1e-4)
     nameless = keras.Model(image, {"a": logits, "b": features})
-    with pytest.raises(InputError, match="outputs a, b; expected exactly one named 'logits'"):
-        export(nameless, tmp_path / "no", "reference")
+    with pytest.raises(InputError, match="'ended' is for one output of probabilities; the model .* gives a, b"):
+        export(nameless, tmp_path / "no", Profile("ended", output="probabilities"))
+    both = export(nameless, tmp_path / "both", "reference")
+    assert {output["name"] for output in both["outputs"]} == {"a", "b"}
 
 
 def test_what_cannot_be_had_is_refused(model, tmp_path):

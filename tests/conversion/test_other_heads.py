@@ -56,7 +56,7 @@ def test_a_file_of_sigmoids_gives_what_keras_gives(name, profile, tmp_path):
     np.testing.assert_allclose(
         file.predict(IMAGES), by_hand(), atol=0.02 if profile in ("phone_cpu", "mediapipe") else 2e-3
     )
-    assert file.output["name"] == "outputs" and file.sigmoid and not file.exclusive and not file.probabilities
+    assert file.output["name"] == "labels" and file.sigmoid and not file.exclusive and not file.probabilities
     document = metadata.of_file(found["path"])["document"]
     assert document["outputs"][0]["values"].startswith("probabilities of labels that do not exclude each other")
     assert document["description"].startswith("A model of images")
@@ -64,12 +64,16 @@ def test_a_file_of_sigmoids_gives_what_keras_gives(name, profile, tmp_path):
 
 @pytest.mark.slow
 def test_int8_files_of_other_heads(tmp_path):
-    for columns, end, sigmoid in ((3, "sigmoid", True), (1, "sigmoid", True), (1, None, False)):
+    for columns, end, sigmoid, name in (
+        (3, "sigmoid", True, "labels"),
+        (1, "sigmoid", True, "labels"),
+        (1, None, False, "outputs"),
+    ):
         found = export(model(layers.Activation(end), columns=columns), tmp_path / f"{columns}{end}", "npu", IMAGES)
         file = File(found["path"])
         expected = by_hand(columns, sigmoid)
         np.testing.assert_allclose(file.predict(IMAGES), expected, atol=0.05 * max(1.0, np.ptp(expected)))
-        assert (file.output["name"], file.sigmoid, file.exclusive) == ("outputs", sigmoid, False)
+        assert (file.output["name"], file.sigmoid, file.exclusive) == (name, sigmoid, False)
 
 
 def test_a_profile_that_a_head_cannot_serve_is_refused(tmp_path):
@@ -98,12 +102,18 @@ def test_no_second_softmax(end, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation_needs_exclusive_classes(tmp_path):
-    examples = Examples(IMAGES, RNG.integers(0, 3, 64))
+def test_files_of_labels_are_measured_as_their_models(tmp_path):
+    on = by_hand() > 0.5
+    flipped = np.where(RNG.random(on.shape) < 0.2, ~on, on).astype(int)
+    expected = evaluate(MULTI_LABEL["activation"](), Examples(IMAGES, flipped))
+    assert expected["accuracy"] == pytest.approx((flipped == on).mean()) and 0.7 < expected["accuracy"] < 0.9
     for make in MULTI_LABEL.values():
-        with pytest.raises(InputError, match="^The output 'tags' of the model 'tagger' ends in a sigmoid.*exclusive"):
-            evaluate(make(), examples)
-    with pytest.raises(InputError, match="^The output 'dense' of the model 'tagger' gives one number for each example"):
+        assert evaluate(make(), (IMAGES, flipped))["auc"] == pytest.approx(expected["auc"], abs=1e-6)
+    with pytest.raises(InputError, match=r"The output 'tags' \(64, 3\) expects labels of its shape; received int64"):
+        evaluate(MULTI_LABEL["activation"](), Examples(IMAGES, np.zeros(64, int)))
+    with pytest.raises(
+        InputError, match="The output 'dense' of the model 'tagger' gives one number .* State it: head="
+    ):
         evaluate(model(columns=1), Examples(IMAGES, np.zeros(64, int)))
     with pytest.raises(InputError, match="with 2 classes or more"):
         measure(np.zeros((4, 1)), np.zeros(4, int))
@@ -111,9 +121,9 @@ def test_evaluation_needs_exclusive_classes(tmp_path):
     converter = tf.lite.TFLiteConverter.from_keras_model(MULTI_LABEL["activation"]())
     (tmp_path / "other.tflite").write_bytes(converter.convert())
     for file in (path, tmp_path / "other.tflite"):  # of a converter that names its outputs otherwise
-        with pytest.raises(InputError, match=r"^The output '.*' of '.*\.tflite' ends in a sigmoid"):
-            evaluate(file, examples)
+        assert evaluate(file, (IMAGES, flipped))["f1"] == pytest.approx(expected["f1"])
         np.testing.assert_allclose(predict_numbers(file, IMAGES), by_hand(), atol=1e-5)
+        np.testing.assert_allclose(predict(file, IMAGES), by_hand(), atol=1e-5)
 
 
 @pytest.mark.slow

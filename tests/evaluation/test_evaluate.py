@@ -79,10 +79,12 @@ def test_examples_may_be_a_pair_with_labels_of_every_form(model, files):
     for form in (labels, labels[:, None], np.eye(4)[labels], labels.astype("float32"), labels.tolist()):
         assert evaluate(model, (images, form))["accuracy"] == expected
     assert evaluate(files / "model.tflite", [tf.constant(images), labels])["accuracy"] == pytest.approx(expected)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels))
+    for dataset in (batches, batches.batch(64), batches.batch(100, drop_remainder=True)):
+        assert evaluate(model, dataset)["accuracy"] == expected
     for wrong, message in (
         ((images, labels[:9]), "as many images as labels, received 300 and 9"),
         (images, r"Examples or a pair \(images, labels\), received ndarray"),
-        (tf.data.Dataset.from_tensor_slices((images, labels)), "Collect the batches"),
         ((images, labels + 0.5), "whole numbers from 0 to 3"),
         ((images, labels + 1), "whole numbers from 0 to 3.*from 1 to 4"),
     ):
@@ -122,8 +124,9 @@ def test_what_cannot_be_measured_is_refused(model, files, tmp_path):
     with pytest.raises(InputError, match="keras.Model or a"):
         predict(3, EXAMPLES.images)
     two = keras.Model(model.input, [model.output, model.output])
-    with pytest.raises(InputError, match="single output"):
-        predict(two, EXAMPLES.images)
+    assert list(predict(two, EXAMPLES.images)) == ["output_0", "output_1"]
+    with pytest.raises(InputError, match="labels expects a dict with output_0, output_1, or a tuple in this order"):
+        evaluate(two, EXAMPLES)
 
 
 def test_a_keras_file_with_code_is_not_run(tmp_path):

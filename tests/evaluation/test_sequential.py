@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kdistill.evaluation.sequential import levels, spent
+from kdistill.evaluation.verdict import levels, spent
 
 LOOKS = tuple(range(3, 11))
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import scipy.stats
 
-from kdistill.evaluation import sequential, verdict
+from kdistill.evaluation import verdict
 
 
 def differences(t: float, freedom: int) -> list[float]:
@@ -160,6 +160,6 @@ def test_at_a_look_the_level_is_that_of_the_look():
     looks = range(3, 11)
     student = [0.02, 0.01, 0.03]
     alone, look = (verdict.judge(student, [0.0] * 3, 10**6, margin=1e-6, looks=ns) for ns in ((), looks))
-    level = 1 - sequential.levels(tuple(looks))[0]
+    level = 1 - verdict.levels(tuple(looks))[0]
     assert look["level"] == pytest.approx(level) and look["low"] == pytest.approx(by_hand(student, level)[0])
     assert look["low"] < alone["low"] and look["p"] == alone["p"]

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from kdistill.errors import InputError
-from kdistill.networks import heads, signatures
-from kdistill.networks.heads import are_probabilities, kind_of
+from kdistill.networks import signatures
+from kdistill.networks.heads import CLASSES, Head, are_probabilities, kind_of
 from kdistill.networks.outputs import as_logits, end_of_call
 from kdistill.networks.signatures import class_count, head_of, subject_of
 
@@ -36,17 +36,16 @@ def test_classes():
 
 
 def test_the_head_follows_from_the_numbers():
-    assert head_of(network(keras.layers.Dense(3))) == ("logits", 3)
-    assert head_of(network(keras.layers.Dense(3, activation="softmax"))) == heads.Head("probabilities", 3)
-    with pytest.raises(InputError, match=r"gives \(4, 2, 3\); export expects one output \[batch, classes\]"):
-        head_of(network(keras.layers.Dense(6), keras.layers.Reshape((2, 3))))
+    assert head_of(network(keras.layers.Dense(3))) == Head(CLASSES, "logits", (3,))
+    assert head_of(network(keras.layers.Dense(3, activation="softmax"))) == Head(CLASSES, "probabilities", (3,))
+    assert head_of(network(keras.layers.Dense(6), keras.layers.Reshape((2, 3)))) == Head(CLASSES, "logits", (2, 3))
 
 
 def test_the_name_decides_in_a_dict_of_outputs():
     image = keras.Input((4, 5, 1))
     flat = keras.layers.Flatten()(image)
     numbers = keras.layers.Dense(3, activation="softmax")(flat)
-    assert head_of(keras.Model(image, {"logits": numbers, "features": flat})) == ("logits", 3)
+    assert head_of(keras.Model(image, {"logits": numbers, "features": flat})) == Head(CLASSES, "logits", (3,))
     with pytest.raises(InputError, match="has the outputs a, features; expected exactly one named 'logits'"):
         head_of(keras.Model(image, {"a": numbers, "features": flat}))
 
@@ -90,17 +89,22 @@ def test_the_sum_of_probabilities_is_as_exact_as_their_precision():
 
 def test_other_heads_have_kinds_of_their_own():
     sigmoid = keras.layers.Activation("sigmoid")
-    for tail, kind in {
-        "labels": [keras.layers.Dense(3), sigmoid, keras.layers.Reshape((3,))],
-        "numbers": [keras.layers.Dense(1)],
-        "unclear": [keras.layers.Dense(3, activation="softmax"), keras.layers.Lambda(lambda p: p[:, 1:])],
-        "probabilities": [keras.layers.Dense(3), keras.layers.Activation(tf.nn.softmax)],
-        "logits": [keras.layers.Dense(3, kernel_initializer="zeros")],
+    for tail, (expected, name) in {
+        (keras.layers.Dense(3), sigmoid, keras.layers.Reshape((3,))): (("labels", "probabilities", (3,)), "labels"),
+        (keras.layers.Dense(1),): (("numbers", "numbers", (1,)), "outputs"),
+        (keras.layers.Dense(3, activation="softmax"), keras.layers.Lambda(lambda p: p[:, 1:])): (
+            ("numbers", "unclear", (2,)),
+            "outputs",
+        ),
+        (keras.layers.Dense(3), keras.layers.Activation(tf.nn.softmax)): (
+            ("classes", "probabilities", (3,)),
+            "probabilities",
+        ),
+        (keras.layers.Dense(3, kernel_initializer="zeros"),): (("classes", "logits", (3,)), "logits"),
     }.items():
-        head = head_of(network(*kind))
-        assert head.kind == tail and head.exclusive == (tail in ("logits", "probabilities"))
-        assert head.name == (tail if head.exclusive else "outputs")
-    assert head_of(network(keras.layers.Dense(1, activation="sigmoid"))) == ("labels", 1)
+        head = head_of(network(*tail))
+        assert head == Head(*expected) and head.exclusive == (expected[0] == "classes") and head.name == name
+    assert head_of(network(keras.layers.Dense(1, activation="sigmoid"))) == Head("labels", "probabilities", (1,))
 
 
 @pytest.mark.parametrize(
