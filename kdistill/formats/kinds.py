@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdistill import files
 from kdistill.errors import InputError
+from kdistill.tflite import metadata
 
 ENDINGS = {
     ".keras": "Keras",
@@ -48,10 +49,27 @@ def file_fingerprint(file: str | Path) -> str:
     return files.sha256(path)[:16]
 
 
-def check_python(file: str | Path, python: str | None) -> None:
-    """Raises `InputError` for an interpreter that would do nothing."""
+def check_process_settings(file: str | Path, python: str | None, timeout: float | None) -> None:
+    """Raises `InputError` for an interpreter or a time limit that would do nothing."""
     kind = format_of(file)
+    if timeout is not None and kind in ("Keras", "stored outputs"):
+        raise InputError(
+            f"--teacher-timeout does nothing for '{file}' ({kind}), which no other process runs. Leave it out."
+        )
     if python is not None and kind not in OTHER_PYTHON:
         raise InputError(
             f"--teacher-python does nothing for '{file}' ({kind}); it is for {', '.join(OTHER_PYTHON)}. Leave it out."
         )
+
+
+def tflite_normalization(path: str | Path) -> dict:
+    """`mean` and `std` that the metadata of a float `.tflite` state: its input is (pixel - mean) / std.
+
+    Empty where they state none, and for a file of kdistill, which takes raw pixels.
+    """
+    values = metadata.of_file(path) or {}
+    first, document = (values.get("inputs") or [{}])[0], values.get("document")
+    mean, std = ([float(number) for number in first.get(name) or ()] for name in ("mean", "std"))
+    if isinstance(document, dict) or not mean or len(mean) != len(std) or not min(std) > 0:
+        return {}
+    return {"mean": mean, "std": std}

@@ -42,7 +42,8 @@ class Process:
         say: receives a sentence when the process is restarted.
 
     Attributes:
-        about: what the file says of itself: `shape` (of an image), `outputs`, `output`, `parameters`, where known.
+        about: what the file says of itself, where it does: `shape` (of an image), `outputs`, `output`, `parameters`,
+            `mean` and `std`.
         versions: of Python and of the packages that the process has loaded.
         restarts: how often it was restarted: once at most.
 
@@ -299,10 +300,10 @@ MOST_OPEN = 4
 
 
 def open_process(
-    kind: str, target: str, name: str, options: dict, python: str | None, timeout: float | None
+    kind: str, target: str, name: str, options: dict, python: str | None, timeout: float | None, fingerprint: str = ""
 ) -> Process:
     """The process for this target. One that is open is used again, so that a run and its checks start it once."""
-    key = repr((kind, target, options, python, timeout))
+    key = repr((kind, target, options, python, timeout, fingerprint))
     process = _OPEN.pop(key, None)
     if process is None or process._child is None:
         process = Process(kind, target, name, options, python, timeout)

@@ -159,6 +159,7 @@ def open_keras2(path, options):
 def open_tflite(path, options):
     """A `.tflite` file, float or quantized, through LiteRT."""
     from kdistill.errors import InputError
+    from kdistill.formats.kinds import tflite_normalization
     from kdistill.tflite.interpreter import File
 
     try:
@@ -174,10 +175,9 @@ def open_tflite(path, options):
         except InputError as error:
             raise Refused(str(error)) from None
 
-    named = file.output["name"] in ("logits", "probabilities")
-    kind = "probabilities" if file.probabilities else file.output["name"] if named else None
+    kind = "probabilities" if file.probabilities else "logits" if file.output["name"] == "logits" else None
     about = {"shape": file.input["shape"][1:], "outputs": kind, "output": file.output["name"]}
-    return predict, about
+    return predict, {**about, **(tflite_normalization(path) if file.input["type"] == "float32" else {})}
 
 
 def open_address(address, options):

@@ -21,7 +21,7 @@ from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
 from kdistill.teachers.as_model import TeacherFile, load_teacher, settings_of
 from kdistill.teachers.blend import blend_models
-from kdistill.teachers.normalizations import accuracy_sentence, better_normalization
+from kdistill.teachers.normalizations import look_at
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
@@ -78,8 +78,9 @@ class Arms:
                 teacher = self.models["teacher"] = blend_models(teachers, self.recipe.distill.teacher_weights)
         if self.devices.chief:
             validation, classes = self.splits.validation, len(self.splits.class_names)
-            advice = self._look_at_files()
-            self._warn(advice or input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
+            self._look_at_files()
+            if len(self.teacher_files) < len(networks):
+                self._warn(input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
         for place, network in enumerate(self.recipe.assistants):
             teacher = self._assistant(place, network, teacher)
         taps = teacher_taps(self.recipe.distill.terms) if taps is None else taps
@@ -167,17 +168,12 @@ class Arms:
                 )
         return self.models[name]
 
-    def _look_at_files(self) -> str | None:
-        """States what the teachers from files are, and their accuracy. Returns a warning, or None.
-
-        The warning names the usual normalization with which a teacher would be better.
-        """
-        validation = self.splits.validation
-        advice = None
+    def _look_at_files(self) -> None:
+        """States what the teachers from files are, and their accuracy; warns of one near chance."""
         for file in self.teacher_files.values():
-            self.say(accuracy_sentence(file, validation.images, validation.labels))
-            advice = better_normalization(file, validation.images, validation.labels) or advice
-        return advice
+            sentence, warning = look_at(file, self.splits.validation.images, self.splits.validation.labels)
+            self.say(sentence)
+            self._warn(warning)
 
     def _assistant(self, place: int, network: Network, teacher: keras.Model) -> keras.Model:
         """A teacher assistant: taught by the one before it, trained like a teacher."""

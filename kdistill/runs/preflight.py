@@ -23,6 +23,7 @@ from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.arms import build_network, load_network
 from kdistill.teachers.as_model import TeacherFile
 from kdistill.teachers.blend import blend_models
+from kdistill.teachers.replay import augmentation_settings
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
 IMAGES = 2  # training images on which the terms are tried
@@ -88,6 +89,12 @@ def _check_foreign(file: TeacherFile, recipe: Recipe) -> None:
         raise InputError(
             f"teacher_precision={recipe.teacher_precision} works with Keras models; '{file.file}' is {file.format}. "
             "Leave it out (--set teacher_precision=none)."
+        )
+    changes = augmentation_settings(recipe.data)
+    if file.format == "stored outputs" and changes:
+        raise InputError(
+            f"'{file.file}' holds outputs for unchanged images, but data.{', data.'.join(changes)} changes them. Turn "
+            "that off, or give the teacher itself."
         )
     taps = [name for name, term in recipe.distill.terms.items() if term.teacher_tap not in (None, "", "logits")]
     if file.foreign and taps:

@@ -13,6 +13,7 @@ from kdistill.data import few_labels
 from kdistill.data.splits import Examples, Splits
 from kdistill.evaluation import diagnostics, disagreement, expectation, verdict
 from kdistill.evaluation.evaluate import evaluate, predict
+from kdistill.evaluation.metrics import measure
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
@@ -33,12 +34,9 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     logits = {name: arms.test_logits(name) for name in models}
     teacher = logits["teacher"]
     rows = [
-        {"name": name, **evaluate(model, splits.test, teacher_logits=teacher, logits=logits[name])}
-        for name, model in models.items()
+        {"name": name, **measure_model(arms, name, splits.test, teacher_logits=teacher, logits=logits[name])}
+        for name in models
     ]
-    for row in rows:
-        if row["name"] in arms.teacher_files:
-            row["parameters"] = arms.teacher_files[row["name"]].parameters
     files, refused = _exported(arms, profiles, logits["student"])
     for name, record in compressions.items():
         written = record["file"] is not None
@@ -67,6 +65,15 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "files": list(files.values()),
         "refused": list(refused.values()),
     }
+
+
+def measure_model(arms: Arms, name: str, examples: Examples, logits: np.ndarray, teacher_logits=None) -> dict:
+    """As `evaluate`. A teacher that is no Keras model has no latency that compares, and its size is in its file."""
+    file = arms.teacher_files.get(name)
+    if file is None or not file.foreign:
+        return evaluate(arms.models[name], examples, teacher_logits=teacher_logits, logits=logits)
+    unknown = dict.fromkeys(("bytes", "deflated", "microseconds"))
+    return {**measure(logits, examples.labels, teacher_logits), "parameters": file.parameters, **unknown}
 
 
 def describe_data(splits: Splits) -> dict:

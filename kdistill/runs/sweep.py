@@ -15,7 +15,7 @@ from kdistill.data.splits import load
 from kdistill.distillation.distiller import from_recipe
 from kdistill.distillation.supervised import Supervised
 from kdistill.evaluation import diagnostics, input_checks, picks, verdict
-from kdistill.evaluation.evaluate import evaluate, predict
+from kdistill.evaluation.evaluate import predict
 from kdistill.evaluation.metrics import measure
 from kdistill.networks import saving
 from kdistill.networks.precision import dtype_policy
@@ -29,7 +29,7 @@ from kdistill.report.sweep_charts import as_number
 from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run, check_students
-from kdistill.runs.results import describe_data, log_verdict
+from kdistill.runs.results import describe_data, log_verdict, measure_model, teaching_name
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
@@ -85,9 +85,11 @@ def sweep(
             say(f"{len(settings)} settings need {len(groups)} students{same}; seeds: {recipe.seeds}")
             arms = Arms(recipe, splits, folder, say, download=download)
             taps = {tap for group in groups.values() for tap in teacher_taps(group[0].recipe.distill.terms)}
-            teacher = arms.fit_teacher(taps)
+            arms.fit_teacher(taps)
             by_seed = _train_all(arms, groups, together, cache)
-            result = _result(arms, axes, groups, by_seed) | {"teacher": evaluate(teacher, splits.test)}
+            name = teaching_name(recipe)
+            row = measure_model(arms, name, splits.test, arms.test_logits(name))
+            result = _result(arms, axes, groups, by_seed) | {"teacher": row}
             curves = {str(seed): by_seed[seed]["curves"] for seed in result["seeds"]}
             files.write_text(folder.path / "curves.json", json.dumps(curves) + "\n")
             sweep_report.save(result, curves, folder.path, side_by_side.FIRST_STEPS)

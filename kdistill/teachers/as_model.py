@@ -141,8 +141,8 @@ def as_model(adapted: Adapted, shape: tuple[int, int, int], classes: int, name: 
         outputs = teacher(inputs)
     else:
         noise = np.random.default_rng(0).integers(0, 256, (NOISE_IMAGES, *shape)).astype(np.float32)
-        width = classes
-        if teacher.process is not None:
+        width = teacher.width
+        if width is None:
             width = teacher.predict(np.asarray(adapted.prepare(tf.constant(noise)))).shape[1]
         _check_classes(subject, width, classes)
         outputs = Answers(teacher, width, teacher.identity, name="answers")(inputs)

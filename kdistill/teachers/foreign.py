@@ -12,13 +12,14 @@ import tensorflow as tf
 
 from kdistill.errors import InputError
 from kdistill.formats import hdf5, stored
-from kdistill.formats.kinds import check_python, file_fingerprint, format_of
+from kdistill.formats.kinds import check_process_settings, file_fingerprint, format_of
 from kdistill.formats.process import open_process
 from kdistill.networks import heads, saving
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 
 PROCESSES = {"HDF5": "Keras 2 HDF5"}  # what runs a format that has another name there
+NOISE_IMAGES = 8  # that show how many classes there are, where a graph has to know it
 BATCH = 256  # images of which `store_teacher` computes the outputs at a time
 FAILURES: dict[str, InputError] = {}  # of teachers, by their text: TensorFlow passes on the text only
 
@@ -37,12 +38,13 @@ class Foreign:
     Attributes:
         process: that runs it; None for stored outputs.
         about: what the file says of itself, see `formats.process.Process`.
+        width: the number of classes, where it is known without a batch.
     """
 
     def __init__(self, predict, name: str, identity: dict, kind=None, channels_first: bool = False, classes=None):
         self.name, self.kind, self.channels_first = name, kind, channels_first
         self.classes = None if classes is None else [int(place) for place in classes]
-        self.process, self.about = None, {}
+        self.process, self.about, self.width = None, {}, None
         self._predict, self._identity = predict, identity
 
     @property
@@ -85,8 +87,13 @@ class Foreign:
                 FAILURES[str(error)] = error
                 raise
 
+        if width is None and self.width is None and None not in images.shape[1:]:
+            noise = np.random.default_rng(0).normal(size=(NOISE_IMAGES, *images.shape[1:]))
+            self.width = self.predict(noise).shape[1]
+        width = self.width if width is None else width
         outputs = tf.numpy_function(predict, [tf.cast(images, tf.float32)], tf.float32)
-        return tf.ensure_shape(outputs, [images.shape[0], width])
+        # Changes no bit. An operation that gives scores tells who looks at the graph that these are logits.
+        return tf.nn.leaky_relu(tf.ensure_shape(outputs, [images.shape[0], width]), alpha=1.0)
 
 
 @contextlib.contextmanager
@@ -134,7 +141,7 @@ def teacher(
     Example:
         `kdistill.teacher("model.onnx", mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))`
     """
-    check_python(file, python)
+    check_process_settings(file, python, timeout)
     kind, name = format_of(file), Path(str(file)).stem or str(file)
     plain = {"scale": scale, "mean": mean, "std": std, "bgr": bgr, "channels": channels}
     plain |= {"size": None if size is None else tuple(size)}
@@ -149,9 +156,11 @@ def teacher(
         if given:
             raise InputError(f"'{file}' holds outputs and no model: {', '.join(given)} would do nothing. Leave it out.")
         outputs_of = stored.StoredOutputs(file)
-        return Adapted(Foreign(outputs_of.predict, name, identity, "logits"), outputs="logits")
+        foreign = Foreign(outputs_of.predict, name, identity, "logits")
+        foreign.width = outputs_of.width
+        return Adapted(foreign, outputs="logits")
     options = {} if output is None else {"output": output}
-    process = open_process(PROCESSES.get(kind, kind), str(file), name, options, python, timeout)
+    process = open_process(PROCESSES.get(kind, kind), str(file), name, options, python, timeout, identity["file"])
     shape = process.about.get("shape")
     first = layout == "channels_first" or (layout is None and _looks_channels_first(shape))
     foreign = Foreign(process.ask, name, identity, outputs or process.about.get("outputs"), first, classes)
@@ -162,6 +171,8 @@ def teacher(
             plain.setdefault("size", (height, width))
         if depth in (1, 3):
             plain.setdefault("channels", depth)
+    if "mean" in foreign.about and not {"mean", "std", "scale"} & plain.keys():
+        plain |= {name: tuple(foreign.about[name]) for name in ("mean", "std")}
     return Adapted(foreign, **plain, outputs="logits")
 
 

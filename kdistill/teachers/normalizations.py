@@ -27,41 +27,50 @@ USUAL = {
 }
 
 
-def accuracy_sentence(file: TeacherFile, images, labels: np.ndarray) -> str:
-    """What a teacher is, and its accuracy on up to 256 of these images."""
-    images, labels = _first(images, labels)
-    accuracy = _accuracy(file.adapted, images, labels)
-    versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
-    return (
-        f"Teacher '{file.name}': {file.format}, '{file.file}', fingerprint {file.fingerprint}"
-        f"{f', run with {versions}' if versions else ''}. Its accuracy on {len(labels)} validation images is "
-        f"{accuracy:.1%}."
-    )
+def look_at(file: TeacherFile, images, labels: np.ndarray) -> tuple[str, str | None]:
+    """What a teacher is, and its accuracy, as a sentence; and a warning, or None.
 
-
-def better_normalization(file: TeacherFile, images, labels: np.ndarray) -> str | None:
-    """The usual normalization with which a teacher is much better, as a warning; None if there is none.
+    The warning names the usual normalization with which the teacher is much better, or says that it is near chance.
 
     Args:
         images: `[n, height, width, channels]`, pixels 0..255; the first 256 with a label are used.
         labels: classes `[n]`.
     """
-    images, labels = _first(images, labels)
-    if not len(labels) or getattr(file.adapted.teacher, "format", None) == "stored outputs":
-        return None
+    places = np.flatnonzero(np.asarray(labels) >= 0)[:IMAGES]
+    images, labels = np.asarray(images[places]), np.asarray(labels)[places]
     own = _accuracy(file.adapted, images, labels)
+    versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
+    sentence = (
+        f"Teacher '{file.name}': {file.format}, '{file.file}', fingerprint {file.fingerprint}"
+        f"{f', run with {versions}' if versions else ''}. Its accuracy on {len(labels)} validation images is "
+        f"{own:.1%}."
+    )
+    if not len(labels):
+        return sentence, None
+    warning = None if file.format == "stored outputs" else _better(file, images, labels, own)
+    classes = int(file.model.output_shape[-1])
+    if warning is None and own < little_above_chance(classes):
+        warning = (
+            f"The accuracy of the teacher '{file.name}' is {own:.1%} on {len(labels)} images; chance is "
+            f"{1 / classes:.1%}, and no usual normalization does better. It teaches noise. Check the order of "
+            "its classes (--teacher-classes), its output (--teacher-output) and its training."
+        )
+    return sentence, warning
+
+
+def _better(file: TeacherFile, images: np.ndarray, labels: np.ndarray, own: float) -> str | None:
+    """The usual normalization that a teacher lacks, as a warning; None if none gains much."""
     needed = own + max(MIN_GAIN, FEWEST / len(labels))
     if needed > 1:
         return None
     accuracies = {}
     depth = file.adapted.channels or images.shape[-1]
+    plain = {"scale": 1.0, "mean": 0.0, "std": 1.0, "bgr": False, "layout": None, "output": None, "classes": None}
     for words, settings in USUAL.items():
         if depth == 3 or all(value is not True and len(value) == 1 for value in settings.values()):
-            plain = {"scale": 1.0, "mean": 0.0, "std": 1.0, "bgr": False}
-            adapted = dataclasses.replace(file.adapted, **{**plain, **settings}, layout=None, output=None, classes=None)
-            accuracies[words] = _accuracy(adapted, images, labels)
+            accuracies[words] = _accuracy(dataclasses.replace(file.adapted, **{**plain, **settings}), images, labels)
     best = max(accuracies, key=accuracies.get)
-    if accuracies[best] < max(needed, little_above_chance(int(labels.max()) + 1)):
+    if accuracies[best] < max(needed, little_above_chance(int(file.model.output_shape[-1]))):
         return None
     return (
         f"The accuracy of the teacher '{file.name}' is {own:.1%} on {len(labels)} images, but {accuracies[best]:.1%} "
@@ -84,12 +93,6 @@ def time_sentence(model, replay: Replay, epochs: int, repeat: int | None) -> str
         f"The outputs of the teacher are stored for {views} view{'s' * (views > 1)} of {count:,} training images: "
         f"{1e3 * each:.2g} ms an image, about {total * each:.0f} s in all where none is stored yet."
     )
-
-
-def _first(images, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels)
-    places = np.flatnonzero(labels >= 0)[:IMAGES]
-    return np.asarray(images[places]), labels[places]
 
 
 def _accuracy(adapted: Adapted, images: np.ndarray, labels: np.ndarray) -> float:
