@@ -181,7 +181,15 @@ def light_words(kind: str, place: Path, random: np.random.Generator) -> list[str
     folder = place / "runs" / ("a" * 16 if kind == "cache" else "run")
     (folder / "differences").mkdir(parents=True)
     name = "about.json" if kind == "cache" else "report.json"
-    about = {"rows": 4, "part_rows": 2, "teacher_name": "a", "source": "b", "split": "train"}
+    about = {
+        "rows": 4,
+        "part_rows": 2,
+        "classes": 3,
+        "top_k": None,
+        "teacher_name": "a",
+        "source": "b",
+        "split": "train",
+    }
     whole = about if kind == "cache" else REPORT
     text = json.dumps(changed_value(whole, random))
     (folder / name).write_bytes(damaged(text.encode(), random) if random.random() < 0.3 else text.encode())

@@ -112,7 +112,13 @@ def _warnings_as_messages():
 
 def say_to(as_json: bool) -> Callable[[str], None]:
     """Prints progress on standard output, or on standard error with --json."""
-    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+    return lambda text: print(surroundings.printable(str(text)), file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def show_lines(*lines: str) -> None:
+    """Prints lines of a result; control characters in names from files are escaped."""
+    for line in lines:
+        print(surroundings.printable_line(line))
 
 
 def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
@@ -152,16 +158,17 @@ def fail_if_refused(refused: list[dict], report: Path) -> None:
 
 
 def show_table(titles: list[str], cells: list[list[str]]) -> None:
-    """A table on the screen; the first column is left-aligned."""
+    """A table on the screen; the first column is left-aligned. What cells hold is text, never codes or markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    screen_table = Table(*titles)
-    screen_table.columns[0].no_wrap = True  # a name on two lines looks like two
-    for column in screen_table.columns[1:]:
-        column.justify = "right"
+    screen_table = Table()
+    for place, title in enumerate(titles):
+        alignment = "right" if place else "left"  # a name on two lines looks like two
+        screen_table.add_column(Text(surroundings.printable_line(title)), justify=alignment, no_wrap=not place)
     for row in cells:
-        screen_table.add_row(*row)
+        screen_table.add_row(*(Text(surroundings.printable_line(cell)) for cell in row))
     # Lines must not break in a file or a pipe, which have no width.
     Console(width=None if sys.stdout.isatty() else 120).print(screen_table)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, say_to
+from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, say_to, show_lines
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import CheckFailed, InputError
 
@@ -59,7 +59,7 @@ def build(
         keys = {"train": stored.train.key, "validation": stored.validation.key}
         print(json.dumps({"keys": keys, "views": views, "bytes": needed, "passes": missing, "seconds": seconds}))
     else:
-        print(f"Filled in {seconds:.1f} s: {stored.train.path}")
+        show_lines(f"Filled in {seconds:.1f} s: {stored.train.path}")
 
 
 @cache_command
@@ -73,7 +73,7 @@ def verify(cache: Root = None, key: Key = None, as_json: Json = False):
     if not rows and cache is not None:
         raise InputError(f"'{root}' holds no teacher cache to verify. Give --cache the folder of all caches.")
     _show(rows, as_json)
-    damaged = [f"{row['key']}/{name}" for row in rows for name in row["damaged"]]
+    damaged = [f"{row['key']}/{name} ({reason})" for row in rows for name, reason in row["reasons"].items()]
     if damaged:
         raise CheckFailed(f"{len(damaged)} damaged parts, which the next run computes again: {', '.join(damaged)}")
 
@@ -116,7 +116,8 @@ def _show(rows: list[dict], as_json: bool) -> None:
     for row in rows:
         age = (time.time() - row["used"]) / 86400
         damaged = f", {len(row['damaged'])} damaged" if row.get("damaged") else ""
-        print(
+        origin = ", ".join(file["file"] for file in row["teacher_files"])
+        show_lines(
             f"{row['key']}  {row['split']:<10} {row['views']:>3} views {row['bytes'] / 1e6:>10,.1f} MB{damaged}  used "
-            f"{age:.1f} days ago  teacher {row['teacher']}, {row['data']}"
+            f"{age:.1f} days ago  teacher {row['teacher']}{f' from {origin}' if origin else ''}, {row['data']}"
         )

@@ -20,6 +20,7 @@ from kdistill.cli.app import (
     import_tensorflow,
     say_to,
     show,
+    show_lines,
     show_table,
 )
 from kdistill.cli.teacher import network_of, takes_teacher
@@ -84,7 +85,10 @@ def benchmark(
                 f"--threads expects different numbers from 1 to {most}, four times the cores, received {count}."
             )
     result = measured(file, tuple(threads or (1, 2)), baseline)
-    print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        show_lines(*lines(result))
 
 
 @command
@@ -108,7 +112,10 @@ def inspect(
 
     images = None if against is None else data_of(data, data_dir, download, say_to(as_json)).test.images
     result = inspected(file, against, images)
-    print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        show_lines(*lines(result))
 
 
 @command
@@ -258,8 +265,7 @@ def compress(
     report = compressions.to_folder(student, stage, teacher_model, splits, out, **options)
     if not as_json:
         show_table(*layer_table(report["layers"]))
-        for note in report["notes"]:
-            print(note)
+        show_lines(*report["notes"])
     show(report["models"], as_json, report)
     fail_if_refused([report["refused"]] if report["refused"] else [], out / "compression.json")
 

@@ -21,6 +21,7 @@ from kdistill.cli.app import (
     command,
     import_tensorflow,
     say_to,
+    show_lines,
     show_table,
 )
 from kdistill.cli.teacher import takes_teacher
@@ -69,12 +70,11 @@ def plan(
         return
     show_table(["model", "epochs", "of", "accuracy %", "s per fit", "s per fit of a run"], _cells(result))
     scatter = {name: f"{100 * value:.2g}" for name, value in result["scatter"].items()}
-    print(
+    show_lines(
         f"{result['trial']['sentence']} Standard deviation over seeds, for the test set: {scatter['difference']} "
-        f"points of the difference, {scatter['control']} of the control."
+        f"points of the difference, {scatter['control']} of the control.",
+        *(f"- {line}" for line in result["lines"]),
     )
-    for line in result["lines"]:
-        print(f"- {line}")
 
 
 def _cells(result: dict) -> list[list[str]]:

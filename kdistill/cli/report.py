@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli.app import Json, command, say_to, show, show_table
+from kdistill.cli.app import Json, command, say_to, show, show_lines, show_table
 
 
 @command
@@ -37,9 +37,8 @@ def report(
         print(json.dumps(result, indent=1))
     elif len(runs) == 1:
         show(content["models"], False, result)
-        print((content.get("verdict") or {}).get("sentence", ""))
+        show_lines((content.get("verdict") or {}).get("sentence", ""))
     else:
         show_table(*compare.run_table(named))
-        for sentence in compare.caveats(named):
-            print(sentence)
+        show_lines(*compare.caveats(named))
     say_to(as_json)(f"Page: {path}")

@@ -25,6 +25,7 @@ from kdistill.cli.app import (
     import_tensorflow,
     say_to,
     show,
+    show_lines,
 )
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import InputError
@@ -79,7 +80,7 @@ def run(
         return
     show(result["models"], as_json, result)
     if not as_json:
-        print(result["verdict"]["sentence"])
+        show_lines(result["verdict"]["sentence"])
     fail_if_refused(result["refused"], Path(result["folder"], "report.html"))
 
 

@@ -72,9 +72,14 @@ def check_temporary_folder() -> None:
         ) from None
 
 
-def printable(text: str) -> str:
-    """A message with its control characters escaped, except for line breaks: names in it may come from a file."""
-    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: str, breaks: str = "\n") -> str:
+    """A text with its control characters escaped, except for those in `breaks`: names in it may come from a file."""
+    return "".join(c if c in breaks or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def printable_line(text: str) -> str:
+    """A line of a table or list, in which a name cannot begin another line."""
+    return printable(text, breaks="")
 
 
 def how_to_go_on(options: dict) -> str:

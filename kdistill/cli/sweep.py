@@ -20,6 +20,7 @@ from kdistill.cli.app import (
     folder_options,
     import_tensorflow,
     say_to,
+    show_lines,
     show_table,
 )
 from kdistill.cli.teacher import takes_teacher
@@ -67,6 +68,6 @@ def sweep(
         return
     show_table(*student_table(result))
     if result["verdict"]:
-        print(f"Best on validation: {result['best']}. {result['verdict']['sentence']}")
+        show_lines(f"Best on validation: {result['best']}. {result['verdict']['sentence']}")
     if pick_sentence(result):
-        print(pick_sentence(result))
+        show_lines(pick_sentence(result))

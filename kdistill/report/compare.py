@@ -31,7 +31,32 @@ def load_report(path: Path) -> dict:
         check_report(report)
     except Mismatch as error:
         raise InputError(f"'{file}' is damaged: {error}. {advice}") from None
+    check_models(file.parent)
     return report
+
+
+def check_models(folder: Path) -> None:
+    """Compares the models of finished stages with the SHA-256 in their records, as `--resume` does.
+
+    Models that are not there, and records of earlier versions, which have no SHA-256, are no error. Raises `InputError`
+    for a model that is damaged or was replaced: the report is not about it.
+    """
+    checkpoints = folder / "checkpoints"
+    stages = sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else []
+    for stage in stages:
+        record = files.inside(folder, f"checkpoints/{stage}/finished.json")
+        model = files.inside(folder, f"{stage}.keras")
+        if not (record.is_file() and model.is_file()):
+            continue
+        advice = f"Delete '{record.parent}' and continue the run with --resume, which trains the stage again."
+        content = files.read_json(record, {"sha256?": str}, advice)
+        if content.get("sha256") not in (None, files.sha256(model)):
+            raise InputError(
+                f"'{files.shown_path(folder / model.name)}' is not the model with which the stage "
+                f"'{files.shown_path(stage)}' ended (another SHA-256): it is damaged, or was replaced, and the report "
+                "is about another one. Put the file back, or delete "
+                f"'{files.shown_path(record.parent)}' and continue the run with --resume."
+            )
 
 
 def load_runs(paths: Sequence[Path]) -> list[tuple[str, dict]]:

@@ -1,11 +1,13 @@
 """How the students of a run get their teacher's outputs: from its forward pass, or from the teacher cache."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import keras
 
 from kdistill.data.few_labels import for_student
 from kdistill.data.splits import Splits
+from kdistill.formats.kinds import file_fingerprint
 from kdistill.networks import folding
 from kdistill.recipe import Recipe
 from kdistill.runs.folder import RunFolder
@@ -91,6 +93,28 @@ class Teaching:
         if key not in self._replays:
             splits, batch_size = for_student(self.splits), recipe.training.batch_size
             self._replays[key] = Replay(
-                self.model, splits, recipe.data, batch_size, seed_of_views, root, recipe.cache.top_k
+                self.model,
+                splits,
+                recipe.data,
+                batch_size,
+                seed_of_views,
+                root,
+                recipe.cache.top_k,
+                files=self._files(),
             )
         return self._replays[key]
+
+    def _files(self) -> list[dict]:
+        """Where the teacher came from, dicts of file and fingerprint: the recipe's files, or those of the run."""
+        networks = (self.recipe.teacher, *self.recipe.more_teachers)
+        names = ["teacher"] if len(networks) == 1 else [f"teacher_{place}" for place in range(len(networks))]
+        origins: list[str | Path] = []
+        for name, network in zip(names, networks, strict=True):
+            origins += [network.file] if network.file else network.weights or [self.folder.path / f"{name}.keras"]
+        if self.recipe.assistants:
+            origins = [self.folder.path / f"assistant_{len(self.recipe.assistants) - 1}.keras"]
+        return [
+            {"file": str(file), **({"fingerprint": file_fingerprint(file)} if Path(file).exists() else {})}
+            for file in origins
+            if isinstance(file, str) or file.exists()  # weights of Keras have no file
+        ]

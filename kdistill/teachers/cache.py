@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdistill.archives import ERRORS
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import PART, exclusive_lock, inside, new_file, read_json, sha256, write_text
 from kdistill.schema import Whole
@@ -25,7 +26,9 @@ PART_BYTES = 32 << 20  # roughly: large enough for a disk to stream, small enoug
 PART_NAME = re.compile(r"view-(\d{4})-part-(\d{4})-([0-9a-f]{16})\.npy")
 KEY = re.compile(r"[0-9a-f]{16}")
 ABANDONED_SECONDS = 86400  # an unfinished file that is older is deleted: no part takes so long
-ABOUT = {"rows": Whole(1), "part_rows": Whole(1), "teacher_name?": str, "source?": str, "split?": str}
+ABOUT = {"rows": Whole(1), "part_rows": Whole(1), "classes": Whole(1, 1 << 24), "top_k": (Whole(1, 1 << 16), None)}
+ABOUT |= {"teacher_name?": str, "source?": str, "split?": str}
+ABOUT |= {"teacher_files?": [{"file": str, "fingerprint?": str}]}
 
 
 class Cache:
@@ -98,15 +101,16 @@ class Cache:
     def missing_parts(self, views: int, say: Callable[[str], None] = print) -> list[tuple[int, int]]:
         """The (view, part) pairs of the first `views` views that are not computed yet.
 
-        Reads every part and compares it with its checksum; deletes and reports damaged ones, which are then missing.
+        Reads every part: shape, type, checksum, numbers. Deletes and reports damaged ones, which are then missing.
         """
         paths = _part_paths(self.path)
         missing = []
         for view in range(views):
             for part in range(self.parts):
                 path = paths.get((view, part))
-                if path is not None and not _is_intact(path):
-                    say(f"Part {path} of the teacher cache is damaged; it is computed again.")
+                damage = None if path is None else _damage_of(path, self.identity)
+                if damage:
+                    say(f"Part {path} of the teacher cache is damaged ({damage}); it is computed again.")
                     path.unlink(missing_ok=True)
                     path = None
                 if path is None:
@@ -233,8 +237,32 @@ def _part_paths(folder: Path) -> dict[tuple[int, int], Path]:
     return paths
 
 
-def _is_intact(path: Path) -> bool:
-    return sha256(path)[:16] == PART_NAME.fullmatch(path.name)[3]
+def _damage_of(path: Path, about: dict | None) -> str | None:
+    """Why a part cannot be used, or None. `about`: rows, part_rows, classes and top_k of its cache; None: unknown.
+
+    A part can have the right checksum and the wrong content: the folder may come from elsewhere.
+    """
+    stored = None
+    if about is not None:
+        part, classes, top_k = int(PART_NAME.fullmatch(path.name)[2]), about["classes"], about["top_k"]
+        rows = min(about["part_rows"], about["rows"] - part * about["part_rows"])
+        shape, kind = ((rows,), _row_type(classes, top_k)) if top_k else ((rows, classes), np.dtype(np.float16))
+        try:
+            stored = np.lib.format.open_memmap(path, mode="r")
+        except ERRORS as error:
+            return f"it is no array: {error}"
+        if (stored.shape, stored.dtype) != (shape, kind):  # before it is read: its size is not bounded yet
+            return f"it holds {stored.dtype} of the shape {stored.shape}, expected {kind} of {shape}"
+    if sha256(path)[:16] != PART_NAME.fullmatch(path.name)[3]:
+        return "another checksum than in its name"
+    if stored is None:
+        return None
+    numbers = [stored["rest"], stored["logits"]] if top_k else [stored]
+    if not all(np.isfinite(values).all() for values in numbers):
+        return "NaN or infinite numbers"
+    if top_k and stored["classes"].max() >= classes:
+        return f"the class {stored['classes'].max()} of {classes} classes"
+    return None
 
 
 def list_caches(root: Path) -> list[dict]:
@@ -259,6 +287,7 @@ def list_caches(root: Path) -> list[dict]:
                 "teacher": about.get("teacher_name", ""),
                 "data": about.get("source", ""),
                 "split": about.get("split", ""),
+                "teacher_files": about.get("teacher_files", []),
                 "views": 0 if damage else sum(_is_whole(files, view, parts) for view in views),
                 "parts": len(files),
                 "bytes": sum(path.stat().st_size for path in files.values()),
@@ -275,12 +304,18 @@ def _is_whole(files: dict[tuple[int, int], Path], view: int, parts: int) -> bool
 
 
 def verify_caches(root: Path, key: str | None = None) -> list[dict]:
-    """Compares every part of every cache (or of one) with its checksum; `damaged` lists the files that differ."""
+    """Reads every part of every cache, or of one: shape, type, checksum, numbers.
+
+    `damaged` of a row lists the files that cannot be used, and `reasons` states why, by name.
+    """
     rows = []
     for row in _selected(root, key):
-        damaged = [path.name for path in _part_paths(root / row["key"]).values() if not _is_intact(path)]
-        damaged += ["about.json"] if "damaged_about" in row else []
-        rows.append({**row, "damaged": damaged})
+        folder, whole = root / row["key"], "damaged_about" not in row
+        about = read_json(inside(folder, "about.json"), ABOUT, most=1 << 20) if whole else None
+        reasons = {path.name: _damage_of(path, about) for path in _part_paths(folder).values()}
+        reasons |= {} if whole else {"about.json": row["damaged_about"]}
+        reasons = {name: reason for name, reason in reasons.items() if reason}
+        rows.append({**row, "damaged": list(reasons), "reasons": reasons})
     return rows
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -57,6 +57,7 @@ class Replay:
         batch_size, seed: of the training batches. They matter only where images are augmented.
         root: the folder of all caches. None: `kdistill.files.cache_root()`.
         top_k: number of logits to keep of a row, with the mass of the others. None keeps all.
+        files: where the teacher came from, dicts of file and fingerprint, for who reads the cache's `about.json`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Replay:
         root: str | Path | None = None,
         top_k: int | None = None,
         teacher_weights=None,
+        files: Sequence[dict] = (),
     ):
         self.splits, self.data, self.seed = splits, data, seed
         self.batch_size = min(batch_size, len(splits.train))
@@ -86,6 +88,7 @@ class Replay:
             "image": list(splits.train.images.shape[1:]),
         }
         description = {"teacher_name": ", ".join(model.name for model in models), "source": splits.source}
+        description["teacher_files"] = list(files)
 
         def cache(split: str, rows: int, batch: int, views: dict) -> Cache:
             part_rows = batch * max(1, PART_BYTES // (batch * bytes_per_row(classes, top_k)))
@@ -317,10 +320,14 @@ def of_recipe(
     with dtype_policy(recipe.precision):
         splits = load(recipe.data, data_dir, download, say=say)
         shape, classes = splits.train.images.shape[1:], len(splits.class_names)
-        teacher = load_teacher(recipe.teacher, shape, classes, say).model
-        teacher = folding.checked_inference_copy(teacher, splits.validation.images[:256], recipe.teacher_precision, say)
+        file = load_teacher(recipe.teacher, shape, classes, say)
+        origin = [{"file": file.file, "fingerprint": file.fingerprint}]
+        teacher = folding.checked_inference_copy(
+            file.model, splits.validation.images[:256], recipe.teacher_precision, say
+        )
     cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed
-    replay = Replay(teacher, splits, recipe.data, recipe.training.batch_size, seed, root, cache.top_k)
+    batch_size = recipe.training.batch_size
+    replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin)
     return replay, replay.views(recipe.training.epochs, cache.views)
 
 

@@ -62,7 +62,7 @@ def test_grids():
 def test_caches(tmp_path):
     folder = tmp_path / ("a" * 16)
     folder.mkdir()
-    (folder / "about.json").write_text('{"rows": 1, "part_rows": 1}')
+    (folder / "about.json").write_text('{"rows": 1, "part_rows": 1, "classes": 2, "top_k": null}')
     assert "names 0 caches" in call("cache", "prune", "--key", "", "--cache", str(tmp_path))
     assert folder.is_dir()
     assert "holds no teacher cache" in call("cache", "verify", "--cache", str(folder))

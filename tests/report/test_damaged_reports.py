@@ -1,6 +1,7 @@
 """A `report.json` from elsewhere: damaged values are one message, names in it and links lead to no other file."""
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -107,3 +108,57 @@ def test_json_that_exhausts_the_reader_is_one_message(folder, content):
     (folder / "report.json").write_text(content)
     ended = call("report", folder)
     assert ended.exit_code == 2 and "report.json'" in ended.stderr and "Traceback" not in ended.output
+
+
+def finished(folder, stage, sha256):
+    path = folder / "checkpoints" / stage / "finished.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seconds": 1, **({} if sha256 is None else {"sha256": sha256})}))
+    return path
+
+
+def test_the_model_of_a_finished_stage_is_compared_with_its_record(folder, tmp_path):
+    (folder / "student.keras").write_bytes(b"a model")
+    digest = hashlib.sha256(b"a model").hexdigest()
+    finished(folder, "student", digest)
+    finished(folder, "control", None)  # of an earlier version
+    finished(folder, "students-0", "0" * 64)  # a pass of a sweep, or a model that was deleted
+    assert call("report", folder).exit_code == 0
+    page_before = (folder / "report.html").read_bytes()
+
+    def refused(*words):
+        ended = call("report", *(words or [folder]))
+        assert ended.exit_code == 2 and "Traceback" not in ended.output, ended.output
+        assert (folder / "report.html").read_bytes() == page_before
+        return ended.stderr
+
+    for content in (b"A model", b"", b"a model" * 999):
+        (folder / "student.keras").write_bytes(content)
+        assert "is not the model with which the stage 'student' ended" in refused()
+        assert "is not the model" in refused(folder / "report.json")
+    (folder / "student.keras").write_bytes(b"a model")
+    for damage in ("{", '{"sha256": 3}', "[" * 9999):
+        (folder / "checkpoints/student/finished.json").write_text(damage)
+        assert "finished.json' is damaged" in refused()
+    finished(folder, "student", digest)
+    (tmp_path / "secret.keras").write_bytes(b"a model")
+    (folder / "student.keras").unlink()
+    (folder / "student.keras").symlink_to(tmp_path / "secret.keras")
+    assert "is no file inside of the folder" in refused()
+    (folder / "student.keras").unlink()
+    os.mkfifo(folder / "student.keras")
+    assert call("report", folder).exit_code == 0
+
+
+HOSTILE = "\x1b[2J\x9b31m\u202e[red]:smile:\nError: x"
+
+
+def test_names_from_a_report_are_escaped_on_the_terminal(folder):
+    content = report()
+    content["models"][0]["name"] = HOSTILE
+    content["verdict"]["sentence"] = HOSTILE
+    (folder / "report.json").write_text(json.dumps(content))
+    ended = call("report", folder)
+    assert ended.exit_code == 0
+    assert not {"\x1b", "\x9b", "\u202e"} & set(ended.output) and "\nError" not in ended.output
+    assert r"\x1b[2J\x9b31m\u202e[red]:smile:\nError: x" in ended.stdout

@@ -1,9 +1,12 @@
 """Teacher outputs on disk: whole or absent, named by their checksum, and never those of something else."""
 
+import hashlib
+import io
 import os
 
 import numpy as np
 import pytest
+from support.scripts import call
 
 from kdistill import files
 from kdistill.errors import CheckFailed, InputError
@@ -178,3 +181,73 @@ def test_links_and_pipes_in_a_cache_folder_lead_nowhere(tmp_path):
     with own.claim(0, 0) as claimed:
         assert not claimed
     assert [path.read_text() for path in victim.iterdir()] == ["precious"]
+
+
+def content_of(array, allow_pickle=False):
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
+
+
+def changed(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+GOOD = logits(4).astype(np.float16)
+TOP = cache.pack(logits(4), 3)
+OTHER_PARTS = {
+    "NaN or infinite": (None, content_of(changed(GOOD, (1, 2), np.nan))),
+    "NaN or infinite numbers": (None, content_of(changed(GOOD, (3, 6), -np.inf))),
+    "float32 of the shape (4, 7), expected float16": (None, content_of(GOOD.astype(np.float32))),
+    "of the shape (3, 7)": (None, content_of(GOOD[:3])),
+    "of the shape (28,)": (None, content_of(GOOD.ravel())),
+    "of the shape (7, 4)": (None, content_of(np.ascontiguousarray(GOOD.T))),
+    "it is no array": (None, content_of(np.array([[{}] * 7] * 4), allow_pickle=True)),
+    "it is no array: ": (None, b"PK\x03\x04" + bytes(100)),
+    "it is no array:": (None, content_of(GOOD)[:-5]),
+    "NaN": (3, content_of(changed(TOP, 1, np.array((np.nan, [0, 1, 2], [1, 2, 3]), TOP.dtype)))),
+    "infinite": (3, content_of(changed(TOP, 1, np.array((0, [0, 1, 2], [1, np.inf, 3]), TOP.dtype)))),
+    "the class 7 of 7 classes": (3, content_of(changed(TOP, 1, np.array((0, [0, 7, 2], [1, 2, 3]), TOP.dtype)))),
+    "expected [": (3, content_of(GOOD)),
+}
+
+
+@pytest.mark.parametrize("reason", OTHER_PARTS)
+def test_a_part_with_other_content_and_a_right_checksum_is_rebuilt_and_named(tmp_path, reason):
+    top_k, content = OTHER_PARTS[reason]
+    store, messages = filled(tmp_path, rows=8, top_k=top_k), []
+    first = next(store.path.glob("view-0000-part-0000-*.npy"))
+    first.unlink()
+    part = store.path / f"view-0000-part-0000-{hashlib.sha256(content).hexdigest()[:16]}.npy"
+    part.write_bytes(content)
+    (row,) = cache.verify_caches(tmp_path)
+    assert row["damaged"] == [part.name] and reason in row["reasons"][part.name]
+    ended = call("cache", "verify", "--cache", tmp_path)
+    assert ended.exit_code == 1 and part.name in ended.stderr and reason in ended.stderr
+    assert store.missing_parts(1, messages.append) == [(0, 0)] and not part.exists()
+    assert part.name in messages[0] and reason in messages[0]
+    store.write_part(0, 0, logits(8)[:4])
+    assert store.missing_parts(1) == [] and first.exists()
+
+
+def test_a_part_beyond_the_rows_and_a_huge_claim_are_named(tmp_path):
+    store, messages = filled(tmp_path, rows=8), []
+    for place, content in (("0000", b"\x93NUMPY\x01\x00"), ("0009", content_of(GOOD))):
+        (store.path / f"view-0001-part-{place}-{hashlib.sha256(content).hexdigest()[:16]}.npy").write_bytes(content)
+    with open(store.path / f"view-0001-part-0001-{'0' * 16}.npy", "wb") as file:  # a sparse file, which is not read
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (1 << 38, 7)})
+        file.truncate((1 << 38) * 14 + 128)
+    (row,) = cache.verify_caches(tmp_path)
+    assert len(row["damaged"]) == 3 and "no array" in row["reasons"][row["damaged"][0]]
+    assert store.missing_parts(2, messages.append) == [(1, 0), (1, 1)] and len(messages) == 2
+
+
+def test_a_cache_states_the_file_of_its_teacher(tmp_path):
+    origin = {"file": "runs/a/teacher\x1b.keras", "fingerprint": "0" * 16}
+    Cache(tmp_path, ABOUT, 10, 4, 7, description={**FACTS, "teacher_files": [origin]}).create()
+    (row,) = cache.list_caches(tmp_path)
+    assert row["teacher_files"] == [origin]
+    ended = call("cache", "list", "--cache", tmp_path)
+    assert r"teacher lenet from runs/a/teacher\x1b.keras" in ended.stdout and "\x1b" not in ended.stdout

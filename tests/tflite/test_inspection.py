@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import pytest
 from keras import layers
+from support.scripts import call
 from support.small_models import CLASSES, corners, network
 
 from kdistill.conversion.convert import convert
@@ -12,7 +13,7 @@ from kdistill.conversion.export import export
 from kdistill.errors import InputError
 from kdistill.recipe import Profile
 from kdistill.tflite import benchmark as tflite_benchmark
-from kdistill.tflite import inspection
+from kdistill.tflite import flatbuffer, inspection
 from kdistill.tflite.benchmark import benchmark
 
 IMAGES = corners(60).images
@@ -111,3 +112,14 @@ def test_two_files_are_measured_by_turns(monkeypatch):
     )
     found = tflite_benchmark._side_by_side(Fake(None), Fake(2))
     assert found == {"median": 3.0, "low": 3.0, "high": 3.0, "this_us": 10.0, "baseline_us": 30.0}
+
+
+def test_names_from_a_file_are_escaped_on_the_terminal(files, tmp_path):
+    model = flatbuffer.parse(Path(files["npu"]).read_bytes())
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = b"a\x1b[2Jb\xc2\x9bc\nOperators: 9 SAFE"
+    path = tmp_path / "hostile.tflite"
+    path.write_bytes(bytes(flatbuffer.pack(model)))
+    ended = call("inspect", path)
+    assert ended.exit_code == 0 and r"a\x1b[2Jb\x9bc" in ended.output, ended.output
+    assert not {"\x1b", "\x9b"} & set(ended.output) and "\nOperators: 9" not in ended.output
