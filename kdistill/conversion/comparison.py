@@ -6,7 +6,7 @@ import numpy as np
 
 from kdistill.errors import InputError
 from kdistill.evaluation import chance
-from kdistill.evaluation.head_metrics import agreement_of, check_finite, decisions, per_example, targets
+from kdistill.evaluation.head_metrics import agreement_of, decisions, per_example, targets
 from kdistill.evaluation.metrics import log_softmax
 from kdistill.networks.heads import LABELS, NUMBERS, Head
 from kdistill.recipe import Profile
@@ -191,9 +191,15 @@ def as_in_file(outputs: Mapping[str, np.ndarray], heads: Mapping[str, Head], in_
 
 
 def check_model_outputs(outputs: Mapping[str, np.ndarray]) -> None:
-    """Raises `CheckFailed` for a model whose outputs are not finite, so that no file can be compared with it."""
+    """Raises `InputError` for a model whose outputs are not finite, so that no file can be compared with it."""
     for name, numbers in outputs.items():
-        check_finite(numbers, f"The output '{name}' of the Keras model")
+        broken = int((~np.isfinite(numbers.reshape(len(numbers), -1))).any(axis=1).sum())
+        if broken:
+            raise InputError(
+                f"The output '{name}' of the Keras model is NaN or infinite for {broken:,} of {len(numbers):,} "
+                "examples, so that no file can be compared with it. Look for log, sqrt or a division in it that "
+                "receives 0 or less."
+            )
 
 
 def _per_class(labels: np.ndarray, correct: np.ndarray, model_correct: np.ndarray) -> list[dict]:

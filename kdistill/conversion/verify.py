@@ -198,7 +198,8 @@ def check_heads(path, expected: Mapping, inputs: Mapping, labels: Mapping, heads
     """`check` for outputs of any heads; the arguments as of `outputs_to_compare`, `heads` as of the file's outputs."""
     file = File(path, trusted=True)
     if len(inputs) == 1:
-        inputs = {file.input["name"]: _with_channels(next(iter(inputs.values())), file.input)}
+        (array,) = inputs.values()
+        inputs = {file.input["name"]: array[:] if isinstance(array, EncodedImages) else array}
     try:
         outputs = by_head(predict_isolated(path, inputs, seconds), heads)
     except InputError as error:
@@ -212,13 +213,6 @@ def check_heads(path, expected: Mapping, inputs: Mapping, labels: Mapping, heads
         if not np.isfinite(numbers).all():
             raise FileRefused(f"The file for '{profile.name}' gives numbers that are NaN or infinite for '{name}'.")
     return _within_limits(compare_heads(outputs, expected, heads, labels, profile), profile)
-
-
-def _with_channels(array, end: dict) -> np.ndarray:
-    """Gray images for a file that takes color, and images that are decoded on access as an array."""
-    array = array[:] if isinstance(array, EncodedImages) else array
-    is_gray = array.ndim == 4 and array.shape[-1] == 1 and end["shape"][-1] == 3
-    return np.repeat(array, 3, axis=-1) if is_gray else array
 
 
 def with_limits(profile: Profile, max_drop: float | None = None, min_agreement: float | None = None) -> Profile:

@@ -64,7 +64,9 @@ def gather(examples, inputs: Mapping | None, what: str = "examples", with_labels
 
 def _are_inputs(examples, inputs: Mapping | None, with_labels: bool) -> bool:
     """Whether a tuple is the inputs alone, and not inputs and labels."""
-    return not with_labels and inputs is not None and len(inputs) > 1 and len(examples) == len(inputs)
+    if with_labels or inputs is None or len(inputs) != len(examples) or len(inputs) < 2:
+        return False
+    return not isinstance(examples[0], (Mapping, tuple, list))
 
 
 def _by_name(x, inputs: Mapping | None, what: str) -> dict[str, np.ndarray]:
@@ -99,7 +101,10 @@ def _array(values, one, what: str):
         values = values[..., None]
     elif values.ndim == len(one.shape) + 2 and values.shape[-1] == 1:
         values = values[..., 0]
-    pairs = list(zip(one.shape, values.shape[1:], strict=False))
+    shape = values.shape[1:]
+    if len(shape) == len(one.shape) == 3 and shape[-1] == 1 and one.shape[-1] == 3:
+        shape = (*shape[:2], 3)  # gray images, which a file takes that expects color
+    pairs = list(zip(one.shape, shape, strict=False))
     if values.ndim != len(one.shape) + 1 or any(size not in (None, received) for size, received in pairs):
         expected = ", ".join(["n", *("any" if size is None else str(size) for size in one.shape)])
         raise InputError(f"{what} expects [{expected}] for the input '{one.name}', received an array {values.shape}.")

@@ -82,8 +82,7 @@ class File:
         """
         self._check_single()
         expected = self.input["shape"][1:]
-        if images.ndim == 4 and images.shape[-1] == 1 and expected[-1:] == [3]:
-            images = np.repeat(images, 3, axis=-1)
+        images = _in_color(images, expected)
         fits = images.ndim == len(expected) + 1
         if not fits or any(a not in (b, None) for a, b in zip(expected, images.shape[1:], strict=True)):
             raise InputError(f"'{self.path}' expects images [n, {_text(expected)}], received [{_text(images.shape)}].")
@@ -96,6 +95,7 @@ class File:
         names = [one["name"] for one in self.inputs]
         if set(inputs) != set(names):
             raise InputError(f"'{self.path}' takes {', '.join(names)}; received {', '.join(inputs)}.")
+        inputs = {one["name"]: _in_color(inputs[one["name"]], one["shape"][1:]) for one in self.inputs}
         for one in self.inputs:
             shape = np.shape(inputs[one["name"]])[1:]
             if len(shape) != len(one["shape"]) - 1 or any(
@@ -320,6 +320,12 @@ def noise_for(end: dict, batch: int) -> np.ndarray:
     shape = [batch, *(size or 224 for size in end["shape"][1:])]
     highest = 256 if len(shape) == 4 and end["type"] not in WHOLE else 2
     return np.random.default_rng(0).integers(0, highest, shape)
+
+
+def _in_color(images: np.ndarray, expected: list) -> np.ndarray:
+    """Gray images in three channels, for a file that expects them."""
+    is_gray = images.ndim == 4 and images.shape[-1] == 1 and expected[-1:] == [3]
+    return np.repeat(images, 3, axis=-1) if is_gray else images
 
 
 def _last_operator(operators: list[str]) -> str | None:
