@@ -36,3 +36,17 @@ def test_imports_in_code_work(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 exec(ast.unparse(node), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [ROOT / "docs" / "heads.md"], ids=lambda page: page.name)
+def test_the_examples_run_from_top_to_bottom(page, capsys):
+    """In one namespace, as a reader would paste them one after the other."""
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    commented = re.findall(r"^print\(.*\)  # (.*)$", page.read_text(), re.MULTILINE)
+    assert len(printed) == len(commented)
+    for text, comment in zip(printed, commented, strict=True):
+        assert "..." in comment or text == comment
