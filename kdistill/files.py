@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 
 def cache_root() -> Path:
     """The folder of all caches: `$KDISTILL_CACHE`, else `kdistill` in the user's cache folder."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return user_folder("KDISTILL_CACHE", f"{user_cache}/kdistill", "The cache folder")
+
+
+def user_folder(variable: str, default: str, name: str) -> Path:
+    """The folder that an environment variable names, or `default`, where ~ is the user's home.
+
+    Raises `InputError` that names the folder by `name` if there is no home, or no user of the name after ~.
+    """
     try:
-        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(os.environ.get("KDISTILL_CACHE") or Path(user_cache) / "kdistill").expanduser()
-    except RuntimeError as error:  # no home, or ~ with an unknown name
-        raise InputError(f"The cache folder is unknown ({error}). Set KDISTILL_CACHE to a folder.") from None
+        return Path(os.environ.get(variable) or default).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name} is unknown ({str(error).rstrip('.')}). Set {variable} to a folder.") from None
 
 
 def byte_sizes(content: bytes) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import typer
 
 from kdistill.cli import surroundings
 from kdistill.errors import CheckFailed, InputError
+from kdistill.recipe.checks import MOST
+from kdistill.recipe.objective import LARGEST
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +34,24 @@ Force = Annotated[bool, typer.Option("--force", help="Resume although recipe, gr
 Strategy = Annotated[
     str, typer.Option(help="auto, none, mirrored (all GPUs), multiworker (TF_CONFIG). Batches stay global.")
 ]
-WorkerTimeout = Annotated[
-    float, typer.Option(min=0, help="Seconds that a worker waits for the others, with multiworker.")
+
+
+def number(low: float | None, high: float, help: str):
+    """An option that is a number, or numbers, from `low` to `high`. Click lets NaN through, which is refused here."""
+
+    def finite(value):
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and not math.isfinite(each):
+                raise typer.BadParameter(f"expects a finite number, received {each}.")
+        return value
+
+    return typer.Option(min=low, max=high, callback=finite, help=help)
+
+
+WorkerTimeout = Annotated[float, number(0, 7 * 86400, "Seconds that a worker waits for the others, with multiworker.")]
+ImageSize = Annotated[
+    int | None,
+    number(1, MOST["image_size"], "Images of --data image_folder and imagenet are cropped and resized to this size."),
 ]
 DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files (IDX, .npz, images).")]
@@ -41,9 +60,9 @@ Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Dat
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Mean = Annotated[
     list[float] | None,
-    typer.Option(help="The model was trained on (pixel - mean) / std. Three times for three channels."),
+    number(-LARGEST, LARGEST, "The model was trained on (pixel - mean) / std. Three times for three channels."),
 ]
-Std = Annotated[list[float] | None, typer.Option(help="As --mean; 255 for a model that was trained on pixels / 255.")]
+Std = Annotated[list[float] | None, number(0, LARGEST, "As --mean; 255 for a model that was trained on pixels / 255.")]
 
 
 def import_tensorflow() -> None:
@@ -173,9 +192,13 @@ def show_table(titles: list[str], cells: list[list[str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(screen_table)
 
 
-def data_of(name: str, data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    """The splits of a data set."""
+def data_of(
+    name: str, data_dir: Path | None, download: bool, say: Callable[[str], None], image_size: int | None = None
+):
+    """The splits of a data set. `image_size`: of one whose images are in files, which are cropped and resized."""
     from kdistill.data import splits
     from kdistill.recipe import Data
 
-    return splits.load(Data(name), data_dir, download, say=say)
+    if image_size is None and name in splits.ENCODED:
+        raise InputError(f"--data {name} expects --image-size, the size of the model's images, such as 224.")
+    return splits.load(Data(name, image_size=image_size), data_dir, download, say=say)

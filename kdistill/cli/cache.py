@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, say_to, show_lines
+from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, number, say_to, show_lines
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import CheckFailed, InputError
 
@@ -91,7 +91,7 @@ def list_(cache: Root = None, as_json: Json = False):
 def prune(
     cache: Root = None,
     key: Key = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Only caches not used for this many days.")] = None,
+    days: Annotated[float | None, number(0, 36_500, "Only caches not used for this many days.")] = None,
     as_json: Json = False,
 ):
     """Delete one cache (--key), or those not used for some days (--days).

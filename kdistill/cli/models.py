@@ -11,6 +11,7 @@ from kdistill.cli.app import (
     DataDir,
     DataName,
     Download,
+    ImageSize,
     Json,
     Mean,
     Std,
@@ -18,6 +19,7 @@ from kdistill.cli.app import (
     data_of,
     fail_if_refused,
     import_tensorflow,
+    number,
     say_to,
     show,
     show_lines,
@@ -26,8 +28,8 @@ from kdistill.cli.app import (
 from kdistill.cli.teacher import network_of, takes_teacher
 from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import SCHEMES, Data, Stage
-from kdistill.recipe.checks import check_stage
-from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
+from kdistill.recipe.checks import MOST, MOST_OF_REALS, check_stage
+from kdistill.recipe.objective import DISTILLATION_WEIGHT, LARGEST, TEMPERATURE
 
 
 @command
@@ -35,6 +37,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A .keras or .tflite file.")],
     data: DataName = "mnist",
     data_dir: DataDir = None,
+    image_size: ImageSize = None,
     download: Download = False,
     teacher: Annotated[str | None, typer.Option(help="A .keras or .tflite file to compare with.")] = None,
     mean: Mean = None,
@@ -52,7 +55,7 @@ def evaluate(
 
     if any(name and not name.endswith(".tflite") for name in (model, teacher)):
         import_tensorflow()
-    splits = data_of(data, data_dir, download, say_to(as_json))
+    splits = data_of(data, data_dir, download, say_to(as_json), image_size)
     stated = {"mean": mean or None, "std": std or None}
     raw = {name: takes_raw_pixels(name) for name in (model, teacher) if name and (mean or std)}
 
@@ -99,6 +102,7 @@ def inspect(
     ] = None,
     data: DataName = "mnist",
     data_dir: DataDir = None,
+    image_size: ImageSize = None,
     download: Download = False,
     as_json: Json = False,
 ):
@@ -110,7 +114,9 @@ def inspect(
     from kdistill.tflite.inspection import inspect as inspected
     from kdistill.tflite.inspection import lines
 
-    images = None if against is None else data_of(data, data_dir, download, say_to(as_json)).test.images
+    images = None
+    if against is not None:
+        images = data_of(data, data_dir, download, say_to(as_json), image_size).test.images
     result = inspected(file, against, images)
     if as_json:
         print(json.dumps(result, indent=1))
@@ -125,9 +131,10 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for <profile>/student.tflite.")] = Path("exports"),
     data: DataName = "mnist",
     data_dir: DataDir = None,
+    image_size: ImageSize = None,
     download: Download = False,
-    max_drop: Annotated[float | None, typer.Option(min=0, help="Largest accuracy loss, in points.")] = None,
-    min_agreement: Annotated[float | None, typer.Option(min=0, max=100, help="Lowest agreement, in %.")] = None,
+    max_drop: Annotated[float | None, number(0, 100, "Largest accuracy loss, in points.")] = None,
+    min_agreement: Annotated[float | None, number(0, 100, "Lowest agreement, in %.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A file with the class names, one per line. Default: the data set's.")
     ] = None,
@@ -153,7 +160,7 @@ def export(
     from kdistill.networks import saving
 
     say = say_to(as_json)
-    splits = data_of(data, data_dir, download, say)
+    splits = data_of(data, data_dir, download, say, image_size)
     from kdistill.conversion.export import export_profiles, input_warning, refused_row
     from kdistill.conversion.float32 import prepare
     from kdistill.conversion.graph import with_range
@@ -200,25 +207,26 @@ def compress(
     out: Annotated[Path, typer.Option(help="Folder for the model, the .tflite and the table.")] = Path("compressed"),
     data: DataName = "mnist",
     data_dir: DataDir = None,
+    image_size: ImageSize = None,
     download: Download = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning, in each step of the scheme.")] = Stage.epochs,
+    epochs: Annotated[int, number(1, MOST["epochs"], "Of fine-tuning, in each step of the scheme.")] = Stage.epochs,
     learning_rate: Annotated[
-        float, typer.Option(help="Of Adam, from which a cosine leads to zero.")
+        float, number(0, MOST_OF_REALS["learning_rate"], "Of Adam, from which a cosine leads to zero.")
     ] = Stage.learning_rate,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = Stage.batch_size,
-    shift: Annotated[int, typer.Option(min=0, help="Shift training images by up to so many pixels.")] = 0,
+    batch_size: Annotated[int, number(1, MOST["batch_size"], "Images in a batch.")] = Stage.batch_size,
+    shift: Annotated[int, number(0, MOST["shift"], "Shift training images by up to so many pixels.")] = 0,
     weight: Annotated[
-        float | None, typer.Option(help=f"The teacher's share of the loss. Default: {DISTILLATION_WEIGHT}")
+        float | None, number(0, 1, f"The teacher's share of the loss. Default: {DISTILLATION_WEIGHT}")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help=f"The teacher's temperature. Default: {TEMPERATURE:g}")
+        float | None, number(0, LARGEST, f"The teacher's temperature. Default: {TEMPERATURE:g}")
     ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of zeros after pruning. Default: 0.8")] = None,
-    clusters: Annotated[int | None, typer.Option(help="Values of each clustered kernel. Default: 16")] = None,
+    sparsity: Annotated[float | None, number(0, 1, "Share of zeros after pruning. Default: 0.8")] = None,
+    clusters: Annotated[int | None, number(3, 256, "Values of each clustered kernel. Default: 16")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A layer to skip; may be repeated.")] = None,
     layer_sparsity: Annotated[list[str] | None, typer.Option(help="LAYER=SHARE; may be repeated.")] = None,
     layer_clusters: Annotated[list[str] | None, typer.Option(help="LAYER=NUMBER; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of order, augmentation and clusters.")] = 0,
+    seed: Annotated[int, number(0, MOST["seed"], "Of order, augmentation and clusters.")] = 0,
     mean: Mean = None,
     std: Std = None,
     as_json: Json = False,
@@ -256,7 +264,7 @@ def compress(
     from kdistill.teachers.as_model import load_teacher
 
     say = say_to(as_json)
-    splits = data_of(data, data_dir, download, say)
+    splits = data_of(data, data_dir, download, say, image_size)
     shape, classes = splits.train.images.shape[1:], len(splits.class_names)
     student = saving.load_checked(str(model), shape, classes)
     teacher_model = load_teacher(network_of(teacher), shape, classes, say).model if teacher else None

@@ -20,6 +20,7 @@ from kdistill.cli.app import (
     WorkerTimeout,
     command,
     import_tensorflow,
+    number,
     say_to,
     show_lines,
     show_table,
@@ -35,7 +36,7 @@ def plan(
     variant: Variant = "default",
     set_: Settings = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of the epochs to train; a longer trial predicts better. Default: 0.1")
+        float | None, number(0, 1, "Share of the epochs to train; a longer trial predicts better. Default: 0.1")
     ] = None,
     data_dir: DataDir = None,
     out: Annotated[

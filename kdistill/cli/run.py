@@ -23,12 +23,15 @@ from kdistill.cli.app import (
     fail_if_refused,
     folder_options,
     import_tensorflow,
+    number,
     say_to,
     show,
     show_lines,
 )
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import InputError
+
+MOST_TOGETHER = 10_000  # as the settings of a grid
 
 
 @command
@@ -41,7 +44,7 @@ def run(
     seeds: Annotated[
         str | None, typer.Option(help="Number of seeds; 3..10 adds seeds until the verdict is clear.")
     ] = None,
-    margin: Annotated[float | None, typer.Option(help="Points that the verdict counts as equal. Default: 0.2")] = None,
+    margin: Annotated[float | None, number(0, 100, "Points that the verdict counts as equal. Default: 0.2")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New run folder. Default: a new one under runs/.")] = None,
     download: Download = False,
@@ -95,8 +98,8 @@ def _seed_settings(text: str | None) -> list[str]:
 
 
 def _number_together(text: str) -> int | None:
-    if text != "auto" and not (text.isdecimal() and int(text)):
-        raise InputError(f"--together expects a number from 1 on, or auto, received '{text}'.")
+    if text != "auto" and not (text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MOST_TOGETHER):
+        raise InputError(f"--together expects a number from 1 to {MOST_TOGETHER:,}, or auto, received '{text}'.")
     return None if text == "auto" else int(text)
 
 

@@ -19,11 +19,13 @@ from kdistill.cli.app import (
     command,
     folder_options,
     import_tensorflow,
+    number,
     say_to,
     show_lines,
     show_table,
 )
 from kdistill.cli.teacher import takes_teacher
+from kdistill.recipe.checks import MOST
 
 
 @command
@@ -36,10 +38,8 @@ def sweep(
     ] = None,
     variant: Variant = "default",
     set_: Settings = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train every student with this many seeds.")] = None,
-    together: Annotated[
-        int | None, typer.Option(min=1, help="Students that train at the same time. Default: all.")
-    ] = None,
+    seeds: Annotated[int | None, number(1, MOST["seeds"], "Train every student with this many seeds.")] = None,
+    together: Annotated[int | None, number(1, 10_000, "Students that train at the same time. Default: all.")] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="New sweep folder. Default: a new one under runs/.")] = None,
     download: Download = False,

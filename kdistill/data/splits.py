@@ -110,6 +110,8 @@ def load(
         raise InputError(f"{source}: the training images are {shapes[0]}, the test images {shapes[1]}.")
     warnings = _label_warnings(train.labels, class_names)
     limit = data.train_limit
+    if limit is not None and limit > len(train):
+        say(f"data.train_limit={limit:,} leaves out nothing: there are {len(train):,} training images.")
     if limit is None or data.labeled is not None:  # otherwise only the images within the limit are decoded, below
         train = _decodable(train.select(slice(limit)), say)
     train, validation, labeled_mask = _split_off_validation(train, data)

@@ -18,7 +18,7 @@ from kdistill.class_names import check_class_names
 from kdistill.data.image_files import HEADER, header_of, header_warnings_ignored
 from kdistill.data.lazy_images import Damage, EncodedImages
 from kdistill.errors import InputError
-from kdistill.files import atomic_file
+from kdistill.files import atomic_file, user_folder
 from kdistill.recipe import Data
 
 LENGTH, OVERHEAD = 12, 16  # bytes of a TFRecord: a length and its checksum before the record, a checksum behind it
@@ -175,7 +175,7 @@ def _image(record: bytes) -> bytes:
 
 def data_root() -> Path:
     """The folder of TFDS. It is always passed to TFDS, which itself reads the variable only when it is imported."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    return user_folder("TFDS_DATA_DIR", "~/tensorflow_datasets", "The folder of TensorFlow Datasets")
 
 
 def newest_copy(name: str) -> Path | None:
@@ -183,7 +183,13 @@ def newest_copy(name: str) -> Path | None:
 
     TFDS writes into a folder with "incomplete" in its name and renames it, so a download that failed is no copy.
     """
-    copies = [path.parent for path in (data_root() / name).glob("*/dataset_info.json")]
+    try:
+        root = data_root()
+    except InputError:
+        if os.environ.get("TFDS_DATA_DIR"):
+            raise
+        return None  # a user without a home has no copy in it
+    copies = [path.parent for path in (root / name).glob("*/dataset_info.json")]
     return max((path for path in copies if "incomplete" not in path.name), default=None)
 
 

@@ -3,7 +3,6 @@
 Resizing and preprocessing are layers of the network, so all networks, and their `.tflite` files, take the same pixels.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import keras
 from keras import layers
 
 from kdistill.errors import InputError
+from kdistill.files import user_folder
 from kdistill.networks.copying import clone
 
 IMAGENET_CLASSES = 1000
@@ -118,7 +118,7 @@ def is_pretrained(options: dict, classes: int) -> bool:
 
 def _check_available(name: str, file: str, download: bool, options: dict) -> None:
     """Raises `InputError` if weights are not in Keras's cache and a download is not allowed."""
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
+    cache = user_folder("KERAS_HOME", "~/.keras", "The folder of Keras") / "models"
     if not download and (options or not (cache / file).is_file()):  # options change the name of the file
         raise InputError(
             f"The weights 'imagenet' of '{name}' are not in {cache}. Allow the download with --download, or give "

@@ -3,7 +3,7 @@
 import math
 
 from kdistill.errors import InputError, unknown
-from kdistill.recipe.objective import check_distill, is_number, require
+from kdistill.recipe.objective import LARGEST, check_distill, is_number, require
 from kdistill.recipe.values import FILE_SETTINGS, SCHEMES, Data, Network, Recipe, Stage, Training
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -11,6 +11,9 @@ MOST_SEEDS = 200  # of a run that adds seeds
 # Upper bounds of whole numbers, by the name of the field.
 MOST = {"epochs": 100_000, "batch_size": 1 << 20, "seeds": 1000, "seed": 2**31 - 1, "shift": 1000, "views": 100_000}
 MOST |= {"image_size": 4096, "train_limit": 10**9, "labeled": 10**9, "top_k": 100_000}
+# Upper bounds of other numbers: learning rates, decay, alphas, seconds, and what a teacher's file computes with pixels.
+MOST_OF_REALS = {"learning_rate": 1000, "weight_decay": 1, "mixup": 1000, "cutmix": 1000}
+MOST_OF_FILES = {"timeout": 7 * 86400, "scale": LARGEST, "std": LARGEST, "mean": LARGEST}
 LAYOUTS = ("channels_last", "channels_first")
 SCHEDULES = ("cosine", "constant", "step")
 
@@ -53,6 +56,10 @@ def _check_upper_bounds(recipe: Recipe) -> None:
         for name, most in MOST.items():
             value = getattr(part, name, None)
             if type(value) is int:
+                require(value <= most, f"{prefix}{name}", f"at most {most:,}", value)
+        for name, most in MOST_OF_REALS.items():
+            value = getattr(part, name, None)
+            if is_number(value) and math.isfinite(value):  # others are refused where the lower bound is
                 require(value <= most, f"{prefix}{name}", f"at most {most:,}", value)
 
 
@@ -123,6 +130,10 @@ def _check_file_settings(network: Network, part: str) -> None:
             isinstance(value, tuple) and len(value) in (1, 3) and all(is_number(n) and math.isfinite(n) for n in value)
         )
         require(fits, f"{part}.{name}", "one number, or three, one for each channel", value)
+    for name, most in MOST_OF_FILES.items():
+        value = given.get(name, ())
+        small = all(abs(number) <= most for number in (value if isinstance(value, tuple) else (value,)))
+        require(small, f"{part}.{name}", f"numbers of at most {most:,}", value)
     size = given.get("size")
     fits = size is None or (len(size) == 2 and all(type(n) is int and 1 <= n <= MOST["image_size"] for n in size))
     require(fits, f"{part}.size", f"height and width, two numbers from 1 to {MOST['image_size']}", size)
@@ -146,9 +157,12 @@ def check_stage(stage: Stage, part: str, schedules: tuple[type, ...] = ()) -> No
     for name in ("epochs", "batch_size"):
         value = getattr(stage, name)
         require(type(value) is int and value >= 1, f"{part}.{name}", "1 or more", value)
+        require(value <= MOST[name], f"{part}.{name}", f"at most {MOST[name]:,}", value)
     rate = stage.learning_rate
     fits = isinstance(rate, schedules) or (is_number(rate) and 0 < rate < math.inf)
     require(fits, f"{part}.learning_rate", "a number above 0" + (" or a schedule" if schedules else ""), rate)
+    most = MOST_OF_REALS["learning_rate"]
+    require(not is_number(rate) or rate <= most, f"{part}.learning_rate", f"at most {most:,}", rate)
     for step, key in (("prune", "sparsity"), ("cluster", "clusters")):
         whole, single = ("final_sparsity" if step == "prune" else key), f"layer_{key}"
         goals = {whole: getattr(stage, whole)} | {f"{single}.{k}": v for k, v in getattr(stage, single).items()}
@@ -182,7 +196,7 @@ def _check_training(training: Training, part: str) -> None:
         for name in ("drop_at", "drop_factor"):
             value, usual = getattr(training, name), getattr(Training(), name)
             require(value == usual, f"{part}.{name}", f"{usual}, but with the schedule 'step'", value)
-    require(training.weight_decay >= 0, f"{part}.weight_decay", "0 or more", training.weight_decay)
+    require(0 <= training.weight_decay < math.inf, f"{part}.weight_decay", "0 or more", training.weight_decay)
     momentum = training.momentum
     require(0 <= momentum < 1, f"{part}.momentum", "a number from 0 to below 1", momentum)
     used = training.optimizer == "sgd" or momentum == 0

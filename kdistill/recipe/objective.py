@@ -8,6 +8,7 @@ from kdistill.errors import InputError, unknown
 # The defaults of `Distill`, `Distiller` and `compress`.
 DISTILLATION_WEIGHT = 0.9
 TEMPERATURE = 4.0
+LARGEST = 1_000_000  # weight, temperature or option: a larger one is a slip of the keyboard
 # The methods that a term can name, with their options: of logits, and of what a layer inside of each model gives.
 LOGIT_LOSSES: dict[str, tuple[str, ...]] = {
     "kl_logits": ("temperature",),
@@ -192,6 +193,7 @@ def check_number(value, path: str, holds, expected: str, schedules: tuple[type, 
     if isinstance(value, Schedule) and Schedule in schedules:
         for number in (value.start, value.end):
             require(is_number(number) and holds(number), path, f"a schedule between numbers {expected}", value)
+            require(number <= LARGEST, path, f"a schedule between numbers of at most {LARGEST:,}", value)
         require(value.shape in SHAPES, f"{path}.shape", f"one of {', '.join(SHAPES)}", value.shape)
         require(0 <= value.begin < value.finish <= 1, path, "0 <= begin < finish <= 1", value)
         require(value.start != value.end, path, "a start that is not the end; write a number for what stays", value)
@@ -200,6 +202,7 @@ def check_number(value, path: str, holds, expected: str, schedules: tuple[type, 
         return
     if not isinstance(value, schedules):
         require(is_number(value) and holds(value), path, f"a number {expected}, or a schedule", value)
+        require(value <= LARGEST, path, f"at most {LARGEST:,}", value)
 
 
 def is_number(value) -> bool:

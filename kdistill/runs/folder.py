@@ -59,20 +59,40 @@ class RunFolder:
             raise InputError(
                 f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another folder."
             ) from None
+        self._lock_number = os.stat(path / ".lock").st_ino
         for part in [*path.rglob(f"{files.PART}*")]:  # left by a session that was killed while writing
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *error) -> None:
-        self.close()
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if error is None or isinstance(error, Exception):  # an error may only follow from the deletion
+                self.check_exists()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Unlocks the folder for other runs; deletes a temporary one."""
         self._lock.release()
         if self.temporary:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def check_exists(self) -> None:
+        """Raises `InputError` if the folder was deleted or replaced while this run used it.
+
+        Otherwise what is written next would create it again, with some files only.
+        """
+        try:
+            exists = os.stat(self.path / ".lock").st_ino == self._lock_number
+        except OSError:
+            exists = False
+        if not exists:
+            raise InputError(
+                f"The run folder '{self.path}' was deleted, or its file .lock, while the run used it: the run stops. "
+                "Start it again in a new folder."
+            ) from None
 
     def settle(
         self, recipe: Recipe, data: str, force: bool, say: Callable[[str], None], strategy: str = "none"
@@ -142,6 +162,7 @@ class RunFolder:
 
     def finish(self, stage: str, model: keras.Model, record: dict) -> None:
         """Keeps a stage's model and record, with the model's digest, and deletes its checkpoints."""
+        self.check_exists()
         path = self.path / f"{stage}.keras"
         saving.save_model(model, path)
         self.finish_record(stage, {**record, "sha256": files.sha256(path)})
@@ -166,7 +187,8 @@ class RunFolder:
         return files.read_json(path, (str, None), f"Delete '{path.parent}' to train the stage again.", most=1 << 16)
 
     def checkpoints(self, stage: str) -> Path:
-        """The folder of a stage's checkpoints."""
+        """The folder of a stage's checkpoints. Raises `InputError` if the run folder was deleted."""
+        self.check_exists()
         return self.path / "checkpoints" / stage
 
 

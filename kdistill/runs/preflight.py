@@ -160,7 +160,13 @@ def _check_cache(recipe: Recipe, classes: int, devices: Devices, mode: str, say:
         return "off"
     if mode == "off":
         return mode
-    root = cache_root() if mode == "auto" else Path(mode)
+    try:
+        root = cache_root() if mode == "auto" else Path(mode)
+    except InputError as error:
+        if top_k:
+            raise
+        say(f"Warning: no teacher cache. {error}")
+        return "off"
     reason = _unwritable(root)
     if reason is None:
         return mode

@@ -41,12 +41,18 @@ def save(model: Supervised, folder: Path | None, history: dict, seconds: float) 
     """Writes `step-<global step>-<sha256>.npz`, then deletes all checkpoints but the newest two.
 
     All workers must call this, because metrics are summed over them; a worker without a folder writes nothing.
-    Raises `InputError` if the disk is full: the earlier checkpoints stay, and no partial file does.
+    Raises `InputError` if the disk is full (the earlier checkpoints stay, and no partial file does), or the run folder
+    was deleted.
     """
     step = int(model.global_step.numpy())
     values = {f"{i:04}": v.numpy() for i, v in enumerate(state_of(model))}
     if folder is None:
         return None
+    if not folder.parent.parent.is_dir():  # that of the run; it was there when the stage began
+        raise InputError(
+            f"The folder '{folder.parent.parent}' was deleted while the run used it: the run stops. Start it again in "
+            "a new folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     about = json.dumps({"history": history, "seconds": seconds})
     content = io.BytesIO()

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from support.image_files import folders
 from support.ranges import brightness
 from support.scripts import call, untrained
 
@@ -181,3 +182,18 @@ def test_mean_and_std_of_evaluate_and_export(bright, tmp_path):
     assert json.loads(ended.stdout)["agreement"] == 1.0
     ended = call("evaluate", file["path"], *data, "--std", 255)
     assert ended.exit_code == 2 and "its normalization is inside. Leave out mean and std" in ended.stderr
+
+
+def test_images_in_folders_are_evaluated_at_the_size_of_the_model(tmp_path):
+    root = folders(tmp_path / "images", count=10, height=20, width=24)
+    keras.utils.set_random_seed(0)
+    classes = len(list((root / "train").iterdir())) if (root / "train").is_dir() else len(list(root.iterdir()))
+    saving.save_model(architectures.build(Network("small_cnn"), (16, 16, 3), classes), tmp_path / "small.keras")
+    words = ["evaluate", tmp_path / "small.keras", "--data", "image_folder", "--data-dir", root]
+    ended = call(*words, "--image-size", 16, "--json")
+    assert ended.exit_code == 0 and 0 <= json.loads(ended.stdout)["accuracy"] <= 1, ended.output
+    for command in (words, ["export", *words[1:]], ["compress", *words[1:], "--scheme", "qat"]):
+        refused = call(*command)
+        assert refused.exit_code == 2 and "expects --image-size" in refused.stderr, refused.output
+    assert "expects images of (16, 16, 3)" in call("export", *words[1:], "--image-size", 17).stderr
+    assert "none: its images have one size" in call("evaluate", tmp_path / "small.keras", "--image-size", 16).stderr

@@ -94,3 +94,35 @@ def test_another_backend_is_refused_in_a_second():
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 2 and "KERAS_BACKEND is 'torch'" in ended.stderr
     assert time.monotonic() - started < 10  # a second on an idle machine
+
+
+NO_HOME = (
+    "import os, pwd, sys\n"
+    "os.environ.pop('HOME', None)\n"
+    "def unnamed(*ids): raise KeyError('no name for this uid')\n"
+    "pwd.getpwuid = pwd.getpwnam = unnamed\n"
+    "from kdistill import cli\n"
+    "cli.main()\n"
+)
+
+
+@pytest.mark.parametrize(
+    "words,change,status,message",
+    [
+        (["list"], {}, 0, "mnist"),
+        (["cache", "list"], {}, 2, "Set KDISTILL_CACHE to a folder"),
+        (["cache", "list"], {"KDISTILL_CACHE": "~nosuch"}, 2, "Set KDISTILL_CACHE to a folder"),
+        (["cache", "list"], {"KDISTILL_CACHE": "/nowhere"}, 0, ""),
+        (["evaluate", "x.tflite", "--data", "cifar10"], {}, 2, "Give --data-dir"),
+        (["evaluate", "x.tflite", "--data", "imagenet", "--image-size", "64"], {}, 2, "Set TFDS_DATA_DIR to a folder"),
+        (["evaluate", "x.tflite", "--data", "cifar10"], {"TFDS_DATA_DIR": "~nosuch/x"}, 2, "Set TFDS_DATA_DIR"),
+    ],
+)
+def test_a_uid_without_a_name_and_a_home(words, change, status, message):
+    drop = ("KDISTILL_CACHE", "XDG_CACHE_HOME", "TFDS_DATA_DIR")
+    environment = {key: value for key, value in os.environ.items() if key not in drop} | change
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_HOME, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ended.returncode == status and message in ended.stdout + ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr and len(ended.stderr.splitlines()) == (status == 2)

@@ -4,8 +4,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
+from kdistill.data import load
 from kdistill.errors import InputError
-from kdistill.recipe import grid
+from kdistill.recipe import Data, Stage, grid
+from kdistill.recipe.checks import check_stage
 from kdistill.recipe.loading import load_recipe
 
 
@@ -19,6 +21,57 @@ from kdistill.recipe.loading import load_recipe
 def test_an_upper_bound_is_said(setting):
     with pytest.raises(InputError, match=r"expects at most [\d,]+, received"):
         load_recipe("mnist", "smoke", [setting])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("training.learning_rate=1e9", "teacher_training.weight_decay=2", "data.mixup=1e5", "data.cutmix=2000"),
+        *("temperature=2e6", "temperature=linear:1:1e7", "training.learning_rate=inf", "temperature=nan"),
+        *("teacher.timeout=1e9", "teacher.scale=1e12", "teacher.std=nan", "teacher.mean=1e99", "margin=7"),
+    ],
+)
+def test_numbers_that_are_not_whole_have_two_ends(setting):
+    with pytest.raises(InputError, match="expects .*received"):
+        load_recipe("mnist", "smoke", ["teacher.file=a.keras"] * setting.startswith("teacher.") + [setting])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("compress a.keras --scheme qat --shift 1001", "compress a.keras --scheme qat --epochs 100001"),
+        *("compress a.keras --scheme qat --temperature nan", "compress a.keras --scheme qat --learning-rate inf"),
+        *("compress a.keras --scheme prune --sparsity 2", "compress a.keras --scheme cluster --clusters 2"),
+        *("compress a.keras --scheme qat --seed 99999999999", "compress a.keras --scheme qat --batch-size 9999999"),
+        *("compress a.keras --scheme qat --weight 1.5", "cache prune --days 1e9", "cache prune --days nan"),
+        *("cache prune --days -1", "evaluate a.keras --mean nan", "evaluate a.keras --std -1", "plan mnist --share 2"),
+        *("evaluate a.keras --std inf", "evaluate a.keras --image-size 0", "evaluate a.keras --image-size 99999"),
+        *("export a.keras --max-drop 101", "export a.keras --max-drop nan", "export a.keras --min-agreement inf"),
+        *("run mnist --worker-timeout nan", "run mnist --worker-timeout 1e9", "run mnist --margin 101"),
+        *(
+            "run mnist --together 99999",
+            "sweep mnist --together 99999",
+            "sweep mnist --seeds 2000",
+            "run mnist --seeds 0",
+        ),
+        *("run mnist --seeds 3..999", "run mnist --teacher-timeout 1e12 --set teacher.file=a.keras"),
+    ],
+)
+def test_options_have_two_ends(words):
+    message = call(*words.split())
+    assert any(text in message for text in ("Invalid value for", "expects")) and "Traceback" not in message
+
+
+def test_compressions_in_python_have_two_ends():
+    for stage in (Stage("qat", epochs=10**6), Stage("qat", batch_size=1 << 21), Stage("qat", learning_rate=1e9)):
+        with pytest.raises(InputError, match="expects at most"):
+            check_stage(stage, "stage")
+
+
+def test_the_limit_is_compared_with_the_data():
+    messages = []
+    load(Data(train_limit=999_999), say=messages.append)
+    assert any("train_limit=999,999 leaves out nothing: there are 10,000 training images" in text for text in messages)
 
 
 @pytest.mark.parametrize(

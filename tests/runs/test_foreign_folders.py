@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
+from kdistill.distillation.supervised import Supervised
 from kdistill.errors import InputError
 from kdistill.recipe import Network, Recipe
 from kdistill.runs.folder import RunFolder
@@ -206,3 +208,46 @@ def test_another_number_of_threads_is_shown(run):
         del values["threads"]
         (run / "recipe.json").write_text(json.dumps(values))  # of an earlier version
         folder.settle(recipe, "data", False, print)
+
+
+def use(name, folder, model):
+    """One of the ways in which a run uses its folder."""
+    uses = {
+        "finish": lambda: folder.finish("student", model, RECORD),
+        "record": lambda: folder.finish_record("students-0", RECORD),
+        "finished": lambda: folder.finished("teacher"),
+        "choice": lambda: folder.choice("student", "cache", lambda: None),
+        "the end": lambda: None,
+        "an error that follows": lambda: (folder.path / "report.json").write_text("x"),
+    }
+    uses[name]()
+
+
+@pytest.mark.parametrize("name", ["finish", "record", "finished", "choice", "the end", "an error that follows"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_deleted_while_a_run_uses_it_is_one_message(run, model, name, again):
+    if again and name == "an error that follows":
+        return  # then it can be written
+    with (
+        pytest.raises(InputError, match="was deleted, or its file .lock, while the run used it"),
+        resume(run) as folder,
+    ):
+        shutil.rmtree(run)
+        if again:  # by another run, or the user
+            run.mkdir()
+            (run / ".lock").touch()
+        use(name, folder, model)
+    assert not run.exists() or (again and [path.name for path in run.iterdir()] == [".lock"])
+
+
+def test_checkpoints_do_not_create_a_deleted_folder_again(run, model):
+    student = Supervised(model)
+    student.compile("adam", jit_compile=False)
+    stage = run / "checkpoints" / "student"
+    assert checkpoint.save(student, stage, {}, 1.0).is_file()
+    shutil.rmtree(run)
+    with pytest.raises(InputError, match="was deleted while the run used it"):
+        checkpoint.save(student, stage, {}, 2.0)
+    with pytest.raises(KeyboardInterrupt), RunFolder(run):
+        shutil.rmtree(run)
+        raise KeyboardInterrupt
