@@ -4,5 +4,5 @@ from importlib import import_module
 
 from kdistill.cli.app import app as app
 
-for _name in ("plan", "run", "sweep", "models", "cache", "report", "catalog"):
+for _name in ("plan", "run", "sweep", "models", "cache", "report", "catalog", "doctor"):
     import_module(f"kdistill.cli.{_name}")
