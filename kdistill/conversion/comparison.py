@@ -6,7 +6,7 @@ import numpy as np
 
 from kdistill.errors import InputError
 from kdistill.evaluation import chance
-from kdistill.evaluation.head_metrics import agreement_of, decisions, per_example, targets
+from kdistill.evaluation.head_metrics import agreement_of, decisions, per_example, probabilities_of, targets
 from kdistill.evaluation.metrics import log_softmax
 from kdistill.networks.heads import LABELS, NUMBERS, Head
 from kdistill.recipe import Profile
@@ -98,13 +98,11 @@ def _compare(name: str, outputs, expected, head: Head, labels, profile: Profile)
         same = outputs.argmax(axis=1) == expected.argmax(axis=1)
         return compare_classes(outputs, expected, same, labels, profile)
     examples = len(outputs)
-    if head.meaning == NUMBERS:
-        columns = expected.reshape(-1, head.shape[-1] if head.shape else 1)
-        ranges = np.maximum(np.ptp(columns, axis=0), 1e-30).reshape(head.shape[-1:])
-        near = abs(outputs - expected) <= NEAR * ranges
-        same = near.reshape(examples, -1).all(axis=1)
-    else:
+    if head.exclusive:
         same = (decisions(head, outputs) == decisions(head, expected)).reshape(examples, -1).mean(axis=1)
+    else:
+        near = _near(outputs, expected, head).all(axis=-1) if head.shape else _near(outputs, expected, head)
+        same = near.reshape(examples, -1).mean(axis=1)  # over positions, if there are any
     row = {
         "metric": "r2" if head.meaning == NUMBERS else "accuracy",
         **dict.fromkeys(("accuracy", "model_accuracy", "drop", "p_drop")),
@@ -112,9 +110,20 @@ def _compare(name: str, outputs, expected, head: Head, labels, profile: Profile)
         "p_agreement": mean_p_value(1 - same, 1 - profile.min_agreement),
         "max_difference": float(np.max(abs(outputs - expected))),
     }
-    if head.meaning == NUMBERS:
-        row["correlation"] = agreement_of(head, outputs, expected)
+    if not head.exclusive:
+        row["correlation" if head.meaning == NUMBERS else "same_side"] = agreement_of(head, outputs, expected)
     return row if labels is None else row | _loss(name, outputs, expected, head, labels, profile)
+
+
+def _near(outputs, expected, head: Head) -> np.ndarray:
+    """Which numbers differ by no more than 5 % of their range: of a label's probability 1, of numbers that of a column.
+
+    Probabilities may be on the same side of 0.5 and have nothing to do with each other.
+    """
+    if head.meaning == LABELS:
+        return abs(probabilities_of(head, outputs) - probabilities_of(head, expected)) <= NEAR
+    columns = expected.reshape(-1, head.shape[-1] if head.shape else 1)
+    return abs(outputs - expected) <= NEAR * np.maximum(np.ptp(columns, axis=0), 1e-30).reshape(head.shape[-1:])
 
 
 def _loss(name: str, outputs, expected, head: Head, labels, profile: Profile) -> dict:

@@ -71,8 +71,8 @@ def check(
         profile: The name of a profile, the path of a `.py` file with one, or a `Profile`, for its limits.
         max_drop: The accuracy that the file may lose, a share of 1. Default: the profile's.
         min_agreement: The share of images on which file and model must predict the same class. Default: the profile's.
-            For classes at positions and for labels the share of positions and labels with the same class, or on the
-            same side of 0.5; numbers agree on an example if every one is as near as 5 % of its range.
+            For classes at positions the share of positions. Labels and numbers agree on an example (or position) if
+            every probability is as near as 0.05, and every number as near as 5 % of its range.
         seconds: The time limit for all images.
         mean, std, head: As they were passed to `kdistill.export`; None: those of the profile, and what the model tells.
 
@@ -84,7 +84,8 @@ def check(
         if the true one were exactly the limit), note (a limit that was exceeded as far as chance allows, or None), and
         resolution (a sentence: what so many images can show). Of several outputs, of classes at positions, labels and
         numbers also heads: by output the metric ("accuracy", of numbers "r2"), its values for file and model, drop,
-        agreement, max_difference, and of numbers the correlation. Then agreement is the lowest and drop the largest.
+        agreement, max_difference, of labels same_side (of 0.5), of numbers the correlation. Then agreement is the lowest and
+        drop the largest.
 
     Raises:
         CheckFailed: The file does not run, crashes, takes too long, gives NaN or infinite numbers, or exceeds a limit

@@ -61,13 +61,18 @@ def test_a_file_with_the_same_largest_number_but_other_numbers_is_refused(name, 
             kdistill.check(path, other, IMAGES, "reference")
 
 
-def test_labels_do_not_fit_such_a_file(tmp_path):
+def test_the_labels_of_such_a_file(tmp_path):
     student = model(3, "sigmoid")
     path = export(student, tmp_path, "reference")["path"]
-    labels = (np.asarray(student(IMAGES.astype("float32"))) > 0.5).astype("int64")
-    for answers in (labels, labels[:, 0]):
-        with pytest.raises(InputError, match="not give exclusive classes.*output 'outputs'.*images without labels"):
-            kdistill.check(path, student, (IMAGES, answers), "reference")
+    outputs = np.asarray(student(IMAGES.astype("float32")))
+    labels = (outputs > 0.5).astype("int64")
+    found = kdistill.check(path, student, (IMAGES, labels), "reference")
+    assert found["drop"] == 0 and found["accuracy"] == found["model_accuracy"] == 1
+    assert found["heads"]["end"]["same_side"] == 1
+    with pytest.raises(InputError, match="expects labels of its shape"):
+        kdistill.check(path, student, (IMAGES, labels[:, 0]), "reference")
+    with pytest.raises(InputError, match="not give exclusive classes.*output 'labels'.*or the Keras model"):
+        kdistill.check(path, outputs, (IMAGES, labels), "reference")
 
 
 def test_probabilities_of_the_model_are_compared_with_those_of_the_file(tmp_path):
