@@ -3,9 +3,11 @@
 Only the standard library is imported before a function needs more.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import zlib
@@ -44,6 +46,7 @@ def byte_sizes(content: bytes) -> dict[str, int]:
     return {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
 
 
+NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")
 PART = ".part-"  # the name of an unfinished file begins so; a resumed run deletes such files
 JSON_BYTES = 64 << 20  # a larger JSON file is not read; the largest report of 1,000 classes has 12 MB
 
@@ -63,6 +66,37 @@ def new_file(folder: Path, ending: str = "") -> Iterator[Path]:
         yield part
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Yields a new folder for temporary files, which is deleted at the end.
+
+    Raises `OSError` that names the folder of temporary files where it is full, whatever a library has raised then.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        try:
+            yield folder
+        except Exception as error:
+            if not _means_full(error):
+                raise
+            text = "No space is left for temporary files. Free some, or set TMPDIR to another folder. This one is full"
+            raise OSError(errno.ENOSPC, text, tempfile.gettempdir()) from error
+
+
+def _means_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it follows from, is that of a full disk."""
+    full = [errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)]
+    for _ in range(20):
+        if error is None:
+            break
+        if isinstance(error, OSError) and error.errno in full:
+            return True
+        # TensorFlow writes the text of the system, numpy how much it has written.
+        if any(os.strerror(number) in str(error) for number in full) or NUMPY_FULL.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @cache

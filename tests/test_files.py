@@ -1,9 +1,12 @@
 """Locks, and files that are complete or absent."""
 
+import errno
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +167,37 @@ def test_a_json_file_fits_its_schema_or_is_one_message(tmp_path):
     os.mkfifo(path)
     with pytest.raises(InputError, match="is no plain file"):
         files.read_json(path)
+
+
+def raised(*errors):
+    """The last of these errors, each following from the one before."""
+    for before, error in zip((None, *errors), errors, strict=False):
+        error.__cause__ = before
+    return errors[-1]
+
+
+FULL = {
+    "the system": lambda: OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
+    "a quota": lambda: OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "numpy": lambda: OSError("160000 requested and 4096 written"),
+    "TensorFlow": lambda: RuntimeError("{{node}} /tmp/part-0.tempstate; No space left on device [Op:SaveV2]"),
+    "one that follows": lambda: raised(OSError(errno.ENOSPC, "x"), ValueError("a"), InputError("cannot be converted")),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_full_temporary_folder_is_named(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="set TMPDIR to another folder") as error, files.temporary_folder() as folder:
+        assert Path(folder).is_dir()
+        raise FULL[kind]()
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_in_a_temporary_folder_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for error in (ValueError("damaged"), OSError(errno.EACCES, "denied"), KeyboardInterrupt(), InputError("bad")):
+        with pytest.raises(type(error)) as received, files.temporary_folder():
+            raise error
+        assert received.value is error and list(tmp_path.iterdir()) == []

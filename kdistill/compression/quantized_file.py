@@ -1,6 +1,5 @@
 """A quantization-aware trained tf_keras network -> its int8 `.tflite`, which must run and be worth the training."""
 
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdistill.distillation.step_loss import is_labeled, is_right
 from kdistill.errors import FileRefused, InputError
 from kdistill.evaluation import chance
 from kdistill.evaluation.evaluate import predict
+from kdistill.files import temporary_folder
 from kdistill.recipe import Profile
 from kdistill.tflite.interpreter import TRIAL_SECONDS, predict_isolated, quiet, run_isolated
 
@@ -38,7 +38,7 @@ def convert_quantized(network, output: str) -> bytes:
     serve = tf.function(lambda image: {output: network(image, training=False)}, input_signature=[spec])
     module = tf.Module()
     module.network_variables = network.variables  # not the network: tf_keras would trace every layer once more
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder, warnings.catch_warnings(), quiet():
+    with temporary_folder() as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         tf.saved_model.save(module, folder, signatures={"serving_default": serve.get_concrete_function()})
         return from_saved_model(Job(folder, "trained"), network, Profile("quantization-aware training", "int8"))
@@ -46,7 +46,7 @@ def convert_quantized(network, output: str) -> bytes:
 
 def check_runs(content: bytes) -> None:
     """Runs a file on one and on two images of noise, in a process of its own. Raises `InputError` if that fails."""
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with temporary_folder() as folder:
         run_isolated("interpreter", _written(content, folder), TRIAL_SECONDS)
 
 
@@ -122,7 +122,7 @@ def _written(content: bytes, folder: str) -> Path:
 
 
 def _outputs(content: bytes, images: np.ndarray) -> np.ndarray:
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with temporary_folder() as folder:
         return predict_isolated(_written(content, folder), images, SECONDS)
 
 

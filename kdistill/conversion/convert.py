@@ -1,6 +1,5 @@
 """From a Keras model to the bytes of a `.tflite` file. Checks, metadata and writing are in `export`."""
 
-import tempfile
 import warnings
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from kdistill.conversion.refusals import crashed, refused
 from kdistill.conversion.tflite_converter import Job, Refusal, calibration_file
 from kdistill.conversion.tflite_converter import convert as convert_here
 from kdistill.errors import InputError
+from kdistill.files import temporary_folder
 from kdistill.networks.heads import Head
 from kdistill.networks.signatures import (
     heads_of,
@@ -61,7 +61,7 @@ def convert(model: keras.Model, profile: Profile, calibration=None, heads: Mappi
         def serve(inputs):
             return _named(model(in_structure(model, inputs), training=False), model, heads)
 
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder, warnings.catch_warnings(), quiet():
+    with temporary_folder() as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # from TensorFlow, about its own interpreter, which calibrates
         job = Job(folder, profile.quantization, profile.input_type, profile.output_type, profile.batch or 1, names)
         if profile.quantization == "int8":

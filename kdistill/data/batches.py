@@ -22,7 +22,7 @@ from kdistill.data.augmentation import (
     random_key,
     random_windows,
 )
-from kdistill.data.image_files import center_crop_boxes, decoder_for, random_crop_boxes
+from kdistill.data.image_files import center_crop_boxes, decoded_at_once, decoder_for, random_crop_boxes
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
@@ -232,6 +232,6 @@ def _decoded_images(images: EncodedImages, crops: Iterable[tuple]) -> tf.data.Da
     decode = decoder_for(images.side, boxes)
     return tf.data.Dataset.from_tensor_slices((elements, boxes)).map(
         lambda element, box: decode(images.store.content(element), box),
-        num_parallel_calls=CORES,
+        num_parallel_calls=decoded_at_once(images.store.headers[images.indexes], CORES),
         deterministic=True,
     )

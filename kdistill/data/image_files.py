@@ -41,6 +41,7 @@ FORMATS = [
 NUMBERS = {JpegImageFile: 0, PngImageFile: 1}  # of the formats in a header; 2 for the others
 CENTER = 0.875  # evaluation sees the center square, 224 of 256 of the shorter side: the custom of ImageNet
 MAX_MEGAPIXELS = 50  # larger images are not decoded
+MEGAPIXELS_AT_ONCE = 150  # decoded by all threads: 1 GB, with the copies that cropping and converting makes
 # The way of decoding: a JPEG reduced by 2 to the power 0, 1, 2 or 3, a PNG, or a format that Pillow decodes; plus
 # TURNED times the turn that makes the image upright.
 PNG, OTHER, TURNED = 4, 5, 8
@@ -101,6 +102,12 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF data: many types; the pixels can be whole
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def decoded_at_once(headers: np.ndarray, threads: int) -> int:
+    """How many images with these headers, `[n, 5]`, may be decoded at a time by at most so many threads."""
+    pixels = int((headers[:, 0] * headers[:, 1]).max(initial=1))
+    return max(1, min(threads, MEGAPIXELS_AT_ONCE * 1_000_000 // pixels))
 
 
 def header_of(content: bytes) -> tuple[int, int, int, int, int]:

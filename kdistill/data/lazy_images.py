@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kdistill.data.image_files import center_crop_boxes, decoder_for, reason_of
+from kdistill.data.image_files import center_crop_boxes, decoded_at_once, decoder_for, reason_of
 from kdistill.errors import InputError
 from kdistill.files import cache_root, write_text
 
@@ -146,7 +146,8 @@ class EncodedImages:
         if len(indexes) < 4:
             yield from map(try_one, range(len(indexes)))
             return
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        threads = decoded_at_once(self.store.headers[indexes], min(16, os.cpu_count() or 1))
+        with ThreadPoolExecutor(threads) as pool:
             yield from pool.map(try_one, range(len(indexes)))
 
     def decodable(self, say: Callable[[str], None]) -> np.ndarray:

@@ -5,7 +5,6 @@ its vocabulary. Such state goes the way on which Keras saves and loads it, and i
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.files import temporary_folder
 from kdistill.networks.keras_internals import calls_its_graph, graph_of, layers_of, run_graph, takes_training
 
 EXAMPLES = 2  # of noise, on which a copy is compared: one like standardized data, one like pixels
@@ -142,7 +142,7 @@ def derive_state(model: keras.layers.Layer) -> None:
 def _copy_state(layer: keras.layers.Layer, copied: keras.layers.Layer) -> None:
     """Copies the state of one layer as Keras saves and loads it: its files (a vocabulary) and own variables."""
     if hasattr(layer, "save_assets") and hasattr(copied, "load_assets"):
-        with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        with temporary_folder() as folder:
             layer.save_assets(folder)
             copied.load_assets(folder)
     if _saves_its_own_way(layer):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -126,7 +125,7 @@ def _check_built(model: keras.Model, path: str | Path) -> None:
             return
         with archive.open(WEIGHTS) as content, h5py.File(content) as file:
             saved = _count_weights(file)
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with files.temporary_folder() as folder:
         model.save_weights(Path(folder, "again.weights.h5"))
         with h5py.File(Path(folder, "again.weights.h5")) as file:
             loaded = _count_weights(file)

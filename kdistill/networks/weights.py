@@ -7,7 +7,6 @@ replaced, and the file is loaded.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +52,7 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     """
     report: dict[str, list] = {"loaded": [], "unused": [], "not_loaded": []}
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdistill-")))
+        folder = Path(stack.enter_context(files.temporary_folder()))
         target = _Target(model, _saved(model, folder / "target.weights.h5", stack))
         for number, (path, mapping) in enumerate(files):
             source = _opened(path, folder / f"{number}.weights.h5", stack)

@@ -155,7 +155,10 @@ class Cache:
                 path = self.path / f"view-{view:04}-part-{part:04}-{sha256(temporary)[:16]}.npy"
                 os.replace(temporary, path)
         except OSError as error:
-            raise InputError(f"Cannot write to the teacher cache '{self.path}': {error.strerror}.") from None
+            reason = error.strerror or error  # numpy's has none
+            raise InputError(
+                f"Cannot write to the teacher cache '{self.path}': {reason}. Free some space, then start it again."
+            ) from None
         self._open.pop(view, None)
         return path
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import InputError
-from kdistill.files import existing_file
+from kdistill.files import existing_file, temporary_folder
 
 REFUSED = 2  # the exit status of such a process for an InputError; the message is on its standard error
 BYTES_AT_ONCE = 1 << 30  # of the images that such a process loads at a time
@@ -256,7 +255,7 @@ def predict_isolated(path: str | Path, images, seconds: float):
     Raises `InputError` if that process reports an error, crashes, or does not finish within `seconds`.
     """
     if isinstance(images, Mapping):
-        with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        with temporary_folder() as folder:
             inputs_file, outputs_file = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
             np.savez(inputs_file, **{f"_{name}": array for name, array in images.items()})
             run_isolated("interpreter", Path(path), seconds, str(inputs_file), str(outputs_file))
@@ -264,7 +263,7 @@ def predict_isolated(path: str | Path, images, seconds: float):
                 return {name[1:]: outputs[name] for name in outputs.files}
     outputs, deadline = [], time.monotonic() + seconds
     at_once = max(1, BYTES_AT_ONCE // max(1, int(np.prod(images.shape[1:]))))
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with temporary_folder() as folder:
         images_file, outputs_file = Path(folder, "images.npy"), Path(folder, "outputs.npy")
         for start in range(0, max(1, len(images)), at_once):  # images that are decoded here need not fit into memory
             np.save(images_file, images[start : start + at_once])

@@ -7,12 +7,12 @@ Both files run operator by operator in a process of their own, without TensorFlo
 import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.files import temporary_folder
 from kdistill.tflite import flatbuffer
 from kdistill.tflite.interpreter import REFUSED, File, open_interpreter, operator_details, quantize, run_isolated
 
@@ -36,7 +36,7 @@ def compare(path: str | Path, reference: str | Path, images: np.ndarray) -> list
         InputError: A file does not run, or the files have too few tensors in common.
     """
     places = np.linspace(0, len(images) - 1, min(len(images), IMAGES)).round().astype(int)
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with temporary_folder() as folder:
         images_file = Path(folder, "images.npy")
         np.save(images_file, images[places])
         output = run_isolated("quantization_error", Path(path), SECONDS, str(reference), str(images_file))

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -9,10 +12,12 @@ import pytest
 from PIL import Image, ImageOps
 from support.image_files import COLORS, content, image
 
+from kdistill.data import lazy_images
 from kdistill.data.batches import evaluation_batches, training_batches
 from kdistill.data.image_files import (
     TURNED,
     center_crop_boxes,
+    decoded_at_once,
     decoder_for,
     header_of,
     header_warnings_ignored,
@@ -253,3 +258,27 @@ def test_a_file_that_ends_early_is_one_reason(tmp_path, kind):
     with pytest.raises(InputError, match=r"The image '00' cannot be decoded: .+\. Fix or remove it\.$") as raised:
         images[0]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size,most", [((7000, 7000), 3), ((4000, 3000), 12), ((12_500, 12_000), 1), ((640, 480), 16)])
+def test_the_pixels_that_are_decoded_at_once_are_limited(tmp_path, monkeypatch, size, most):
+    """150 megapixels: 3 images of 49, 12 of 12, one that is larger than all; small ones by all sixteen threads."""
+    headers = np.array([[size[1], size[0], 1, 100, 1], [10, 10, 1, 100, 1]] * 20, np.int64)
+    assert decoded_at_once(headers, 16) == most and decoded_at_once(headers, 2) == min(2, most)
+    assert decoded_at_once(headers[:0], 16) == 16
+    running, peak, lock = [0], [0], threading.Lock()
+
+    def decode(content, box):
+        with lock:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+        time.sleep(0.01)
+        with lock:
+            running[0] -= 1
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(lazy_images, "_eager_decoder", lambda side, boxes: decode)
+    (tmp_path / "a.png").write_bytes(PNG)
+    images = EncodedImages(Files(tmp_path, np.array([b"a.png"] * 40), headers), 8, Damage(40, 0))
+    assert images[:].shape == (40, 8, 8, 3) and peak[0] <= most and peak[0] >= min(2, most)
