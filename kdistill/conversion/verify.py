@@ -84,8 +84,8 @@ def check(
         if the true one were exactly the limit), note (a limit that was exceeded as far as chance allows, or None), and
         resolution (a sentence: what so many images can show). Of several outputs, of classes at positions, labels and
         numbers also heads: by output the metric ("accuracy", of numbers "r2"), its values for file and model, drop,
-        agreement, max_difference, of labels same_side (of 0.5), of numbers the correlation. Then agreement is the lowest and
-        drop the largest.
+        agreement, max_difference, of labels same_side (of 0.5), of numbers the correlation. Then agreement is the
+        lowest and drop the largest.
 
     Raises:
         CheckFailed: The file does not run, crashes, takes too long, gives NaN or infinite numbers, or exceeds a limit

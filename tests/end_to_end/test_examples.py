@@ -86,6 +86,31 @@ def test_the_python_example_gives_what_kdistill_gives(profile, tmp_path):
     np.testing.assert_allclose([float(score) for _, score in rows], expected[order], atol=1e-4)
 
 
+def test_the_python_example_takes_any_model(tmp_path):
+    import keras
+    from keras import layers
+
+    words, sizes = keras.Input((6,), dtype="int32", name="words"), keras.Input((4,), name="sizes")
+    x = layers.Concatenate()([layers.GlobalAveragePooling1D()(layers.Embedding(20, 4)(words)), sizes])
+    ends = {"kind": (3, "softmax"), "price": (2, None), "tags": (2, "sigmoid"), "parts": (6, None)}
+    outputs = {name: layers.Dense(*end, name=name)(x) for name, end in ends.items()}
+    outputs["parts"] = layers.Reshape((3, 2), name="rows")(outputs["parts"])
+    model = keras.Model([words, sizes], outputs)
+    inputs = {"words": np.arange(6), "sizes": np.linspace(-1, 1, 4)}
+    many = {name: np.stack([np.roll(part, place) for place in range(6)]) for name, part in inputs.items()}
+    made = export(model, tmp_path, "npu", many, head={"price": "numbers"}, check=None)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    command = [sys.executable, EXAMPLES / "classify.py", made["path"], tmp_path / "inputs.npz"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    expected = {name: part[0] for name, part in File(made["path"]).run({n: p[:1] for n, p in many.items()}).items()}
+    kind, tags = expected["kind"], expected["tags"]
+    assert f"kind (classes)\n{kind.argmax()}\t{kind.max():.4f}\n" in text
+    assert f"tags (labels)\n0\t{tags[0]:.4f}\t{'yes' if tags[0] > 0.5 else 'no'}\n" in text
+    assert f"price (numbers)\n{np.array2string(expected['price'], precision=4)}\n" in text
+    counts = np.bincount(expected["parts"].argmax(-1), minlength=2)
+    assert all(f"{place}\t{count} positions" in text for place, count in enumerate(counts) if count)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ here")
 def test_the_microcontrollers_example_compiles_and_runs(tmp_path):
     """Against stand-ins for the headers of TensorFlow Lite Micro, which no package here has."""
