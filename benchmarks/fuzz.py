@@ -5,30 +5,35 @@
     python benchmarks/fuzz.py --count 200 --kind keras --seed 1
 
 Each file is a good one with random bytes overwritten, cut off, repeated or inserted; those of a `.keras` archive also
-inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`. Reports and
-caches have values of other types and sizes, damaged bytes, and links to a file outside, which must not change. Command
-lines are random words, options and numbers. An input may take 60 seconds and the process 2 GB.
+inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`. A quarter of
+the folders of pictures has a PNG that claims any size; half of the IDX files are gzipped. Reports and caches have
+values of other types and sizes, damaged bytes, and links to a file outside, which must not change. Command lines are
+random words, options and numbers. An input may take 60 seconds and the process 2 GB.
 The commands run in a process of their own, one after the other, so that a crash is seen as one. The exit status is 0
 if all went well, else 1.
 """
 
 import argparse
 import contextlib
+import gzip
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 LIGHT = ("report", "cache", "words")  # need neither TensorFlow nor a model
-KINDS = ("tflite", "keras", "idx", "recipe", "npz", *LIGHT)
+KINDS = ("tflite", "keras", "idx", "recipe", "npz", *LIGHT, "images")
+PICTURES = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 SECONDS = 900  # for one file, until it counts as a hang
 SLOW_SECONDS, MOST_KILOBYTES = 60, 2_000_000  # beyond these, an input is wrong
 REPORT = {
@@ -141,6 +146,8 @@ def good_files(folder: Path) -> None:
     model.save(folder / "student.keras")
     images = random.integers(0, 256, (40, 28, 28, 1)).astype(np.uint8)
     export(model, folder / "student.tflite", "npu", images, class_names=[str(i) for i in range(10)])
+    keras.utils.set_random_seed(0)
+    architectures.build(Network("small_cnn"), (16, 16, 3), 2).save(folder / "pictures.keras")
     from kdistill.recipes.mnist import recipe
 
     from kdistill.recipe.checks import check_recipe
@@ -212,6 +219,28 @@ def light_words(kind: str, place: Path, random: np.random.Generator) -> list[str
     return ["cache", *commands[int(random.integers(len(commands)))], "--cache", str(place / "runs")]
 
 
+def pictures(place: Path, i: int, random: np.random.Generator) -> None:
+    """A folder with two classes of pictures in all formats, one of which is damaged, or claims to be large."""
+    from PIL import Image
+
+    names = list(PICTURES)
+    for name in ("a", "b"):
+        folder = place / "pictures" / name
+        folder.mkdir(parents=True)
+        for j, kind in enumerate(2 * names):
+            pixels = random.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, kind)
+            content = content.getvalue()
+            if name == "a" and j == i % len(names):
+                content = damaged(content, random)
+            if name == "a" and kind == "PNG" and i % 4 == 3:
+                width, height = (int(2 ** random.uniform(0, 31)) for _ in range(2))
+                header = b"IHDR" + struct.pack(">II", width, height) + content[24:29]
+                content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+            (folder / f"{j}.{PICTURES[kind]}").write_bytes(content)
+
+
 def words_of(kind: str, i: int, good: Path, place: Path, random: np.random.Generator) -> list[str]:
     """Writes the damaged file and gives the command that meets it."""
     data = ["--data-dir", str(good / "idx")]
@@ -231,10 +260,16 @@ def words_of(kind: str, i: int, good: Path, place: Path, random: np.random.Gener
         change = damaged_archive if i % 2 else damaged
         path.write_bytes(change((good / path.name).read_bytes(), random))
         return ["evaluate", str(path), *data, "--json"]
+    if kind == "images":
+        pictures(place, i, random)
+        words = ["--data", "image_folder", "--data-dir", str(place / "pictures"), "--image-size", "16", "--json"]
+        return ["evaluate", str(good / "pictures.keras"), *words]
     if kind == "idx":
         names = sorted(path.name for path in (good / "idx").iterdir())
         for j, name in enumerate(names):
             content = (good / "idx" / name).read_bytes()
+            if i % 8 >= 4:
+                name, content = f"{name}.gz", gzip.compress(content)
             (place / name).write_bytes(damaged(content, random) if j == i % len(names) else content)
         return ["evaluate", str(good / "student.tflite"), "--data-dir", str(place), "--json"]
     if i % 2:
