@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from kdistill.distillation.step_loss import are_classes, is_labeled
 from kdistill.errors import InputError
-from kdistill.networks.heads import CLASSES, LABELS, NUMBERS
+from kdistill.networks.heads import CLASSES, LABELS, NUMBERS, meaning_of_loss
 from kdistill.networks.keras_internals import logits_before_softmax, with_last_axis
 from kdistill.teachers.first_look import FirstLook
 
@@ -25,12 +25,9 @@ REDUCTIONS = {
     "none": "sum",
     None: "sum",
 }
-# Losses by the names of Keras's functions. These have one value for each number or label, of which they take the mean.
-OF_NUMBERS = ("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error")
-OF_NUMBERS += ("mean_squared_logarithmic_error", "huber", "log_cosh", "poisson")
-OF_LABELS = ("binary_crossentropy", "binary_focal_crossentropy")
-OF_CLASSES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "categorical_focal_crossentropy")
-OF_CLASSES += ("_crossentropy",)  # of NAMES_BY_LABELS
+# Keras's losses that have one value for each number or label, of which they take the mean.
+OF_ENTRIES = ("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error", "log_cosh", "poisson")
+OF_ENTRIES += ("mean_squared_logarithmic_error", "huber", "binary_crossentropy", "binary_focal_crossentropy")
 WORDS = {CLASSES: "exclusive classes", LABELS: "independent labels", NUMBERS: "numbers"}
 NAMES_BY_LABELS = ("crossentropy", "ce")  # Keras picks the function for these names by the shape of the labels
 
@@ -53,8 +50,8 @@ class HardLoss:
         self.loss = _as_loss(loss)
         self.reduction = REDUCTIONS[self.loss.reduction]
         self._function_name, self._takes = _of_outputs(self.loss)
-        names = {CLASSES: OF_CLASSES, LABELS: OF_LABELS, NUMBERS: OF_NUMBERS}
-        self.meaning = next((meaning for meaning, of in names.items() if self._function_name in of), None)
+        by_labels = self._function_name == _crossentropy.__name__
+        self.meaning = CLASSES if by_labels else meaning_of_loss(self._function_name)
         # The same loss without a reduction. Not copy.copy: it would save and load the loss as a Keras file.
         self._unreduced = object.__new__(type(self.loss))
         self._unreduced.__dict__.update(self.loss.__dict__, reduction="none")
@@ -90,11 +87,11 @@ class HardLoss:
             labeled: 1 for a row with any entry, else 0.
             present: `[rows, n]`.
 
-        A loss that is not Keras's compares whole rows, and counts those of which every entry is present.
+        A loss that compares whole rows, such as one that is not Keras's, counts those of which every entry is present.
         """
         labels, shape = tf.cast(tf.reshape(labels, tf.shape(outputs)), tf.float32), tf.shape(present)
         labels = tf.where(tf.reshape(present, tf.shape(outputs)), labels, tf.zeros_like(labels))
-        if self.meaning is None:
+        if self._function_name not in OF_ENTRIES:
             labeled = tf.cast(tf.reduce_all(present, axis=-1), tf.float32)
             return self._of_rows(self._unreduced(labels, outputs), labels, outputs, labeled)
         values = self._unreduced(labels[..., None], with_last_axis(outputs))

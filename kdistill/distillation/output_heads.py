@@ -15,7 +15,7 @@ from kdistill.distillation.batch import ClassWeights
 from kdistill.distillation.hard_loss import HardLoss
 from kdistill.distillation.step_loss import are_classes, is_labeled, is_right
 from kdistill.errors import InputError, unknown
-from kdistill.networks.heads import CLASSES, LABELS, MEANINGS, NUMBERS
+from kdistill.networks.heads import CLASSES, LABELS, NUMBERS, check_meaning
 from kdistill.networks.keras_internals import graph_of, mask_of, operation_behind
 from kdistill.networks.outputs import end_of_call
 from kdistill.networks.signatures import subject_of
@@ -268,13 +268,9 @@ def output_names(student: keras.Model, head=None) -> tuple[str, ...]:
 
 def check_head(head) -> None:
     """Raises `InputError` for an argument `head=` that is no meaning, dict of meanings, or None."""
-    meanings = list(head.values()) if isinstance(head, Mapping) else [head]
-    for meaning in meanings:
-        if meaning is not None and meaning not in MEANINGS:
-            raise InputError(
-                f"head expects {', '.join(map(repr, MEANINGS))}, or a dict from the names of outputs to these; "
-                f"received {meaning!r}."
-            )
+    for meaning in head.values() if isinstance(head, Mapping) else [head]:
+        if meaning is not None:
+            check_meaning(meaning)
 
 
 def outputs_by_name(outputs, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
