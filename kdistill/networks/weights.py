@@ -17,6 +17,7 @@ import numpy as np
 
 from kdistill import archives, files
 from kdistill.errors import InputError, unknown
+from kdistill.files import temporary_folder
 from kdistill.networks import copying, saving
 from kdistill.networks.keras_internals import layers_of
 
@@ -52,7 +53,7 @@ def load(model: keras.Model, files: Sequence[tuple[str | Path, Mapping]]) -> dic
     """
     report: dict[str, list] = {"loaded": [], "unused": [], "not_loaded": []}
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(files.temporary_folder()))
+        folder = Path(stack.enter_context(temporary_folder()))
         target = _Target(model, _saved(model, folder / "target.weights.h5", stack))
         for number, (path, mapping) in enumerate(files):
             source = _opened(path, folder / f"{number}.weights.h5", stack)
