@@ -8,7 +8,9 @@ those of `levels`, so that all looks together are wrong in at most 5 % of the ex
 
 One seed: there is no spread over seeds. McNemar's test with the mid-p value (Fagerland, Lydersen, Laake 2013, BMC
 Medical Research Methodology 13:91) compares the two models on the images that only one of them classifies correctly.
-The interval covers new test images, not new seeds, and headline and sentence state that.
+The interval covers new test images, not new seeds, and headline and sentence state that. Where an example is more than
+right or wrong (shares of positions or labels, squared errors of numbers), the test is a paired bootstrap over examples
+(Efron and Tibshirani 1993, chapter 13).
 
 Looking repeatedly: boundaries for a paired t-test that is repeated as seeds are added. A test at 5 % after each of 8
 looks is wrong in far more than 5 % of all experiments. Alpha spending (Lan and DeMets 1983, Biometrika 70:659) divides
@@ -25,10 +27,13 @@ from functools import cache
 
 import numpy as np
 
+from kdistill.evaluation.head_metrics import LOWER_IS_BETTER
+
 ALPHA = 0.05  # of the two-sided test for a difference, and of each one-sided test for equivalence
 MARGIN = 0.002  # differences smaller than this share count as equal
 POWER = 0.8  # with which more seeds would decide
 MOST_SEEDS = 200  # more are not proposed
+RESAMPLES, MOST_DRAWS = 10_000, 10_000_000  # of a bootstrap: means, and examples drawn at once
 EXPERIMENTS = 400_000  # simulated; the level of each look is then right to about 2 %, relative
 
 
@@ -38,16 +43,21 @@ def judge(
     images: int,
     discordant: tuple[int, int] | None = None,
     *,
+    scores: tuple[np.ndarray, np.ndarray] | None = None,
+    metric: str = "accuracy",
     margin: float = MARGIN,
     looks: Sequence[int] = (),
 ) -> dict:
-    """The verdict on test accuracies.
+    """The verdict on test accuracies, or on another main metric of a head (`head_metrics.MAIN_METRIC`).
 
     Args:
-        student, control: accuracies by seed, shares of 1.
+        student, control: accuracies by seed, shares of 1; or what `metric` says.
         images: the number of test images.
         discordant: with one seed, how many images only the student and only the control classify correctly.
-        margin: a share of 1; smaller differences count as equal.
+        scores: with one seed, where examples are not just right or wrong: the metric of each test example for student
+            and control, `[n]` each, as `head_metrics.per_example` returns it (NaN: without a label).
+        metric: `accuracy`, or `mse` and `mae`, of which less is better; then verdict["metric"] is its name.
+        margin: a share of 1, of `mse` and `mae` a share of the control's; smaller differences count as equal.
         looks: the planned numbers of seeds after which a verdict is taken, if seeds are added until one is clear.
 
     Returns a JSON-ready dict: word, headline, unit ("seeds" or "test images"), test, seeds, student and control
@@ -59,25 +69,35 @@ def judge(
         raise ValueError(f"Expected as many student as control accuracies, received {len(student)} and {len(control)}.")
     differences = [s - c for s, c in zip(student, control, strict=True)]
     seeds, more = len(differences), None
+    better, smallest = (-1 if metric in LOWER_IS_BETTER else 1), 1 / images
+    if better < 0:
+        margin, smallest = margin * math.fsum(control) / seeds, 0.0
     alpha, equal_alpha = _levels(seeds, tuple(looks))
     if seeds > 1:
-        low, high, p = paired_t(differences, 1 / images, 1 - alpha)
-        inner = paired_t(differences, 1 / images, 1 - equal_alpha)[:2]
+        low, high, p = paired_t(differences, smallest, 1 - alpha)
+        inner = paired_t(differences, smallest, 1 - equal_alpha)[:2]
         unit, test = "seeds", "paired t-test over seeds"
     elif discordant is not None:
         low, high, p = mcnemar(*discordant, images, 1 - alpha)
         inner = mcnemar(*discordant, images, 1 - equal_alpha)[:2]
         unit, test = "test images", "McNemar's mid-p test over test images"
+    elif scores is not None:
+        low, high, p = bootstrap(*scores, 1 - alpha)
+        inner = bootstrap(*scores, 1 - equal_alpha)[:2]
+        unit, test = "test examples", "paired bootstrap over test examples"
     else:
         raise ValueError(
-            "Accuracies of one seed need `discordant`, the images that only one model classifies correctly."
+            "Accuracies of one seed need `discordant`, the images that only one model classifies correctly, or "
+            "`scores`."
         )
-    word = "BETTER" if low > 0 else "WORSE" if high < 0 else "UNDECIDED"
+    ahead, behind = (low > 0, high < 0) if better > 0 else (high < 0, low > 0)
+    word = "BETTER" if ahead else "WORSE" if behind else "UNDECIDED"
     if word == "UNDECIDED" and -margin < inner[0] and inner[1] < margin:
         word, low, high, alpha = "EQUIVALENT", *inner, equal_alpha
     if word == "UNDECIDED" and seeds > 1:
-        more = _more_seeds(differences, 1 / images, margin)
+        more = _more_seeds(differences, smallest, margin)
     verdict = {
+        **({} if metric == "accuracy" else {"metric": metric}),
         "word": word,
         "headline": word if seeds > 1 else f"{word} on these examples",
         "unit": unit,
@@ -105,17 +125,25 @@ def _levels(seeds: int, looks: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _sentence(verdict: dict) -> str:
-    seeds, margin = verdict["seeds"], f"{100 * verdict['margin']:.2g} points"
+    seeds, metric = verdict["seeds"], verdict.get("metric")
     student, control = (math.fsum(verdict[name]) / seeds for name in ("student", "control"))
-    difference, low, high = (f"{100 * verdict[name]:+.2f}" for name in ("difference", "low", "high"))
-    scope = "other seeds" if verdict["unit"] == "seeds" else "other test images, not other seeds"
+    if metric:
+        margin = f"{verdict['margin']:.2g}"
+        difference, low, high = (f"{verdict[name]:+.3g}" for name in ("difference", "low", "high"))
+        values = f"{metric} distilled {student:.4g}, control {control:.4g}, difference {difference}"
+    else:
+        margin = f"{100 * verdict['margin']:.2g} points"
+        difference, low, high = (f"{100 * verdict[name]:+.2f}" for name in ("difference", "low", "high"))
+        values = f"distilled {student:.2%}, control {control:.2%}, difference {difference} points"
+    scope = "other seeds" if verdict["unit"] == "seeds" else f"other {verdict['unit']}, not other seeds"
     text = (
-        f"{verdict['headline']}: distilled {student:.2%}, control {control:.2%}, difference {difference} points "
+        f"{verdict['headline']}: {values} "
         f"({100 * verdict['level']:.3g} % interval for {scope}: {low} to {high}, p = {verdict['p']:.2g}, "
         f"{verdict['test']})."
     )
     if seeds > 1:
-        wins = sum(s > c for s, c in zip(verdict["student"], verdict["control"], strict=True))
+        pairs = zip(verdict["student"], verdict["control"], strict=True)
+        wins = sum(s < c if metric in LOWER_IS_BETTER else s > c for s, c in pairs)
         text += f" The student is ahead for {wins} of {seeds} seeds."
     if verdict["word"] == "EQUIVALENT":
         text += f" The difference is smaller than {margin}."
@@ -176,6 +204,28 @@ def paired_t(
         return mean, mean, 1.0 if mean == 0 else 0.0
     reach = float(t.ppf((1 + level) / 2, n - 1)) * error
     return mean - reach, mean + reach, 2 * float(t.sf(abs(mean) / error, n - 1))
+
+
+def bootstrap(student: np.ndarray, control: np.ndarray, level: float = 1 - ALPHA) -> tuple[float, float, float]:
+    """The interval of the mean difference of two models' scores of the same examples, and the two-sided p-value.
+
+    Examples are drawn again with replacement; the interval is that of the percentiles. Examples of which a score is NaN
+    do not count. The same scores give the same numbers: the draws have a fixed seed.
+    """
+    differences = np.asarray(student, np.float64) - np.asarray(control, np.float64)
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        raise ValueError("No example has a score.")
+    random, means = np.random.default_rng(0), np.empty(RESAMPLES)
+    at_once = max(1, MOST_DRAWS // len(differences))
+    for start in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - start)
+        means[start : start + size] = differences[random.integers(0, len(differences), (size, len(differences)))].mean(
+            1
+        )
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high), float(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)))
 
 
 def mcnemar(student_only: int, control_only: int, images: int, level: float = 1 - ALPHA) -> tuple[float, float, float]:
