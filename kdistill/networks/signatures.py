@@ -48,10 +48,10 @@ def input_shape(model: "keras.Model") -> tuple[int, ...]:
             "Call model.build((None, height, width, channels)) before export."
         )
     if isinstance(shape, dict) or not all(size is None or isinstance(size, int) for size in shape):
-        raise InputError(f"The model '{model.name}' has several inputs: {shape}. Export takes models with one image.")
+        raise InputError(f"The model '{model.name}' has several inputs: {shape}; expected one image.")
     if len(shape) not in (3, 4) or None in shape[1:]:
         raise InputError(
-            f"The model '{model.name}' takes {tuple(shape)}; export expects images [batch, height, width, channels] "
+            f"The model '{model.name}' takes {tuple(shape)}; expected images [batch, height, width, channels] "
             "of a fixed size. Build it with keras.Input((height, width, channels))."
         )
     _check_channels_last(model, tuple(shape[1:]))

@@ -226,12 +226,39 @@ def test_text_is_taken_by_the_layer_before_the_file(tmp_path):
     model = keras.Model(text, layers.Dense(3)(x), name="reader")
     labels = np.arange(32) % 3
     accuracy = evaluate(model, (words, labels))["accuracy"]
-    for profile in ("reference", "npu"):
+    for profile in ("npu", "reference"):
         with pytest.warns(UserWarning, match="'reader' takes text.* file takes what its layer 'vectors' gives, int64"):
             report = export(model, tmp_path / profile, profile, words, examples=(words, labels))
         file = File(report["path"])
         assert file.input["type"] == "int64" and report["agreement"] == 1
         assert evaluate(file.path, (np.asarray(vectors(words)), labels))["accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.slow
+def test_sounds_on_a_microcontroller_and_layer_by_layer(tmp_path):
+    """The source states sizes of tensors that are no images; the cost of layers is measured on any single input."""
+    model = made(audio)
+    report = export(model, tmp_path / "micro", "microcontroller", SOUNDS)
+    header = Path(report["path"]).with_suffix(".h").read_text()
+    assert "constexpr int kInputSize = 32, kOutputSize = 4, kClasses = 4;" in header
+    assert "round(number / kInputScale)" in header and report["arena"]["total"] > 0
+    paths = [export(model, tmp_path / name, name, SOUNDS, check=None)["path"] for name in ("npu", "reference")]
+    assert inspect(paths[0], against=paths[1], images=SOUNDS)["cost"]
+
+
+@pytest.mark.slow
+def test_a_saved_model_keeps_the_meaning_of_its_loss(pair, tmp_path):
+    model, _ = pair
+    model.save(tmp_path / "pair.keras")
+    names = dict(zip(("sizes", "words"), (PAIR["a"], TOKENS), strict=True))
+    expected = evaluate(model, (names, LABELS_OF_PAIR))
+    loaded = evaluate(tmp_path / "pair.keras", (names, LABELS_OF_PAIR))
+    assert loaded["price"] == pytest.approx(expected["price"]) and loaded["kind"] == pytest.approx(expected["kind"])
+    path = export(tmp_path / "pair.keras", tmp_path, "reference", names)["path"]
+    assert {row["name"]: row["head"]["meaning"] for row in metadata.of_file(path)["document"]["outputs"]} == {
+        "kind": CLASSES,
+        "price": NUMBERS,
+    }
 
 
 @pytest.mark.slow

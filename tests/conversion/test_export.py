@@ -165,10 +165,10 @@ def test_models_that_cannot_be_exported(student, digits, tmp_path):
         export(broken, tmp_path, "reference")
     image = keras.Input((8, 8, 1))
     flat = keras.layers.Flatten()(image)
-    with pytest.raises(InputError, match="expects one output"):
-        export(keras.Model(image, [flat, flat]), tmp_path, "reference")
-    with pytest.raises(InputError, match="expects images"):
-        export(keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]), tmp_path, "reference")
+    with pytest.raises(InputError, match="'mediapipe' is for one output of probabilities; .* gives output_0, output_1"):
+        export(keras.Model(image, [flat, flat]), tmp_path, "mediapipe")
+    with pytest.raises(InputError, match="'mediapipe' is for one image"):
+        export(keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]), tmp_path, "mediapipe")
     plane = image[..., 0]
     unsupported = keras.Model(image, keras.layers.Flatten()(keras.ops.fft2((plane, plane))[0]))
     with pytest.raises(InputError, match="no builtin|cannot be converted"):

@@ -16,6 +16,7 @@ from kdistill.conversion.verify import check, export_checked
 from kdistill.data.splits import Examples
 from kdistill.errors import CheckFailed, FileRefused, InputError
 from kdistill.evaluation.evaluate import predict
+from kdistill.networks.heads import Head
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe.loading import load_profile
 from kdistill.tflite import interpreter
@@ -250,7 +251,7 @@ def test_a_student_is_rebuilt_once_for_all_profiles(tmp_path):
         report = export_checked(student, tmp_path / name, load_profile(name), TRAINING, EXAMPLES)
         assert (report["precision"], report["weights_sha256"]) == ("bfloat16", student.weights_sha256)
     assert Counted.created == created + 1 and student.model is not model
-    assert student.head == ("logits", 4) and student.image_shape == (12, 12, 1)
+    assert student.head == Head("classes", "logits", (4,)) and student.image_shape == (12, 12, 1)
     assert prepare(student.model).model is student.model  # float32 already: nothing is rebuilt
 
 
