@@ -21,8 +21,9 @@ def network(*tail) -> keras.Model:
     "outputs,message",
     [
         ({"a": 1, "b": 2}, "gives 2 outputs"),
-        (tf.zeros((2, 1)), "give the model two outputs"),
-        (tf.zeros((2, 3, 4)), "expected logits"),
+        (tf.zeros((2, 1)), "expected logits .* head='labels' .a binary problem. or head='numbers'"),
+        (tf.zeros((2,)), "expected logits"),
+        (tf.zeros((2, 3), tf.int32), "expected floating-point numbers"),
     ],
 )
 def test_outputs_that_cannot_be_distilled_are_refused(outputs, message):
