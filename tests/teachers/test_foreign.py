@@ -242,3 +242,24 @@ def test_stored_outputs(folder, tmp_path):
     with pytest.raises(InputError, match="gives 4 classes, the data has 3"):
         load_teacher(Network("t", file=str(path)), SHAPE, 3)
     assert not [name.name for name in tmp_path.rglob("*") if name.is_file() and name.suffix != ".npz"]
+
+
+def test_quantized_and_adapted_keras_models_and_an_int8_tflite(folder):
+    model = teacher_model()
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in corners(100).images)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that have nothing to quantize
+        (folder / "int8.tflite").write_bytes(converter.convert())
+        model.quantize("int8")
+    file = load_teacher(Network("t", file=str(folder / "int8.tflite")), SHAPE, 4)
+    np.testing.assert_allclose(file.model(PIXELS), EXPECTED, atol=0.25)  # of logits up to 7
+    adapted = teacher_model()
+    adapted.get_layer("last").enable_lora(2)
+    for name, one in (("int8.keras", model), ("lora.keras", adapted)):
+        one.save(folder / name)
+        file = load_teacher(Network("t", file=str(folder / name), mean=(0.0,)), SHAPE, 4)
+        np.testing.assert_allclose(file.model(PIXELS), one(PIXELS), atol=1e-6)
