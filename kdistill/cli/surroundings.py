@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from kdistill.errors import InputError
 
+AGAIN_SECONDS = 1.0
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # exit status: 128 and the number of the signal
 
 
@@ -24,14 +25,26 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
+    has_timer = hasattr(signal, "setitimer")  # not on Windows
+
     def end(number, frame):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        if has_timer:
+            signal.signal(signal.SIGALRM, end_again)
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
         raise Terminated
+
+    def end_again(number, frame):
+        # Python drops an exception in a finalizer or a callback of C, and libraries drop some: the command would go on.
+        if not isinstance(sys.exception(), Terminated):  # otherwise it is being cleaned up
+            raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
+        if has_timer:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, before)
 
 

@@ -16,6 +16,16 @@ WAITS = (
     "def wait(out: str = '', resume: bool = False):\n"
     "    with tempfile.TemporaryDirectory():\n"
     "        print('ready', flush=True); time.sleep(60)\n"
+    "class Slow:\n"
+    "    def __del__(self):\n"
+    "        print('ready', flush=True); time.sleep(60)\n"
+    "@command\n"
+    "def swallow(out: str = '', resume: bool = False):\n"
+    "    with tempfile.TemporaryDirectory() as folder:\n"
+    "        try:\n"
+    "            Slow()\n"
+    "            time.sleep(60)\n"
+    "        finally: time.sleep(2.5); print('cleaned', flush=True)\n"
     "@command\n"
     "def speak(count: int = 1):\n"
     "    for _ in range(count): print('µ\\x1b' * 50)\n"
@@ -39,6 +49,16 @@ def test_signals_clean_up_and_say_how_to_go_on(tmp_path, number, status):
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == status and "--resume --out runs/a" in errors and "Traceback" not in errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_signal_that_python_drops_in_a_finalizer_is_not_lost(tmp_path):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start("swallow", env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=20)
+    assert process.returncode == 143 and output == "cleaned\n" and "Terminated. To go on" in errors
     assert not any(tmp_path.iterdir())
 
 
