@@ -165,11 +165,11 @@ def dead_units(model: "keras.Model", images: np.ndarray, batch_size: int = 256) 
     skipped = [layer.name for layer in layers_of(model) if _is_relu(layer) and id(layer) not in ids]
     active = [np.zeros(layer.output.shape[-1], bool) for layer in relu_layers]
     if relu_layers:
-        activations = keras.Model(inputs[0], [layer.output for layer in relu_layers])
+        activations = keras.Model(inputs[0], {str(place): layer.output for place, layer in enumerate(relu_layers)})
         for start in range(0, len(images), batch_size):
             outputs = activations(images[start : start + batch_size].astype(np.float32), training=False)
-            for flags, values in zip(active, outputs, strict=True):
-                values = keras.ops.convert_to_numpy(values)
+            for place, flags in enumerate(active):  # of a list with one output, Keras returns the output
+                values = keras.ops.convert_to_numpy(outputs[str(place)])
                 flags |= (values > 0).reshape(-1, values.shape[-1]).any(axis=0)
     layers = {
         layer.name: {"units": len(flags), "dead": int((~flags).sum())}

@@ -16,6 +16,7 @@ from kdistill.data.splits import Examples, Splits
 from kdistill.distillation import losses
 from kdistill.errors import CheckFailed
 from kdistill.recipe import Term
+from kdistill.recipe.checks import MOST_OF_REALS
 from kdistill.teachers.frozen import frozen
 from kdistill.tflite.flatbuffer import kernels, parse
 
@@ -184,6 +185,7 @@ def test_an_interrupted_compression_ends_with_the_same_weights(tmp_path):
     assert "to other settings" in lines[0]
 
 
-def test_a_loss_that_is_not_finite_stops():
+def test_a_loss_that_is_not_finite_stops(monkeypatch):
+    monkeypatch.setitem(MOST_OF_REALS, "learning_rate", 1e30)
     with pytest.raises(CheckFailed, match="Lower learning_rate"):
         compress(flat(), stage("prune", learning_rate=1e30, epochs=3), None, examples(24), **QUIET)

@@ -102,6 +102,13 @@ def test_dead_units_are_counted_by_layer():
     assert result["share"] == pytest.approx(4 / 7) and result["images"] == 300 and result["skipped"] == []
 
 
+def test_a_model_with_one_layer_of_units():
+    one = keras.Sequential([keras.Input((2,)), layers.Dense(3, activation="relu", name="hidden"), layers.Dense(2)])
+    one.layers[0].set_weights([np.array([[1.0, -1, 1], [1, -1, -1]]), np.zeros(3)])
+    result = diagnostics.dead_units(one, np.ones((2, 2)))
+    assert result["layers"] == {"hidden": {"units": 3, "dead": 2}}
+
+
 def test_a_unit_that_is_active_once_is_not_dead():
     model = network()
     model.get_layer("conv").bias.assign([0.0, -899.5, 0.0])

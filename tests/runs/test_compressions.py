@@ -16,7 +16,7 @@ from kdistill.conversion import verify
 from kdistill.data.splits import Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import SCHEMES, Data, Stage
-from kdistill.recipe.checks import check_recipe
+from kdistill.recipe.checks import MOST_OF_REALS, check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.overrides import override
 from kdistill.recipe.values import as_dict, from_dict
@@ -88,7 +88,8 @@ def test_what_is_finished_is_not_done_again(done, recipe, splits, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_stage_that_fails_leaves_the_student_of_the_stage_before(splits, recipe, tmp_path):
+def test_a_stage_that_fails_leaves_the_student_of_the_stage_before(splits, recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(MOST_OF_REALS, "learning_rate", 1e30)
     broken = dataclasses.replace(recipe, compress=(STAGES[0], dataclasses.replace(STAGES[1], learning_rate=1e30)))
     folder = RunFolder(tmp_path / "run")
     records = compressions.run_stages(arms_in(folder, splits, broken))
@@ -231,7 +232,8 @@ def test_a_wrong_command_is_one_clear_error(files, words, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_compression_that_fails_is_a_row_and_ends_no_run(splits, tmp_path):
+def test_a_compression_that_fails_is_a_row_and_ends_no_run(splits, tmp_path, monkeypatch):
+    monkeypatch.setitem(MOST_OF_REALS, "learning_rate", 1e38)
     overflowing = (Stage("prune", epochs=1, batch_size=32, learning_rate=1e38), Stage("qat", epochs=1, batch_size=32))
     recipe = dataclasses.replace(load_recipe("mnist", "smoke"), compress=overflowing, data=Data(shift=1))
     folder = RunFolder(tmp_path)
