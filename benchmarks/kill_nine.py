@@ -190,8 +190,11 @@ def stop_and_compare(
             start = time.monotonic()
             wait_for(later, process, log, start + moment - timed[event])
             waited = time.monotonic() - start
+            complete = "report written" in events(log)
             process.send_signal(number)
             ended = process.wait()
+            if number == signal.SIGTERM and ended == 0 and not complete:
+                wrong.append(f"SIGTERM at {moment:.1f} s had no effect")
             if number == signal.SIGTERM and ended:
                 wrong += stopped_wrongly(ended, killed, log)
             stopped = ended in (-signal.SIGKILL, 143)
