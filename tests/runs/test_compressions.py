@@ -220,12 +220,13 @@ def test_the_command(files, tmp_path):
     [
         (("--scheme", "pqatt"), "Did you mean 'pqat'"),
         (("--scheme", "prune", "--weight", 0.5), "--weight does nothing without a teacher"),
-        (("--scheme", "int8", "--teacher", "t.keras"), "--teacher does nothing"),
+        (("--scheme", "int8", "--teacher", "teacher.keras"), "--teacher does nothing"),
         (("--scheme", "prune", "--layer-sparsity", "last"), "--layer-sparsity expects LAYER=FLOAT, received 'last'"),
         (("--scheme", "prune", "--clusters", 8), "'stage.clusters' expects none in the scheme 'prune'"),
     ],
 )
-def test_a_wrong_command_is_one_clear_error(files, words, message, tmp_path):
+def test_a_wrong_command_is_one_clear_error(files, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(files)
     data = ("--data", "npz", "--data-dir", files / "data.npz", "--out", tmp_path / "out")
     ended = call(files / "student.keras", *words, *data)
     assert ended.exit_code == 2 and message in ended.output, ended.output

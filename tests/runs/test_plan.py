@@ -134,7 +134,7 @@ def test_an_interruption_leaves_nothing_behind(folder, teacher, monkeypatch):
         (["mnits"], "Did you mean 'mnist'"),
         (["mnist", "--variant", "larg"], "Unknown variant 'larg'"),
         (["mnist", "--share", "0"], "'share' expects a share of the epochs above 0, up to 1, received 0.0"),
-        (["mnist", "--share", "1.5"], "'share' expects"),
+        (["mnist", "--share", "1.5"], "less than or equal to 1"),
         (["mnist", "--variant", "smoke", "--set", "teacher.file=nothing.keras"], "nothing.keras"),
         (["mnist", "--set", "exports=npv"], "Did you mean 'npu'"),
         (["mnist", "--data-dir", "/nowhere/at/all"], "no folder or .npz file"),

@@ -115,7 +115,7 @@ def test_few_labels_and_looks(tmp_path):
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["--together", "0"], "--together expects a number from 1 on, or auto, received '0'"),
+        (["--together", "0"], "--together expects a number from 1 to 10,000, or auto, received '0'"),
         (["--together", "all"], "received 'all'"),
         (["--together", "2", "--profile"], "--together 2: --profile records one model at a time"),
         (["--together", "2", "--strategy", "mirrored"], "--together 2: with --strategy, models train one by one"),
