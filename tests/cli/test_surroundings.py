@@ -41,6 +41,7 @@ def start(*words, **options):
     return subprocess.Popen([sys.executable, "-c", WAITS, *words], text=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number,status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_clean_up_and_say_how_to_go_on(tmp_path, number, status):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -52,6 +53,7 @@ def test_signals_clean_up_and_say_how_to_go_on(tmp_path, number, status):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_that_python_drops_in_a_finalizer_is_not_lost(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with start("swallow", env={**os.environ, "TMPDIR": str(tmp_path)}, **pipes) as process:
@@ -75,6 +77,7 @@ def run(*words, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
+@pytest.mark.slow
 def test_output_that_is_not_utf8_and_streams_that_are_closed():
     for encoding in ("ascii", "latin-1"):
         ended = run("speak", env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, encoding="latin-1")

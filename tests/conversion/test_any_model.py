@@ -166,6 +166,7 @@ def test_files_of_tensors_are_inspected_timed_and_described(pair):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make,profile,message",
     [

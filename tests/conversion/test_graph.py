@@ -32,6 +32,7 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "dynamic"])
 def test_raw_pixels_in_and_probabilities_out(model, quantization, tmp_path):
     found = export(model, tmp_path, Profile("camera", quantization, input_type="uint8", output="probabilities"))
@@ -43,6 +44,7 @@ def test_raw_pixels_in_and_probabilities_out(model, quantization, tmp_path):
     assert rows[0]["accuracy"] == rows[1]["accuracy"] and rows[0]["ece"] == pytest.approx(rows[1]["ece"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gray_models_get_color_and_metadata_for_mediapipe(model, tmp_path):
     found = export_checked(
         prepare(model), tmp_path / "out", load_profile("mediapipe"), None, EXAMPLES, class_names=CLASSES
@@ -61,6 +63,7 @@ def test_gray_models_get_color_and_metadata_for_mediapipe(model, tmp_path):
     assert figures["agreement"] == 1.0 and figures["images"] == 100
 
 
+@pytest.mark.slow
 def test_normalization_goes_into_the_graph(tmp_path):
     keras.utils.set_random_seed(1)
     image = keras.Input((6, 6, 3))
@@ -80,6 +83,7 @@ def test_normalization_goes_into_the_graph(tmp_path):
         export(model, tmp_path, Profile("two", mean=(1.0, 2.0)))
 
 
+@pytest.mark.slow
 def test_several_outputs_keep_their_names(tmp_path):
     keras.utils.set_random_seed(1)
     image = keras.Input((12, 12, 1))

@@ -45,6 +45,7 @@ def test_labels_that_do_not_fit_are_refused_before_a_step(name):
         model().fit(X, Y, validation_data=(X, labels), verbose=0)
 
 
+@pytest.mark.slow
 def test_labels_that_fit_pass():
     for labels in (Y, Y[:, None], Y.astype("float32"), np.eye(4)[Y], np.where(Y > 1, Y, -1), [Y], Y > 1):
         model().fit(X, labels, verbose=0)

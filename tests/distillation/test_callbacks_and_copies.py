@@ -33,6 +33,7 @@ class Play(keras.callbacks.Callback):
         logs[self.monitor] = self.values[epoch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "monitors,values",
     [

@@ -39,6 +39,7 @@ def by_hand(student, teacher, weight, temperature, x=X, y=Y, sw=None, penalty=0.
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight,temperature", [(0.9, 4.0), (0.0, 1.0), (1.0, 1.0), (0.3, 20.0)])
 def test_logged_losses_are_those_computed_by_hand(weight, temperature):
     student, teacher = dense(1), dense(2, width=9)
@@ -124,6 +125,7 @@ def test_a_subclassed_student_that_ends_in_softmax():
     assert logs["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_given_loss_gets_the_students_own_outputs():
     distiller = Distiller(dense(1, "fused"), dense(2), distillation_weight=0.0)
     distiller.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(), metrics=["sparse_categorical_accuracy"])
@@ -134,6 +136,7 @@ def test_a_given_loss_gets_the_students_own_outputs():
     assert logs["sparse_categorical_accuracy"] == pytest.approx(own["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_hot_labels_give_the_same():
     first, second, third = (
         compiled(dense(1), dense(2)).evaluate(X, labels, verbose=0, return_dict=True)

@@ -16,6 +16,7 @@ def teacher_with_state():
     return keras.Sequential([keras.Input((6,)), *layers, keras.layers.Dense(4)])
 
 
+@pytest.mark.slow
 def test_the_teacher_is_byte_identical_after_fit_untracked_and_not_saved(tmp_path):
     teacher, student = teacher_with_state(), dense(1)
     before = [v.tobytes() for v in values_of(teacher)]
@@ -35,6 +36,7 @@ def test_the_teacher_is_byte_identical_after_fit_untracked_and_not_saved(tmp_pat
     assert sum(sizes) < student.count_params() * 2 + 20
 
 
+@pytest.mark.slow
 def test_a_saved_distiller_goes_on_where_it_stopped(tmp_path):
     def fresh():
         distiller = Distiller(dense(1), dense(2), distillation_weight=0.5, temperature=3.0)
@@ -73,6 +75,7 @@ class Batches(keras.utils.PyDataset):
         return X[part], Y[part]
 
 
+@pytest.mark.slow
 def test_arrays_tf_data_and_pydataset_give_the_same_weights():
     sources = [
         ((X, Y), {"batch_size": 16}),
@@ -100,6 +103,7 @@ def test_every_way_to_run_a_step_gives_the_same_weights(options):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stock_callbacks(tmp_path):
     distiller = compiled(dense(1), dense(2))
     distiller.fit(

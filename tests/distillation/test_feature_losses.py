@@ -287,6 +287,7 @@ def test_degenerate_inputs_give_numbers_and_gradients(name, case):
     assert np.all(np.isfinite(value)) and np.all(np.isfinite(slope)) and np.abs(slope).max() <= limit
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("case", ["student of zeros", "two equal examples", "one example"])
 def test_degenerate_inputs_give_gradients_under_xla(name, case):

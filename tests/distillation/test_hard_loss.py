@@ -112,6 +112,7 @@ def test_examples_without_a_label_are_in_no_reduction():
         assert found == pytest.approx(labeled, rel=1e-5), reduction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "crossentropy", margin, lambda y_true, y_pred: y_pred - y_true, ["mae"]])
 def test_names_and_functions_get_keras_casts_too(loss):
     student, labels = dense(1, "fused"), ONE_HOT

@@ -93,6 +93,7 @@ def of_class(labels):
     return np.array([BY_CLASS.get(int(label), 1.0) for label in labels], "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dict", "data set", "PyDataset", "one-hot", "column", "unlabeled", "batch"])
 def test_class_weights_are_sample_weights(kind):
     targets = {"labels": Y, "teacher_logits": LOGITS}
@@ -165,6 +166,7 @@ class Unweighted(keras.metrics.Metric):
         return self.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"run_eagerly": True}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)]
 )

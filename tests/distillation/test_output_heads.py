@@ -103,6 +103,7 @@ def evaluated(case, teacher=None, weights=None, labels=None, loss=None, **option
     return model.evaluate(case.inputs, labels, sample_weight=weights, batch_size=16, verbose=0, return_dict=True)
 
 
+@pytest.mark.slow
 def test_positions_that_are_masked_weighted_away_or_unlabeled_do_not_count():
     case = CASES["segmentation"]()
     outputs = np.asarray(case.model(case.inputs), np.float64)
@@ -125,6 +126,7 @@ def test_positions_that_are_masked_weighted_away_or_unlabeled_do_not_count():
     assert evaluated(case, weights=per_example)["hard"] == pytest.approx(weighted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_and_numbers_that_are_missing_do_not_count():
     case = CASES["multilabel"]()
     labels = case.labels.copy()
@@ -165,6 +167,7 @@ def test_without_labels_the_teacher_teaches_every_head():
         assert any("kd" in key for key in logs)
 
 
+@pytest.mark.slow
 def test_what_keras_computes_is_the_loss_and_metrics_of_compile_see_every_row():
     case = CASES["tagging"]()
     model = Supervised(case.model)
@@ -209,6 +212,7 @@ def test_the_meaning_follows_from_the_activation_and_the_loss():
         assert model.heads == {"": "classes"}  # another loss, another meaning
 
 
+@pytest.mark.slow
 def test_mistakes_are_named():
     case, teacher = CASES["segmentation"](), CASES["segmentation"](width=8).model
     with pytest.raises(InputError, match=r"labels are classes \[batch, 6, 6\], or .* received \[batch\]"):
@@ -260,6 +264,7 @@ def test_a_distiller_of_any_head_is_saved_with_its_meaning(name, tmp_path):
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_several_teachers_are_blended_by_what_the_output_means():
     for name in ("multilabel", "regression"):
         case, teachers = CASES[name](), [CASES[name](width=width).model for width in (6, 8)]

@@ -44,6 +44,7 @@ def test_every_method_is_a_term_and_its_options_are_its_arguments():
         assert known == set(options), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [None, "softmax"])
 def test_each_term_is_logged_as_its_function_gives_it_and_the_total_is_their_weighted_sum(ending):
     """All twelve at once, with unlabeled examples; models that end in softmax have the same logits and features."""

@@ -33,6 +33,7 @@ def files(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_its_file_and_its_tflite_have_the_same_numbers(model, files):
     teacher_logits = predict(network(filters=12), EXAMPLES.images)
     rows = [evaluate(each, EXAMPLES, teacher_logits) for each in (model, files / "model.keras", files / "model.tflite")]
@@ -72,6 +73,7 @@ def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
             assert measured[key] == pytest.approx(plain[key], abs=tolerance)
 
 
+@pytest.mark.slow
 def test_examples_may_be_a_pair_with_labels_of_every_form(model, files):
     images, labels = EXAMPLES.images, np.where(np.arange(300) % 5, EXAMPLES.labels, (EXAMPLES.labels + 1) % 4)
     expected = evaluate(model, kdistill.Examples(images, labels))["accuracy"]

@@ -129,6 +129,7 @@ def test_a_file_of_another_converter(tmp_path, quantization):
         evaluate(raw, Examples(IMAGES, (LABELS + 1) % CLASSES))
 
 
+@pytest.mark.slow
 def test_a_file_with_its_normalization_inside_refuses_another(tmp_path):
     path = tmp_path / "net.tflite"
     path.write_bytes(convert(brightness(LEVELS), Profile("camera", input_type="uint8")))

@@ -102,6 +102,7 @@ def test_a_process_that_dies_is_restarted_once(tmp_path):
     teacher.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended(tmp_path):
     script = "import time\ndef predict(images):\n    time.sleep(60)\n"
     teacher = opened(tmp_path, script, timeout=0.6)

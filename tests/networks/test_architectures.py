@@ -34,6 +34,7 @@ def test_the_networks_of_the_study_have_the_parameters_counted_by_hand():
     assert quick(PIXELS).shape == mini(PIXELS).shape == (4, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_residual_networks_have_their_depth(depth):
     model = built("resnet", depth=depth)

@@ -107,6 +107,7 @@ def test_a_change_of_configs_and_a_subclassed_model():
     np.testing.assert_array_equal(copying.clone(model)(PIXELS), model(PIXELS))
 
 
+@pytest.mark.slow
 def test_functions_that_are_traced_already_forget_the_former_state():
     model, other = network(layers.Normalization(name="norm")), network(STATEFUL["Normalization"]())
     before = model.predict(PIXELS, verbose=0)
@@ -156,6 +157,7 @@ def test_a_network_of_applications_keeps_what_its_normalization_has_learned(tmp_
     assert {layer.momentum for layer in model.layers if isinstance(layer, layers.BatchNormalization)} == {0.9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "weights.h5", "npz"])
 @pytest.mark.parametrize(
     "layer", ["Normalization", "Normalization in TimeDistributed", "finalize_state", "load_own_variables"]

@@ -133,6 +133,7 @@ def empty(folder):
     return folder / "empty.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "2"], ids=["equal names", "other names"])
 @pytest.mark.parametrize(
     "kind", ["weights.h5", pytest.param("keras", marks=pytest.mark.slow), pytest.param("npz", marks=pytest.mark.slow)]

@@ -33,6 +33,7 @@ def places(value, path=()):
         yield from places(inner, (*path, key))
 
 
+@pytest.mark.slow
 def test_every_damaged_value_is_a_page_or_one_message(folder):
     """Each value of a report is deleted and replaced by values of other types, sizes and signs."""
     whole, draw = json.loads((folder / "report.json").read_text()), random.Random(0)

@@ -174,6 +174,7 @@ def test_other_data_passes_as_it_is():
     assert texts(lambda: list(looked_at(several, None, student()))) == []
 
 
+@pytest.mark.slow
 def test_the_first_fit_of_a_distiller_warns_once():
     def distiller(model, teacher):
         built = Distiller(model)

@@ -30,6 +30,7 @@ def test_damaged_files_at_the_command_line():
     assert [line.partition(":")[0] for line in said] == list(fuzz.KINDS) and all(" 0 wrong" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["write_bytes", "write_text"])
 def test_a_full_disk_leaves_nothing_half(call, tmp_path, monkeypatch):
     folder = tmp_path / "npu"
@@ -67,6 +68,7 @@ def test_a_limit_of_the_system_on_files_is_one_message(tmp_path):
     assert not list(tmp_path.rglob("*.tflite"))
 
 
+@pytest.mark.slow
 def test_labels_and_license_at_the_command_line(tmp_path):
     runner = CliRunner()
     network().save(tmp_path / "model.keras")

@@ -31,6 +31,7 @@ def files(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_operators_and_precision_by_layer(files):
     found = {name: inspection.inspect(path) for name, path in files.items()}
     assert {name: each["quantization"] for name, each in found.items()} == {

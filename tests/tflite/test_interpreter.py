@@ -37,6 +37,7 @@ def files(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_kind_of_file_gives_the_models_logits(model, files, name):
     images = corners(10, seed=5).images  # no multiple of 3

@@ -27,6 +27,7 @@ def file(tmp_path_factory):
     return export(network(), path, "reference", class_names=names, about=ABOUT), names
 
 
+@pytest.mark.slow
 def test_what_was_written_is_read(file):
     made, names = file
     found = metadata.of_file(made["path"])
@@ -69,6 +70,7 @@ def test_metadata_changes_no_number(file, tmp_path):
     np.testing.assert_array_equal(File(file[0]["path"]).predict(images), File(tmp_path / "bare.tflite").predict(images))
 
 
+@pytest.mark.slow
 def test_a_file_of_another_origin_has_none():
     assert metadata.read(convert.convert(network(), Profile("p"))) is None
 
@@ -96,6 +98,7 @@ def test_damaged_metadata_is_an_input_error(file):
         metadata.read(broken)
 
 
+@pytest.mark.slow
 def test_weights_outside_the_flatbuffer_are_read(tmp_path):
     """Large files keep buffers behind the flatbuffer, at an offset; here a small one is written so by hand."""
     content = convert.convert(network(), Profile("p"))

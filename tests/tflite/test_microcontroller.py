@@ -51,6 +51,7 @@ def made(tmp_path_factory):
     return export(network(), folder, "microcontroller", IMAGES, LABELS), folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ here")
 def test_the_compiled_array_is_the_model(made, tmp_path):
     found, folder = made

@@ -50,12 +50,14 @@ def test_the_layer_that_costs_most_comes_first(uneven, tmp_path):
     assert {(row["sqnr"], row["cost"]) for row in same} == {(float("inf"), 0.0)}
 
 
+@pytest.mark.slow
 def test_a_failed_check_names_it(uneven, tmp_path):
     with pytest.raises(CheckFailed, match=r"npu.* Most of the loss comes from: CONV_2D '.*(back|wide|bend)"):
         export_checked(prepare(uneven), tmp_path / "npu", INT8, IMAGES, EXAMPLES)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_files_of_other_models_are_refused(uneven, tmp_path):
     image = keras.Input((12, 12, 1), name="photo")
     other = keras.Model(image, layers.Dense(4, name="only")(layers.Flatten(name="f")(image)), name="other")
