@@ -184,6 +184,7 @@ def test_mean_and_std_of_evaluate_and_export(bright, tmp_path):
     assert ended.exit_code == 2 and "its normalization is inside. Leave out mean and std" in ended.stderr
 
 
+@pytest.mark.slow
 def test_images_in_folders_are_evaluated_at_the_size_of_the_model(tmp_path):
     root = folders(tmp_path / "images", count=10, height=20, width=24)
     keras.utils.set_random_seed(0)

@@ -86,6 +86,7 @@ def test_a_mode_of_the_user_and_the_names_of_metrics_stay():
 # -- copies and files -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copy", ["clone", "config", "json", "pickle"])
 def test_copies_keep_every_setting(copy):
     schedule = keras.optimizers.schedules.CosineDecay(0.8, 10)

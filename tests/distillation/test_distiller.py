@@ -146,6 +146,7 @@ def test_one_hot_labels_give_the_same():
     assert third == pytest.approx(first, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)])
 def test_examples_without_a_label_count_in_the_teachers_part_alone(loss):
     """`hard` and `accuracy` are means over the labeled examples, `kd` and `agreement` over all."""
@@ -257,6 +258,7 @@ def test_loss_scaling_reaches_the_same_weights():
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_keeps_the_weights_and_counts():
     net = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
     distiller = Distiller(net, dense(2), dtype="mixed_float16")

@@ -101,6 +101,7 @@ def test_the_logs_are_those_computed_by_hand(reduction):
     assert logs["loss"] == pytest.approx(0.7 * 2.5 * hard + 0.3 * logs["kd"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_without_a_label_are_in_no_reduction():
     few = np.where(np.arange(48) % 3 == 0, Y, -1)
     for reduction in ("mean", "sum", "mean_with_sample_weight"):

@@ -56,6 +56,7 @@ def test_without_labels_the_teacher_alone_teaches():
     assert logs.keys() == {"loss", "kd", "agreement"}
 
 
+@pytest.mark.slow
 def test_metrics_wait_for_labels():
     distiller = eager(
         Distiller(dense(1), dense(2), distillation_weight=1.0), metrics=["sparse_top_k_categorical_accuracy"]
@@ -65,6 +66,7 @@ def test_metrics_wait_for_labels():
     assert history["val_sparse_top_k_categorical_accuracy"] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_labels_that_are_missing_are_no_quiet_zero():
     half = keras.optimizers.schedules.PiecewiseConstantDecay([5], [1.0, 0.5])
     for weight, name in ((0.9, "0.9"), (half, "a schedule")):
@@ -192,6 +194,7 @@ def test_metrics_skip_examples_without_a_label(options):
         assert values[:5] == pytest.approx([found[name] for name in names])
 
 
+@pytest.mark.slow
 def test_all_labels_give_metrics_of_all_examples():
     plain = dense(1)
     plain.compile("sgd", ENTROPY, metrics=[Unweighted()], run_eagerly=True)

@@ -279,6 +279,7 @@ def test_rounding_is_not_taken_for_variation(count):
     np.testing.assert_array_equal(slope, np.zeros_like(slope))
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_broken_student_shows(name, compiled):

@@ -66,6 +66,7 @@ def test_a_student_of_probabilities_trains_like_one_of_logits(name, tmp_path):
     assert abs(plain.weights[0].numpy() - W).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "graph"])
 def test_dropout_behind_a_softmax_in_training(eager):
     """The numbers of the step itself do not sum to 1; those in inference mode do."""
@@ -105,6 +106,7 @@ def test_every_way_into_a_step():
     assert seen == [16, 16]
 
 
+@pytest.mark.slow
 def test_stored_outputs_may_be_probabilities():
     expected = kl(logits(0.3), logits(), 4.0)
     for stored in (logits(), np.exp(log_softmax(logits()))):
@@ -178,6 +180,7 @@ def loss_name(loss) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES_OF_OTHER_HEADS, ids=loss_name)
 def test_of_scores_a_loss_of_numbers_or_labels_tells_what_they_mean(loss):
     labels = np.eye(5, dtype="float32")[Y]
@@ -202,6 +205,7 @@ def test_of_scores_a_loss_of_numbers_or_labels_tells_what_they_mean(loss):
         assert logs["hard"] == pytest.approx(((logits(0.3) - np.eye(5)[Y]) ** 2).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mse", "binary_crossentropy", keras.losses.CategoricalCrossentropy()], ids=loss_name)
 def test_these_losses_train_a_softmax(loss):
     """The Brier score, and the cross-entropy of each class: probabilities of exclusive classes, in either case."""

@@ -94,6 +94,7 @@ def test_a_projector_of_the_teacher_is_refused_before_it_trains():
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "batch normalization"])
 def test_a_frozen_layer_may_be_shared_as_long_as_it_is_frozen(name):
     shared = SHARED[name][0]()

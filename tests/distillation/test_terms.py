@@ -246,6 +246,7 @@ def test_several_teachers_name_theirs_by_number():
             Distiller(student(), [first, second], terms={"hint": Term("hint", student_tap="conv", teacher_tap=wrong)})
 
 
+@pytest.mark.slow
 def test_a_function_as_teacher_gives_taps_of_its_own():
     def function(images):
         return {"logits": images[:, 0, 0, :1] * tf.ones((1, 4)), "map": images[..., :1] * tf.ones((1, 1, 1, 5))}

@@ -61,6 +61,7 @@ def test_predict_gives_the_models_own_logits_in_any_batch_size(model):
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_that_end_in_a_softmax_are_measured_as_others(model, files):
     logits, ended = predict(model, EXAMPLES.images), network(softmax=True)
     centered = logits - logits.mean(axis=1, keepdims=True)

@@ -188,6 +188,7 @@ def test_maybe_symbolic_build(builds):
     assert calls == [False, True]
 
 
+@pytest.mark.slow
 def test_no_other_module_uses_private_names_of_keras():
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -209,6 +210,7 @@ def test_no_other_module_uses_private_names_of_keras():
             assert not private, f"{where}: {private} belongs into networks.keras_internals"
 
 
+@pytest.mark.slow
 def test_no_other_module_uses_any_private_attribute_of_a_keras_object():
     """Names that are not on the list above: what Keras objects have and no class of kdistill defines."""
     model = network()

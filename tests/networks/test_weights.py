@@ -97,6 +97,7 @@ def _named(model):
     return [*block, *((layer.name, layer.weights) for layer in model.layers if layer.name in ("rows", "last"))]
 
 
+@pytest.mark.slow
 def test_two_files_into_one_model_and_what_is_left(tmp_path):
     first, second, target = net(seed=1), net(seed=2), net(("c", "n", "out"), seed=3)
     first.save(tmp_path / "a.keras")
@@ -113,6 +114,7 @@ def test_two_files_into_one_model_and_what_is_left(tmp_path):
     assert len(again["loaded"]) == 4 and again["not_loaded"] == []
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_and_change_nothing(tmp_path):
     net(filters=8).save(tmp_path / "wide.keras")
     net().save(tmp_path / "a.keras")

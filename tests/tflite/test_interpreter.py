@@ -116,6 +116,7 @@ def test_damaged_files_are_an_input_error_or_run(files, tmp_path):
     assert refused > 20
 
 
+@pytest.mark.slow
 def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch):
     """A stand-in for the module that the other process runs: LiteRT crashes on rare files of its own version only."""
     package = tmp_path / "kdistill"
