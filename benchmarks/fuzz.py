@@ -6,7 +6,8 @@
 
 Each file is a good one with random bytes overwritten, cut off, repeated or inserted; those of a `.keras` archive also
 inside the archive, with corrected checksums, and the recipes as a `.py` file or as a run's `recipe.json`. A quarter of
-the folders of pictures has a PNG that claims any size; half of the IDX files are gzipped. Reports and caches have
+the folders of pictures has a PNG that claims any size; half of the IDX files are gzipped; half of the tars are damaged
+inside of their gzip. Reports and caches have
 values of other types and sizes, damaged bytes, and links to a file outside, which must not change. Command lines are
 random words, options and numbers. An input may take 60 seconds and the process 2 GB.
 The commands run in a process of their own, one after the other, so that a crash is seen as one. The exit status is 0
@@ -22,6 +23,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -32,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 LIGHT = ("report", "cache", "words")  # need neither TensorFlow nor a model
-KINDS = ("tflite", "keras", "idx", "recipe", "npz", *LIGHT, "images")
+KINDS = ("tflite", "keras", "idx", "recipe", "npz", *LIGHT, "images", "tar")
 PICTURES = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
 SECONDS = 900  # for one file, until it counts as a hang
 SLOW_SECONDS, MOST_KILOBYTES = 60, 2_000_000  # beyond these, an input is wrong
@@ -129,7 +131,7 @@ def good_files(folder: Path) -> None:
     import keras
 
     from kdistill.conversion.export import export
-    from kdistill.data import mnist
+    from kdistill.data import cifar, mnist
     from kdistill.networks import architectures
     from kdistill.recipe import Network
 
@@ -148,6 +150,14 @@ def good_files(folder: Path) -> None:
     export(model, folder / "student.tflite", "npu", images, class_names=[str(i) for i in range(10)])
     keras.utils.set_random_seed(0)
     architectures.build(Network("small_cnn"), (16, 16, 3), 2).save(folder / "pictures.keras")
+    architectures.build(Network("small_cnn"), (32, 32, 3), 10).save(folder / "cifar.keras")
+    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as tar:
+        for name in (*(f"data_batch_{place}.bin" for place in range(1, 6)), "test_batch.bin"):
+            records = random.integers(0, 256, (20, cifar.RECORD)).astype(np.uint8)
+            records[:, 0] = np.arange(20) % 10
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size, member.pax_headers = records.nbytes, {"comment": "a" * 200}
+            tar.addfile(member, io.BytesIO(records.tobytes()))
     from kdistill.recipes.mnist import recipe
 
     from kdistill.recipe.checks import check_recipe
@@ -264,6 +274,11 @@ def words_of(kind: str, i: int, good: Path, place: Path, random: np.random.Gener
         pictures(place, i, random)
         words = ["--data", "image_folder", "--data-dir", str(place / "pictures"), "--image-size", "16", "--json"]
         return ["evaluate", str(good / "pictures.keras"), *words]
+    if kind == "tar":
+        content, path = (good / "cifar.tar.gz").read_bytes(), place / "cifar.tar.gz"
+        inside = gzip.compress(damaged(gzip.decompress(content), random), 1)
+        path.write_bytes(inside if i % 2 else damaged(content, random))
+        return ["evaluate", str(good / "cifar.keras"), "--data", "cifar10", "--data-dir", str(path), "--json"]
     if kind == "idx":
         names = sorted(path.name for path in (good / "idx").iterdir())
         for j, name in enumerate(names):
