@@ -1,5 +1,6 @@
 """Commands in unusual surroundings: signals, closed streams, encodings, no home, another backend."""
 
+import functools
 import json
 import os
 import signal
@@ -38,7 +39,9 @@ WAITS = (
 
 
 def start(*words, **options):
-    return subprocess.Popen([sys.executable, "-c", WAITS, *words], text=True, **options)
+    # A shell lets what it starts in the background ignore Ctrl-C, and a child inherits that from the tests.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, "-c", WAITS, *words], text=True, preexec_fn=heed, **options)
 
 
 @pytest.mark.slow
