@@ -12,8 +12,8 @@ from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.examples import gather, rows_of
-from kdistill.evaluation.head_metrics import agreement_of, check_finite, kind_of_labels, measure_head, targets
-from kdistill.evaluation.metrics import measure
+from kdistill.evaluation.head_metrics import agreement_of, kind_of_labels, measure_head, targets
+from kdistill.evaluation.metrics import check_finite, measure
 from kdistill.evaluation.outputs import (
     by_head,
     constants,
@@ -185,7 +185,7 @@ def _measure_one(head: Head, outputs, labels, weights, teacher, name: str) -> di
         raise InputError(
             f"Expected teacher_logits of the shape {outputs.shape} for '{name}', received {teacher.shape}."
         )
-    check_finite(teacher, f"The teacher's output '{name}'")
+    check_finite(teacher, f"The teacher's output '{name}' is")
     return {**metrics, "agreement": agreement_of(head, outputs, teacher, kind_of_labels(head, teacher))}
 
 

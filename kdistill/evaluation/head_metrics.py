@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from kdistill.errors import CheckFailed, InputError
+from kdistill.errors import InputError
+from kdistill.evaluation.metrics import check_finite
 from kdistill.networks.heads import CLASSES, LABELS, Head
 
 HALF = 0.5  # of a probability: the side on which a label is on
@@ -39,7 +40,7 @@ def measure_head(
     Raises `InputError` for labels that do not fit or are all missing, `CheckFailed` for outputs that are not finite.
     """
     outputs = np.asarray(outputs)
-    check_finite(outputs, f"The output '{name}'")
+    check_finite(outputs, f"The output '{name}' is")
     labels, counted = targets(head, outputs, labels, name)
     weights = _weights(weights, counted, name) * counted
     if not weights.any():
@@ -150,14 +151,6 @@ def per_example(head: Head, outputs: np.ndarray, labels, name: str = "output") -
     axes = tuple(range(1, counted.ndim))
     totals, counts = (scores * counted).sum(axis=axes), counted.sum(axis=axes)
     return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
-
-
-def check_finite(outputs: np.ndarray, subject: str) -> None:
-    """Raises `CheckFailed` for outputs with NaN or infinite numbers."""
-    rows = outputs.reshape(len(outputs), -1)
-    broken = int((~np.isfinite(rows)).any(axis=1).sum())
-    if broken:
-        raise CheckFailed(f"{subject} is not finite (NaN or infinite) for {broken:,} of {len(rows):,} examples.")
 
 
 def _columns(outputs: np.ndarray) -> np.ndarray:

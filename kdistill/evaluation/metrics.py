@@ -67,7 +67,7 @@ def measure(
             f"Expected labels that are whole numbers from 0 to {classes - 1}, the model's classes; received "
             f"{labels.dtype} from {labels.min()} to {labels.max()}. Evaluate on the data set of the model's training."
         )
-    _check_finite(logits, "The model's outputs")
+    check_finite(logits, "The model's outputs are", "images")
     logs = log_softmax(logits_of_probabilities(logits) if probabilities else logits)
     metrics = {
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
@@ -79,7 +79,7 @@ def measure(
     teacher_logits = np.asarray(teacher_logits)
     if teacher_logits.shape != logits.shape:
         raise InputError(f"Expected teacher_logits of the shape {logits.shape}, received {teacher_logits.shape}.")
-    _check_finite(teacher_logits, "The teacher's outputs")
+    check_finite(teacher_logits, "The teacher's outputs are", "images")
     teacher_logs = log_softmax(teacher_logits)
     metrics["agreement"] = agreement(logits, teacher_logits)
     metrics["kl"] = float(np.mean((np.exp(teacher_logs) * (teacher_logs - logs)).sum(axis=1)))
@@ -91,7 +91,9 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(first.argmax(axis=1) == second.argmax(axis=1)))
 
 
-def _check_finite(outputs: np.ndarray, subject: str) -> None:
-    broken = int((~np.isfinite(outputs)).any(axis=1).sum())
+def check_finite(outputs: np.ndarray, subject: str, examples: str = "examples") -> None:
+    """Raises `CheckFailed` for outputs `[n, ...]` with NaN or infinite numbers. `subject` ends in "is" or "are"."""
+    rows = outputs.reshape(len(outputs), -1)
+    broken = int((~np.isfinite(rows)).any(axis=1).sum())
     if broken:
-        raise CheckFailed(f"{subject} are not finite (NaN or infinite) for {broken:,} of {len(outputs):,} images.")
+        raise CheckFailed(f"{subject} not finite (NaN or infinite) for {broken:,} of {len(rows):,} {examples}.")

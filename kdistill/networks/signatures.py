@@ -200,10 +200,11 @@ def noise_inputs(model: "keras.Model", count: int = 4) -> dict[str, np.ndarray]:
     """
     from kdistill.networks.keras_internals import layers_of
 
-    if takes_images(model):
-        shapes = {name: [size or 32 for size in one.shape] for name, one in inputs_of(model).items()}
-        return {name: _noise_pixels(count, shape) for name, shape in shapes.items()}
     random = np.random.default_rng(0)
+    if takes_images(model):
+        ((name, image),) = inputs_of(model).items()
+        shape = (count, *(size or 32 for size in image.shape))
+        return {name: random.integers(0, 256, shape).astype(np.float32)}
     tokens = any(type(layer).__name__ == "Embedding" for layer in layers_of(model))
     noise = {}
     for name, one in inputs_of(model).items():
@@ -345,15 +346,6 @@ def head_of(model: "keras.Model", strict: bool = False) -> Head:
     if len(heads) != 1:
         main_output(heads, model.name)  # raises, with the names
     return next(iter(heads.values()))
-
-
-def noise_images(model: "keras.Model") -> np.ndarray:
-    """Four images of random pixels, 0 to 255, float32, in the shape that a model takes; always the same."""
-    return _noise_pixels(4, input_shape(model))
-
-
-def _noise_pixels(count: int, shape) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.float32)
 
 
 def numpy_outputs(model: "keras.Model", inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -88,12 +88,6 @@ class Arms:
         self.teaching = Teaching(teacher, self.recipe, self.splits, self.folder, self.devices, self.say, taps, foreign)
         return teacher
 
-    def fit_seed(self, cache: str) -> None:
-        """Trains control and student with the next seed; `cache` as for `Teaching.replay`."""
-        self.fit_control(self.seeds)
-        self.fit_student(self.seeds, cache)
-        self.seeds += 1
-
     def test_logits(self, name: str) -> np.ndarray:
         """The logits of a model on the test images, float32 `[n, classes]`, computed once."""
         if name not in self._test_logits:
