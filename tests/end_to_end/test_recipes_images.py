@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from kdistill.cli.commands import app
 from kdistill.data import load
 from kdistill.errors import InputError
-from kdistill.networks import applications
+from kdistill.networks import applications, architectures
 from kdistill.recipe import Data, Network, Training
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.overrides import override
 from kdistill.runs import arms
+from kdistill.runs.run import run as run_recipe
 from kdistill.tflite import inspection
 from kdistill.training.optimizers import learning_rate
 
@@ -40,6 +41,42 @@ def test_cifar10_smoke_from_the_binary_version(tmp_path):
     assert (report["data"]["train"], report["data"]["validation"], report["data"]["test"]) == (150, 50, 40)
     assert {"teacher", "control", "student", "reference"} <= {row["name"] for row in report["models"]}
     assert (tmp_path / "run" / "reference" / "student.tflite").stat().st_size > 0
+
+
+SHORT = [f"{part}.{key}" for part in ("training", "teacher_training") for key in ("epochs=1", "batch_size=16")]
+
+
+@pytest.mark.slow
+def test_cifar10_tiny_in_bfloat16(tmp_path):
+    """The pair for two cores, narrow: what the teacher never trains stays, and what it trains does not."""
+    random = np.random.default_rng(0)
+    for name, count in (("data_batch_1.bin", 80), ("test_batch.bin", 20)):
+        records = random.integers(0, 256, (count, 3073)).astype(np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        (tmp_path / name).write_bytes(records.tobytes())
+    small = [*SHORT, "teacher.options.widths=4,4,4", "student.options.width=4", "data.validation=0.2", "exports="]
+    report = run_recipe(load_recipe("cifar10", "tiny", small), tmp_path / "run", data_dir=tmp_path, say=str)
+    assert {row["name"] for row in report["models"]} == {"teacher", "control", "student"}
+    assert report["training"]["teacher"]["steps"] == 3 and "kd" in report["training"]["student"]["history"]
+    teacher = keras.models.load_model(tmp_path / "run" / "teacher.keras")
+    start = architectures.build(Network("cifar_vgg", {"widths": (4, 4, 4)}), (32, 32, 3), 10)
+    same = {layer.name for layer in start.layers if layer.get_weights()}
+    kernels = [
+        (name, teacher.get_layer(name).get_weights()[0], start.get_layer(name).get_weights()[0]) for name in same
+    ]
+    assert [name for name, trained, new in kernels if np.array_equal(trained, new)] == ["whiten"]
+    assert teacher.get_layer("block1_1_conv").compute_dtype == "bfloat16"
+
+
+def test_imagenette_by_the_loader_of_imagenet(tmp_path):
+    """The photographs, cropped to 96 pixels, and labels for some; the teacher has all of them, and is trained."""
+    root = folders(tmp_path / "images", count=20, height=60, width=75)
+    recipe = load_recipe("imagenet", "imagenette_few", ["data.labeled=20"])
+    splits = load(recipe.data, root, say=str)
+    assert splits.test.images[:1].shape == (1, 96, 96, 3)
+    assert 0 < splits.labeled_mask.sum() < 20 < len(splits.train)
+    assert load(load_recipe("imagenet", "imagenette").data, root, say=str).labeled_mask is None
+    assert not (recipe.teacher.file or recipe.teacher.weights) and recipe.data.teacher_labels == "all"
 
 
 @pytest.mark.slow

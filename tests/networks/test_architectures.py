@@ -1,8 +1,11 @@
 """The networks of the recipes: their shapes and sizes by hand, preprocessing inside, weights on request only."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kdistill.conversion import convert
 from kdistill.errors import InputError
@@ -32,6 +35,60 @@ def test_the_networks_of_the_study_have_the_parameters_counted_by_hand():
     assert [quick.get_layer(f"pool{i}").output.shape[1] for i in (1, 2, 3)] == [16, 8, 4]
     assert np.std(quick.get_layer("conv1").get_weights()[0]) == pytest.approx(1e-4, rel=0.05)
     assert quick(PIXELS).shape == mini(PIXELS).shape == (4, 10)
+
+
+def test_the_full_network_of_the_study_is_caffes():
+    full, mini = built("cifar_full"), built("cifar_full_mini")
+    convs, logits = [3 * 25 * 32 + 32, 32 * 25 * 32 + 32, 32 * 25 * 64 + 64], 4 * 4 * 64 * 10 + 10
+    assert full.count_params() == sum(convs) + logits == 89_578
+    assert mini.count_params() == full.count_params() - convs[1] == 63_946
+    # The gradient of the decay is 0.004 times the weight, 250 times that in the last layer; none for biases.
+    kernels = {layer.name: layer.kernel for layer in full.layers if hasattr(layer, "kernel")}
+    with tf.GradientTape() as tape:
+        loss = tf.add_n(full.losses)
+    gradients = dict(zip(kernels, tape.gradient(loss, [kernel.value for kernel in kernels.values()]), strict=True))
+    for name, factor in {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "logits": 1.0}.items():
+        np.testing.assert_allclose(gradients[name], factor * kernels[name].numpy(), rtol=1e-5)
+    assert len(full.losses) == 4 and len(mini.losses) == 3
+    assert built("cifar_full", shape=(32, 32, 1))(PIXELS[..., :1]).shape == (4, 10)
+
+
+def test_normalization_within_a_channel_by_hand(tmp_path):
+    """In the middle the mean of nine squares; in a corner of four, with five zeros beyond the edge."""
+    layer = architectures.NormalizeWithinChannel(alpha=0.5, beta=0.75)
+    values = np.arange(9.0, dtype="float32").reshape(1, 3, 3, 1)
+    result = layer(np.concatenate([values, 0 * values], -1)).numpy()
+    assert result[0, 1, 1, 0] == pytest.approx(4 / (1 + 0.5 * 204 / 9) ** 0.75, rel=1e-5)
+    assert result[0, 0, 0, 0] == 0 and np.all(result[..., 1] == 0)
+    assert result[0, 2, 2, 0] == pytest.approx(8 / (1 + 0.5 * (16 + 25 + 49 + 64) / 9) ** 0.75, rel=1e-5)
+    model = built("cifar_full", seed=3)
+    model.save(tmp_path / "full.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "full.keras")(PIXELS), model(PIXELS))
+
+
+def test_the_whitened_network():
+    model = built("cifar_vgg")
+    widths = [24, 64, 64, 128, 128, 256, 256]
+    convs = sum(9 * a * b + 4 * b for a, b in pairwise(widths))
+    assert model.count_params() == convs + 2 * 2 * 3 * 24 + 256 * 10 + 10 == 1_163_050
+    assert [weight.path.split("/")[0] for weight in model.layers[2].weights] == ["whiten"]
+    assert not model.layers[2].trainable_weights
+    # Twelve filters at right angles, and their negatives; differences of colors and pixels do not see a gray image.
+    kernel = model.get_layer("whiten").get_weights()[0].reshape(12, 24)
+    products = kernel[:, :12].T @ kernel[:, :12]
+    np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-7)
+    np.testing.assert_array_equal(kernel[:, :12], -kernel[:, 12:])
+    gray = keras.Model(model.inputs[0], model.get_layer("whiten").output)(
+        np.full((1, 32, 32, 3), 223, "float32")
+    ).numpy()
+    np.testing.assert_allclose(gray[..., 0], 103 * 12 / (2 * np.sqrt(3) * 206), rtol=1e-5)
+    np.testing.assert_allclose(gray[..., 1:12], 0, atol=1e-4)
+    assert built("cifar_vgg", shape=(96, 96, 3), stride=2, widths=(8, 8, 8, 8)).get_layer("max").input.shape[1:3] == (
+        3,
+        3,
+    )
+    with pytest.raises(InputError, match="expected color images, received 1 channels"):
+        built("cifar_vgg", shape=(32, 32, 1))
 
 
 @pytest.mark.slow
