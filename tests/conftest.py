@@ -28,6 +28,7 @@ LONGEST = [
     "training/test_strategy.py",
     "compression/test_ranges.py",
     "end_to_end/test_variants.py",
+    "tests/test_code_blocks.py",
     "end_to_end/test_recipes_images.py",
     "end_to_end/test_examples.py",
     "runs/test_run.py",

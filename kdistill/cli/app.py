@@ -3,8 +3,11 @@
 import contextlib
 import json
 import math
+import os
+import shutil
 import sys
 import warnings
+import webbrowser
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,16 +20,32 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe.checks import MOST
 from kdistill.recipe.objective import LARGEST
 
+WIDE = 110  # characters of a screen that shows all columns of the table of models
+MAIN_COLUMNS = ("model", "accuracy %", "agreement %", "parameters", "bytes", "µs/image")
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Distills trained Keras models into small ones for phones, and measures what each is worth.",
     epilog="Examples: `kdistill run mnist` | `kdistill export student.keras --profile npu --out files` | "
     "`kdistill evaluate student.tflite`. `kdistill COMMAND --help` explains each.",
 )
-RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `kdistill list`) or a .py file of your own.")]
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from kdistill.recipe.loading import names
+
+    files = (str(path) for path in Path().glob("*.py"))
+    return [name for name in (*names("recipes"), *files) if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name (see `kdistill list`) or a .py file of your own.", autocompletion=_recipe_names
+    ),
+]
 Variant = Annotated[str, typer.Option(help="A variant of the recipe.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. training.epochs=3.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue in the folder --out, exactly where it stopped.")]
@@ -57,6 +76,7 @@ DataName = Annotated[str, typer.Option("--data", help="A data set's name.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files (IDX, .npz, images).")]
 CacheDir = Annotated[str, typer.Option(help="Teacher cache: off, auto (where it saves time), or its folder.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow TensorFlow Datasets to download the data.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for machines.")]
 Mean = Annotated[
     list[float] | None,
@@ -115,17 +135,22 @@ def command(function: Callable, group: typer.Typer = app) -> Callable:
 def _end(message: str, status: int) -> typer.Exit:
     """Prints a message, and returns the exception that ends the command."""
     with contextlib.suppress(OSError, ValueError):  # standard error may be closed, or a broken pipe
-        print(surroundings.printable(message), file=sys.stderr, flush=True)
+        print_in_color(message, "red")
     return typer.Exit(status)
+
+
+def print_in_color(message: str, color: str) -> None:
+    """Prints a message on standard error, its first word in color if that is a terminal and NO_COLOR is not set."""
+    word, colon, text = surroundings.printable(message).partition(":")
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    typer.echo(f"{typer.style(word + colon, fg=color, bold=True)}{text}", err=True, color=colored)
 
 
 @contextlib.contextmanager
 def _warnings_as_messages():
     """Shows warnings for users of the Python API as a line of the command, without a place in the code."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place, **more: print(
-            surroundings.printable(f"Warning: {message}"), file=sys.stderr
-        )
+        warnings.showwarning = lambda message, *place, **more: print_in_color(f"Warning: {message}", "yellow")
         yield
 
 
@@ -147,7 +172,29 @@ def show(rows: list[dict], as_json: bool, result: dict | list) -> None:
         return
     from kdistill.report.markdown import model_table
 
-    show_table(*model_table(rows))
+    titles, cells = model_table(rows)
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
+        places = [place for place, title in enumerate(titles) if title in MAIN_COLUMNS]
+        titles, cells = [titles[place] for place in places], [[row[place] for place in places] for row in cells]
+    show_table(titles, cells)
+
+
+def show_report(report: dict, open_page: bool = False) -> None:
+    """The end of a run on one screen: the table, the verdict in plain words, its sentence, hints, and the page."""
+    from kdistill.report import advice
+
+    show(report["models"], False, report)
+    if report.get("verdict"):
+        show_lines(f"{advice.headline(report['verdict'])}.", report["verdict"]["sentence"])
+    show_lines(*(f"- {hint}" for hint in advice.hints(report)))
+    if open_page:
+        open_in_browser(Path(report["folder"], "report.html"))
+
+
+def open_in_browser(page: Path) -> None:
+    """Opens a page; without a browser, a warning names the file."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        print_in_color(f"Warning: There is no browser here. Open '{page}' on another machine.", "yellow")
 
 
 def folder_options(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli.app import Json, command, say_to, show, show_lines, show_table
+from kdistill.cli.app import Json, Open, command, open_in_browser, say_to, show_lines, show_report, show_table
 
 
 @command
@@ -15,6 +15,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page to write. Default: report.html of the run, or comparison.html.")
     ] = None,
+    open_page: Open = False,
     as_json: Json = False,
 ):
     """Write the page of one run again, or a page that compares several runs.
@@ -36,9 +37,10 @@ def report(
     if as_json:
         print(json.dumps(result, indent=1))
     elif len(runs) == 1:
-        show(content["models"], False, result)
-        show_lines((content.get("verdict") or {}).get("sentence", ""))
+        show_report(result)
     else:
         show_table(*compare.run_table(named))
         show_lines(*compare.caveats(named))
     say_to(as_json)(f"Page: {path}")
+    if open_page:
+        open_in_browser(path)

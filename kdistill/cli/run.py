@@ -13,6 +13,7 @@ from kdistill.cli.app import (
     Download,
     Force,
     Json,
+    Open,
     RecipeName,
     Resume,
     Settings,
@@ -26,7 +27,7 @@ from kdistill.cli.app import (
     number,
     say_to,
     show,
-    show_lines,
+    show_report,
 )
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import InputError
@@ -57,6 +58,7 @@ def run(
         str, typer.Option(help="Controls and students of several seeds that train at a time: a number, or auto.")
     ] = "auto",
     profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
+    open_page: Open = False,
     as_json: Json = False,
 ):
     """Run a recipe from data to report: teacher, control, student, files.
@@ -81,9 +83,10 @@ def run(
         result = run_recipe(settings, **options, say=say_to(as_json))
     if "models" not in result:  # a worker other than the chief
         return
-    show(result["models"], as_json, result)
-    if not as_json:
-        show_lines(result["verdict"]["sentence"])
+    if as_json:
+        show(result["models"], as_json, result)
+    else:
+        show_report(result, open_page)
     fail_if_refused(result["refused"], Path(result["folder"], "report.html"))
 
 

@@ -12,6 +12,7 @@ from kdistill.cli.app import (
     Download,
     Force,
     Json,
+    Open,
     RecipeName,
     Resume,
     Settings,
@@ -20,6 +21,7 @@ from kdistill.cli.app import (
     folder_options,
     import_tensorflow,
     number,
+    open_in_browser,
     say_to,
     show_lines,
     show_table,
@@ -46,6 +48,7 @@ def sweep(
     resume: Resume = False,
     force: Force = False,
     cache: CacheDir = "auto",
+    open_page: Open = False,
     as_json: Json = False,
 ):
     """Train a student for every setting of a grid, side by side: the teacher runs once for all of them.
@@ -71,3 +74,5 @@ def sweep(
         show_lines(f"Best on validation: {result['best']}. {result['verdict']['sentence']}")
     if pick_sentence(result):
         show_lines(pick_sentence(result))
+    if open_page:
+        open_in_browser(Path(result["folder"], "sweep.html"))

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from kdistill import files
 from kdistill.errors import InputError
-from kdistill.report import markdown, svg
+from kdistill.report import advice, markdown, svg
 from kdistill.report.html import NOTHING, cards, details, document, figure, note, part, table, values
 from kdistill.report.svg import KINDS, Series
 from kdistill.report.svg_parts import number, percent
@@ -74,7 +74,7 @@ def render(report: dict, pictures: Mapping[str, bytes] | None = None) -> str:
     ]
     refused = [f"Refused, and not written: {sentence}" for sentence in markdown.refusals(report)]
     warnings = part("caveats", [*(f"Warning: {warning}" for warning in markdown.warnings(report)), *refused])
-    top = verdict_card(report) + warnings + _tiles(report)
+    top = verdict_card(report, advice.hints(report)) + warnings + _tiles(report)
     return document(report["recipe"]["name"], report["recipe"]["variant"], top, sections, numbers="report.json")
 
 
@@ -84,17 +84,16 @@ def model_kind(name: str) -> str:
     return match[1] if match else "student"
 
 
-def verdict_card(report: dict) -> Markup:
-    """The verdict, first on the page: word, sentence, interval."""
+def verdict_card(report: dict, hints: Sequence[str] = ()) -> Markup:
+    """The verdict, first on the page: in plain words, with what to try next, and the statistics folded behind them."""
     verdict = report.get("verdict")
     if not verdict:
         return NOTHING
-    headline = verdict.get("headline", verdict["word"])  # reports of older versions have only the word
-    text = verdict["sentence"].removeprefix(headline).lstrip(": ")
     chart = Markup(svg.interval("Student minus control, accuracy in points", verdict))
     tone = TONES.get(verdict["word"], "even")
     more = markdown.advantage(report)
-    return part("verdict", headline, tone, text[:1].upper() + text[1:], more, chart, template="run.html")
+    texts = [text for text in (verdict["sentence"], more) if text]
+    return part("verdict", advice.headline(verdict), tone, texts, hints, chart, template="run.html")
 
 
 def _tiles(report: dict) -> Markup:
