@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: mnist quick test clean
+.PHONY: mnist quick test docs dist clean
 
 # Without OUT the command creates a new folder under runs/, so that runs do not collide.
 mnist: .venv/installed
@@ -28,6 +28,22 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(PYTEST) --durations=15 $(ARGS)
 
+# The pages of docs/ as a site in site/, without the network after the set-up. A warning, such as a link that leads nowhere, fails.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
+# Wheel and source archive in dist/, built, and installed without the repository into an empty environment, which runs a recipe.
+# Other versions: make dist CONSTRAINTS=versions.txt PYTHON=python3.13; without any bounds: make dist CONSTRAINTS=/dev/null
+CONSTRAINTS ?= constraints.txt
+dist: .venv/installed
+	rm -rf build dist
+	$(BIN)/python setup.py --quiet sdist bdist_wheel
+	@"$(PYTHON)" -m venv build/empty
+	build/empty/bin/python -m pip --quiet --disable-pip-version-check install -c $(CONSTRAINTS) dist/*.whl
+	cd build/empty && bin/kdistill doctor && bin/kdistill run mnist --variant smoke
+	@ls -l dist
+
 # An editable installation runs the current sources. setuptools maps kdistill.recipes to recipes/ and kdistill.exports to
 # exports/. The stamp comes last, so that `make` repeats a set-up that failed.
 .venv/installed: setup.cfg setup.py pyproject.toml constraints.txt
@@ -41,5 +57,9 @@ test: .venv/installed
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 
+.venv/docs: .venv/installed
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info

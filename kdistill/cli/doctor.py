@@ -33,6 +33,7 @@ def doctor(as_json: Json = False):
         "missing": {name: lacks for name, lacks in OPTIONAL.items() if _version(name) is None},
         "folders": {"teacher cache": _folder(cache_root), "temporary files": _folder(tempfile.gettempdir)},
         "devices": _devices(),
+        "accelerators": _accelerators(),
     }
     if as_json:
         print(json.dumps(findings, indent=1))
@@ -52,12 +53,12 @@ def _version(package: str) -> str | None:
 
 
 def _other_versions() -> dict[str, str]:
-    """Packages with another version than the one that kdistill is tested with."""
+    """Packages with another version than the one that kdistill is tested with: those of the extra `tested`."""
     try:
-        lines = [line for line in requires("kdistill") or () if "extra ==" not in line]
+        lines = [line.partition(";")[0].strip() for line in requires("kdistill") or () if '"tested"' in line]
     except PackageNotFoundError:  # run from a source tree
         return {}
-    tested = dict(line.split("==", 1) for line in lines if "==" in line)
+    tested = dict(line.split("==", 1) for line in lines)
     installed = {name: _version(name) for name in tested}
     return {
         name: f"{installed[name] or 'not installed'}, tested with {tested[name]}"
@@ -76,6 +77,16 @@ def _folder(find) -> str:
     free = shutil.disk_usage(existing).free / 2**30
     writable = "" if os.access(existing, os.W_OK) else ", not writable"
     return f"{folder} ({free:.1f} GiB free{writable})"
+
+
+def _accelerators() -> dict[str, str]:
+    """What runs files beside plain CPU kernels, and what a GPU needs."""
+    import tensorflow as tf
+
+    build = tf.sysconfig.get_build_info()
+    cuda = f"built for CUDA {build['cuda_version']}" if build.get("is_cuda_build") else "built without CUDA"
+    litert = _version("ai-edge-litert")
+    return {"TensorFlow": cuda, "LiteRT": f"{litert}, XNNPACK on the CPU" if litert else "not installed"}
 
 
 def _devices() -> dict[str, str]:
