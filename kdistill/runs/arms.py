@@ -211,7 +211,7 @@ class Arms:
             logs = checkpoints = None
         options |= {"devices": self.devices, "profile": self.profile}
         record = fit.fit(model, splits, self.recipe.data, training, seed, logs, checkpoints, self.say, **options)
-        return self.finish(name, model, record | ({"warning": warning} if warning else {}))
+        return self.finish(name, model, with_warning(record, warning))
 
     def finish(self, name: str, model: Supervised, record: dict) -> keras.Model:
         """Keeps the student of a model that has been fitted, here and in the run folder."""
@@ -245,6 +245,12 @@ class Arms:
 def numbered(name: str, place: int) -> str:
     """The name of a model of the seed at this place: `student`, `student-1`, ..."""
     return f"{name}-{place}" if place else name
+
+
+def with_warning(record: dict, warning: str | None) -> dict:
+    """The record of a fit with one more warning, if there is one."""
+    texts = [text for text in (warning, record.get("warning")) if text]
+    return record | ({"warning": " ".join(texts)} if texts else {})
 
 
 def needs_training(network: Network, classes: int) -> bool:

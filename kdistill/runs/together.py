@@ -6,7 +6,7 @@ from kdistill.data import few_labels
 from kdistill.errors import InputError
 from kdistill.evaluation import input_checks
 from kdistill.recipe.objective import teacher_taps
-from kdistill.runs.arms import IMAGES, Arms, numbered
+from kdistill.runs.arms import IMAGES, Arms, numbered, with_warning
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
@@ -114,5 +114,5 @@ def _fit_group(arms: Arms, stage: str, names: dict[str, tuple[str, int]], cache:
     logs, checkpoints = arms.folder.path / "logs", arms.folder.checkpoints(stage)
     records = fit_together(members, teacher, recipe.data, recipe.training, logs, checkpoints, arms.say)
     for name, record in records.items():
-        arms.finish(name, members[name].model, record | ({"warning": warnings[name]} if warnings[name] else {}))
+        arms.finish(name, members[name].model, with_warning(record, warnings[name]))
     arms.folder.finish_record(stage, {"members": list(names)})

@@ -1,20 +1,25 @@
 """One `fit` for teacher, control and student: all three train on the same data, optimizer, schedule and callbacks."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 from kdistill.data.batches import WHOLE_BATCH, evaluation_batches, steps_per_epoch, training_batches
 from kdistill.data.splits import Splits
 from kdistill.distillation.supervised import Supervised
+from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Data, Training
 from kdistill.teachers.replay import Replay
 from kdistill.training import callbacks, checkpoint
 from kdistill.training.optimizers import scheduled_optimizer
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
+UNSETTLED = 0.05  # share of their start that the moving statistics of batch normalization may have at the end
 STEPS_PER_EXECUTION = 16  # a small model needs a third of the seconds per step that it needs with 1; more gains nothing
 
 
@@ -49,7 +54,8 @@ def fit(
         profile: records a trace of some steps in `logs/profile`.
 
     Returns:
-        Seconds, steps, the metrics of the last epoch by name, and `history`, the metrics of all epochs.
+        Seconds, steps, the metrics of the last epoch by name, and `history`, the metrics of all epochs; `warning`, if
+        there is one (see `unsettled_warning`).
 
     Raises:
         CheckFailed: at the first loss that is not finite.
@@ -61,6 +67,9 @@ def fit(
     part = devices.part(batch_size)
     model.check_inputs = False  # a run checks them before, and states it in the report
     validation = _validation_batches(splits, training.batch_size, devices, stored)
+    warning = unsettled_warning(model.student, steps * training.epochs)
+    if warning:
+        say(f"Warning: {warning}")
     _compile(model, training, steps, devices)
     restored = checkpoint.restore(model, checkpoints, say, devices)
     done = int(model.global_step.numpy())
@@ -91,7 +100,34 @@ def fit(
         )
     history = checkpointing.history
     last = {name: float(values[-1]) for name, values in history.items()}
-    return {"seconds": checkpointing.seconds, "steps": steps * training.epochs, **last, "history": history}
+    record = {"seconds": checkpointing.seconds, "steps": steps * training.epochs, **last, "history": history}
+    return record | ({"warning": warning} if warning else {})
+
+
+def unsettled_warning(model: keras.Model, steps: int) -> str | None:
+    """A warning if `steps` steps are too few for the moving statistics of batch normalization, or None.
+
+    They start at 0 and 1, and after n steps with momentum m a share of m^n is still that. A network with the usual
+    momentum of 0.99 or 0.999 validates at chance after some hundred steps, however well it has learned. Statistics
+    that come trained are no matter.
+    """
+    norms = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in norms if layer.built and layer.trainable and _is_new(layer)]
+    momentum = max((layer.momentum for layer in norms), default=0.0)
+    if momentum**steps <= UNSETTLED:
+        return None
+    slow = sum(layer.momentum**steps > UNSETTLED for layer in norms)
+    longer = f", or train {math.ceil(math.log(UNSETTLED) / math.log(momentum)):,} steps" if momentum < 1 else ""
+    return (
+        f"Batch normalization of '{model.name}' ({slow} of its layers) has a momentum of {momentum:g}: after all "
+        f"{steps:,} steps {momentum**steps:.0%} of its moving mean and variance are still those of the start. In "
+        "validation and in its files the network will look worse than it is, down to chance. Set a momentum of at most "
+        f"{math.floor(1000 * UNSETTLED ** (1 / steps)) / 1000:g}{longer}."
+    )
+
+
+def _is_new(norm: keras.layers.BatchNormalization) -> bool:
+    return not np.any(norm.moving_mean) and bool(np.all(np.asarray(norm.moving_variance) == 1))
 
 
 def _validation_batches(splits: Splits, batch_size: int, devices: Devices, stored: Replay | None) -> tf.data.Dataset:

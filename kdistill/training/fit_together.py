@@ -19,7 +19,7 @@ from kdistill.errors import CheckFailed
 from kdistill.recipe import Data, Training
 from kdistill.teachers.replay import Replay
 from kdistill.training import callbacks, checkpoint
-from kdistill.training.fit import STEPS_PER_EXECUTION
+from kdistill.training.fit import STEPS_PER_EXECUTION, unsettled_warning
 from kdistill.training.side_by_side import OncePerBatch, Progress, SideBySide, compiled
 
 Batches = Callable[[int, int], tf.data.Dataset]  # epoch, first step -> the batches of the rest of this epoch
@@ -63,6 +63,11 @@ def fit_together(
     """
     first_splits = next(iter(members.values())).splits
     steps = steps_per_epoch(first_splits.train, training.batch_size)
+    warnings = {
+        name: unsettled_warning(member.model.student, steps * training.epochs) for name, member in members.items()
+    }
+    for warning in sorted({*filter(None, warnings.values())}):
+        say(f"Warning: {warning}")
     models = {name: compiled(member.model, training, steps * training.epochs) for name, member in members.items()}
     sources, places = _sources(members, data, training.batch_size)
     group, names = SideBySide(models, teacher, places), list(members)
@@ -119,6 +124,7 @@ def fit_together(
             "steps": total,
             **{key: float(values[-1]) for key, values in history.items()},
             "history": history,
+            **({"warning": warnings[name]} if warnings[name] else {}),
         }
         for name, history in histories.items()
     }

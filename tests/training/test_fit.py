@@ -16,6 +16,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe import Data, Training
 from kdistill.training import callbacks, checkpoint
 from kdistill.training import fit as training_fit
+from kdistill.training.fit_together import Member, fit_together
 from kdistill.training.optimizers import learning_rate, scheduled_optimizer
 
 RNG = np.random.default_rng(5)
@@ -264,3 +265,50 @@ def test_a_profile_is_recorded_and_changes_nothing(tmp_path, monkeypatch):
     assert trace.stat().st_size > 1000
     for a, b in zip(plain.student.weights, profiled.student.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def normed(momentum, inside=False, **options):
+    """A network with batch normalization, which may be inside of another model."""
+    norm = keras.layers.BatchNormalization(momentum=momentum, name="norm", **options)
+    layers = [keras.layers.Flatten(), norm, keras.layers.Dense(3)]
+    if inside:
+        layers = [keras.Sequential([keras.Input((4, 4, 1)), *layers])]
+    return keras.Sequential([keras.Input((4, 4, 1)), *layers], name="net")
+
+
+def test_moving_statistics_that_cannot_settle_are_named():
+    """0.99^140 = 0.245 and 0.999^140 = 0.869; 0.05 is left of them after 299 and 2,995 steps."""
+    images = np.full((2, 4, 4, 1), 3, "float32")
+    for momentum, share, needed in ((0.99, "24%", "299"), (0.999, "87%", "2,995")):
+        for inside in (False, True):
+            warning = training_fit.unsettled_warning(normed(momentum, inside), 140)
+            assert f"momentum of {momentum}: after all 140 steps {share} of its moving mean" in warning
+            assert (
+                warning.endswith(f"Set a momentum of at most 0.978, or train {needed} steps.")
+                and "'net' (1 of" in warning
+            )
+    for momentum, steps in ((0.978, 140), (0.99, 299), (0.999, 2995)):
+        assert training_fit.unsettled_warning(normed(momentum), steps) is None
+        assert training_fit.unsettled_warning(normed(momentum), steps - 10) is not None
+    assert training_fit.unsettled_warning(normed(1.0), 10_000).endswith("Set a momentum of at most 0.999.")
+    # What it says is so: the mean of the input is 3, and the share of the start is 0.99^5.
+    model = normed(0.99)
+    for _ in range(5):
+        model(images, training=True)
+    np.testing.assert_allclose(model.get_layer("norm").moving_mean, 3 * (1 - 0.99**5), rtol=1e-4)
+    assert training_fit.unsettled_warning(model, 10) is None  # trained ones: they start from there
+    assert training_fit.unsettled_warning(normed(0.99, trainable=False), 10) is None
+    layer = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.LayerNormalization()])
+    assert training_fit.unsettled_warning(layer, 1) is None
+
+
+@pytest.mark.slow
+def test_fits_say_that_statistics_cannot_settle(tmp_path):
+    """Alone and side by side: 33 steps with the usual momentum of 0.99."""
+    said = []
+    record = training_fit.fit(Supervised(network()), SPLITS, DATA, TRAINING, 0, say=said.append)
+    assert f"Warning: {record['warning']}" in said and "after all 33 steps 72%" in record["warning"]
+    members = {name: Member(Supervised(network(seed)), SPLITS, seed) for seed, name in enumerate(("a", "b"))}
+    together = fit_together(members, None, DATA, TRAINING, tmp_path / "logs", tmp_path / "points", said.append)
+    assert {together[name]["warning"] for name in members} == {record["warning"]}
+    assert said.count(f"Warning: {record['warning']}") == 2
