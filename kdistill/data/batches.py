@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from kdistill.data.arrays import are_images, map_arrays
 from kdistill.data.augmentation import (
     NO_BOX,
     NO_WINDOWS,
@@ -74,6 +75,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """The batches of one epoch: `(float32 pixels 0..255 [batch, h, w, c], int32 labels [batch])`.
 
+    Other inputs and labels come as they are (uint8 as float32), several in dicts by name.
+
     An epoch is a data set of its own: from a single data set of all epochs, `steps_per_execution` of Keras would run
     over the end of an epoch into the next one.
 
@@ -98,8 +101,8 @@ def training_batches(
     steps = range(first_step, steps_per_epoch(examples, batch_size))
     order = epoch_order(seed, epoch, len(examples))
     indexes = {step: order[step * batch_size + used] for step in steps}
-    images, shape = examples.images, examples.images.shape[1:]
-    encoded = isinstance(images, EncodedImages)
+    images, is_image = examples.inputs, are_images(examples.inputs)
+    shape, encoded = images.shape[1:] if is_image else (), isinstance(images, EncodedImages)
     crop_windows = data.crop_area < 1 and not encoded  # encoded images are cropped while they are decoded
 
     def plan() -> Iterator[tuple]:
@@ -128,21 +131,24 @@ def training_batches(
         tf.TensorSpec([4], tf.int32),
     )
     batches = tf.data.Dataset.from_tensor_slices(_columns(plan(), signature))
-    all_labels = tf.constant(examples.labels)
+    all_labels = map_arrays(tf.constant, examples.labels)
     extras = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
     if encoded:
         extras["decoded"] = _decoded_images(images, crops()).batch(len(used), drop_remainder=True)
     else:
-        all_pixels = _in_memory(images)
+        all_inputs = map_arrays(_in_memory, images)
 
     def finish(plan, extras):
         places, key, windows, amount, box = plan
         # Gathered and augmented by the batch: 3 to 4 times the throughput of mapping single small images. uint8 until
         # the end: a quarter of the memory.
-        pixels = extras["decoded"] if encoded else tf.gather(all_pixels, places)
+        labels = map_arrays(lambda array: tf.gather(array, places), all_labels)
+        if not is_image:
+            return _as_floats(map_arrays(lambda array: tf.gather(array, places), all_inputs)), _targets(labels, extras)
+        pixels = extras["decoded"] if encoded else tf.gather(all_inputs, places)
         if crop_windows:
             pixels = tf.image.crop_and_resize(pixels, windows, tf.range(len(used)), shape[:2])
-        pixels, labels = augment(pixels, data, key, batch_size, used), tf.gather(all_labels, places)
+        pixels = augment(pixels, data, key, batch_size, used)
         if mix:
             pixels, labels = mix_neighbors(pixels, labels, amount, box, examples.classes)
         if with_neighbor:
@@ -163,8 +169,8 @@ def evaluation_batches(
     The last batch is padded with images of label -1 and weight 0, which metrics ignore: TensorFlow would trace a batch
     of another shape again, and an empty batch on a replica crashes. `teacher_logits`: as in `training_batches`.
     """
-    padding, images = -len(examples) % batch_size, examples.images
-    labels = np.concatenate([examples.labels, np.full(padding, -1, np.int32)])
+    padding, images = -len(examples) % batch_size, examples.inputs
+    labels = map_arrays(lambda array: _padded(array, padding, -1), examples.labels)
     weights = np.concatenate([np.ones(len(examples), np.float32), np.zeros(padding, np.float32)])
     if isinstance(images, EncodedImages):
         stored = np.concatenate([images.indexes, np.repeat(images.indexes[-1:], padding)])
@@ -176,18 +182,28 @@ def evaluation_batches(
 
         pixels = _decoded_images(images, crops())
     else:
-        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
-        pixels = tf.data.Dataset.from_tensor_slices(padded)
+        pixels = tf.data.Dataset.from_tensor_slices(map_arrays(lambda array: _padded(array, padding, 0), images))
     batches = tf.data.Dataset.zip(pixels, *map(tf.data.Dataset.from_tensor_slices, (labels, weights)))
     batches = batches.batch(batch_size, drop_remainder=True)
     extras = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
 
     def finish(batch, extras):
-        pixels, labels, weights = batch
-        return tf.cast(pixels, tf.float32), _targets(labels, extras), weights
+        inputs, labels, weights = batch
+        return _as_floats(inputs), _targets(labels, extras), weights
 
     batches = tf.data.Dataset.zip((batches, extras))
     return without_autotuning(batches.map(finish).prefetch(PREFETCH))
+
+
+def _padded(array: np.ndarray, count: int, value: int) -> np.ndarray:
+    """The array with so many more examples that are `value` everywhere; of floats NaN in the place of -1."""
+    missing = float("nan") if value < 0 and array.dtype.kind == "f" else value
+    return np.concatenate([array, np.full((count, *array.shape[1:]), missing, array.dtype)])
+
+
+def _as_floats(inputs):
+    """Inputs of bytes as float32, which networks scale themselves; others as they are."""
+    return map_arrays(lambda part: tf.cast(part, tf.float32) if part.dtype == tf.uint8 else part, inputs)
 
 
 def _in_memory(images: np.ndarray) -> tf.Tensor:

@@ -9,9 +9,11 @@ import dataclasses
 
 import numpy as np
 
-from kdistill.data.lazy_images import subset
 from kdistill.errors import InputError
 from kdistill.recipe import Data
+from kdistill.recipe.values import CLASSES, LABELS, NUMBERS
+
+MISSING = {CLASSES: -1, LABELS: -1, NUMBERS: float("nan")}  # the label of an example without one
 
 
 def choose_labeled(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -40,12 +42,35 @@ def choose_labeled(labels: np.ndarray, data: Data) -> tuple[np.ndarray, np.ndarr
     return validation_mask, labeled_mask
 
 
+def choose_validation(classes: np.ndarray, share: float) -> np.ndarray:
+    """The validation images, a mask, bool `[n]`: the same `share` of every class."""
+    mask = np.zeros(len(classes), bool)
+    random = np.random.Generator(np.random.Philox(key=[0, 0]))
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        mask[random.permutation(members)[: round(share * len(members))]] = True
+    return mask
+
+
 def for_student(splits):
     """The splits as a student sees them: an unlabeled image has label -1, so that only the teacher's terms count."""
     if splits.labeled_mask is None:
         return splits
-    labels = np.where(splits.labeled_mask, splits.train.labels, -1).astype(np.int32)
-    return dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=labels))
+    train = splits.train
+    if splits.outputs is None:
+        labels = without(train.labels, ~splits.labeled_mask, -1)
+    else:
+        missing = {name: MISSING[output.meaning] for name, output in splits.outputs.items()}
+        by_name = train.labels if isinstance(train.labels, dict) else {"": train.labels}
+        labels = {name: without(array, ~splits.labeled_mask, missing[name]) for name, array in by_name.items()}
+        labels = labels.get("", labels)
+    return dataclasses.replace(splits, train=dataclasses.replace(train, labels=labels))
+
+
+def without(labels: np.ndarray, hidden: np.ndarray, missing: float) -> np.ndarray:
+    """The labels `[n, ...]`, of the `hidden` examples (bool `[n]`) `missing`."""
+    hidden = hidden.reshape(-1, *(1,) * (labels.ndim - 1))
+    return np.where(hidden, np.asarray(missing, labels.dtype), labels)
 
 
 def for_control(splits):
@@ -57,10 +82,7 @@ def for_control(splits):
     if splits.labeled_mask is None:
         return splits
     indexes = np.resize(np.flatnonzero(splits.labeled_mask), len(splits.train))
-    train = dataclasses.replace(
-        splits.train, images=subset(splits.train.images, indexes), labels=splits.train.labels[indexes]
-    )
-    return dataclasses.replace(splits, train=train)
+    return dataclasses.replace(splits, train=splits.train.select(indexes))
 
 
 def for_teacher(splits, data: Data):

@@ -39,7 +39,7 @@ def mnist(data: Data, data_dir: Path | None, download: bool, say: Callable[[str]
 def _read_files(folder: Path):
     """The IDX files of a folder if it has any, else its .npz; and the source, which states which of them."""
     if folder.suffix == ".npz" or (not any(folder.glob("*ubyte*")) and any(folder.glob("*.npz"))):
-        archive = _find_archive(folder)
+        archive = find_archive(folder)
         return _read_npz(archive), f"the file {archive}"
     if not folder.is_dir():
         raise InputError(f"--data-dir: no folder or .npz file at '{folder}'.")
@@ -63,7 +63,7 @@ def _read_files(folder: Path):
     return parts, f"the IDX files in {folder}"
 
 
-def _find_archive(path: Path) -> Path:
+def find_archive(path: Path) -> Path:
     """The .npz file at this path, or the only one in this folder."""
     archives = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if len(archives) > 1:
@@ -104,9 +104,15 @@ def npz(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], 
     """Any images: an .npz with x_train, y_train, x_test, y_test; the classes are 0 to the largest label."""
     if data_dir is None:
         raise InputError("The data set 'npz' expects --data-dir FILE.npz with x_train, y_train, x_test, y_test.")
-    archive = _find_archive(data_dir)
+    archive = find_archive(data_dir)
     parts = _read_npz(archive)
-    labels = parts["train"][1]
+    images, labels = parts["train"]
+    if images.ndim not in (3, 4) or labels.ndim > 2:
+        raise InputError(
+            f"'{archive}': expected images [n, height, width(, channels)] and a class for each, [n]; received x_train "
+            f"{images.shape} and y_train {labels.shape}. For other inputs and labels state what the labels mean: "
+            "data.head=classes, labels or numbers."
+        )
     if labels.size == 0 or labels.dtype.kind not in "ui":
         raise InputError(f"'{archive}': y_train expects integers, received {labels.dtype} {labels.shape}.")
     # No class can be learned without a training image, so a label this large is a mistake.

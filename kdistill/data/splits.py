@@ -13,7 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.class_names import check_class_names
-from kdistill.data import few_labels, image_folder
+from kdistill.data import composed_digits, few_labels, image_folder
+from kdistill.data.arrays import (
+    Output,
+    are_images,
+    check_augmentation,
+    check_inputs,
+    check_labels,
+    fingerprint_of,
+    first_of,
+    images_and_classes,
+    is_one_class,
+    map_arrays,
+    npz_arrays,
+    outputs_of,
+    shapes_of,
+)
 from kdistill.data.cifar import cifar10
 from kdistill.data.lazy_images import EncodedImages, subset
 from kdistill.data.mnist import mnist, npz
@@ -29,6 +44,13 @@ SOURCES = {
     "imagenet": image_folder.imagenet,
     "image_folder": image_folder.image_folder,
 }
+# As above, but of any inputs and labels: (...) -> (parts, what the labels mean, class names or (), source).
+OTHER_SOURCES = {
+    "npz": npz_arrays,  # where data.head states what its labels mean
+    "digits_segment": composed_digits.segment,
+    "digits_multilabel": composed_digits.multilabel,
+    "digits_rows": composed_digits.rows,
+}
 ENCODED = ("imagenet", "image_folder")
 # Images whose pixels are compared between training and test: of arrays, and of images that have to be decoded.
 COMPARED, COMPARED_ENCODED = 2000, 64
@@ -38,25 +60,31 @@ LOOKED_UP, MOST_READ = 1000, 10_000
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and their labels.
+    """Inputs, such as images, and their labels.
 
     Args:
-        images: uint8 `[n, height, width, channels]`, pixels 0..255: an array, or `EncodedImages`, which are decoded on
-            access.
-        labels: int32 `[n]`, the numbers of the classes.
+        inputs: Images, uint8 `[n, height, width, channels]`, pixels 0..255: an array, or `EncodedImages`, which are
+            decoded on access. Or arrays `[n, ...]` of anything else; of several inputs a dict by name.
+        labels: The numbers of the classes, int32 `[n]`; or other labels, `[n, ...]`, of several outputs a dict by name.
         classes: The number of classes; needed for mixup and cutmix only.
     """
 
-    images: np.ndarray | EncodedImages
-    labels: np.ndarray
+    inputs: np.ndarray | EncodedImages | dict[str, np.ndarray]
+    labels: np.ndarray | dict[str, np.ndarray]
     classes: int | None = None
 
+    @property
+    def images(self):
+        """The inputs, where they are images."""
+        return self.inputs
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(first_of(self.labels))
 
     def select(self, which) -> "Examples":
         """The examples at these positions (a slice, a mask, or numbers); no image is decoded."""
-        return dataclasses.replace(self, images=subset(self.images, which), labels=self.labels[which])
+        inputs = map_arrays(lambda array: subset(array, which), self.inputs)
+        return dataclasses.replace(self, inputs=inputs, labels=map_arrays(lambda array: array[which], self.labels))
 
 
 @dataclass(frozen=True)
@@ -68,6 +96,8 @@ class Splits:
         fingerprint: A hash of all examples.
         labeled_mask: bool `[training images]`, the images whose label students see; None: all (see `few_labels`).
         warnings: What looks wrong with the data; they have been printed, and are in the report of a run.
+        head: What the labels mean, as for `Supervised`; None: they are classes of images.
+        outputs: What a network gives for an example, by the names of the outputs (empty for the only one).
     """
 
     train: Examples
@@ -78,6 +108,31 @@ class Splits:
     fingerprint: str
     labeled_mask: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    head: str | dict[str, str] | None = None
+    outputs: dict[str, Output] | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether every example has exactly one class."""
+        return self.outputs is None or is_one_class(self.outputs)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the inputs are images, one for each example."""
+        return are_images(self.train.inputs)
+
+    @property
+    def input_shape(self):
+        """The shape of an example: of images `(height, width, channels)`; of several inputs a dict by name."""
+        return shapes_of(self.train.inputs)
+
+    @property
+    def sizes(self) -> int | dict[str, int]:
+        """How many classes, labels or numbers a network gives, for an example or position; by output where several."""
+        if self.outputs is None:
+            return len(self.class_names)
+        sizes = {name: output.shape[-1] for name, output in self.outputs.items()}
+        return sizes.get("", sizes)
 
 
 def load(
@@ -102,6 +157,8 @@ def load(
         InputError: A file is missing or damaged, or its content is no data set; the message names the file.
     """
     _check_settings(data, data_dir, download)
+    if data.head is not None or data.name not in SOURCES:
+        return _load_others(data, data_dir, download, say)
     parts, class_names, source = SOURCES[data.name](data, Path(data_dir) if data_dir else None, download, say)
     check_class_names(class_names, source)
     train, test = (_as_examples(*parts[name], len(class_names), f"{source}, {name}") for name in ("train", "test"))
@@ -132,13 +189,58 @@ def load(
     labels_of_students = (
         () if labeled_mask is None else (Examples(train.images[:0], np.where(labeled_mask, train.labels, -1)),)
     )
-    fingerprint = _fingerprint(train, validation, test, *labels_of_students)
+    parts = (train, validation, test, *labels_of_students)
+    fingerprint = fingerprint_of(*(value for part in parts for value in (part.inputs, part.labels)))
     return Splits(train, validation, test, class_names, source, fingerprint, labeled_mask, tuple(warnings))
 
 
+def _load_others(data: Data, data_dir: str | Path | None, download: bool, say: Callable[[str], None]) -> Splits:
+    """`load` for inputs and labels of any kind."""
+    source = OTHER_SOURCES[data.name]
+    parts, head, class_names, where = source(data, Path(data_dir) if data_dir else None, download, say)
+    examples = {}
+    for name in ("train", "test"):
+        inputs, labels = parts[name]
+        inputs = check_inputs(inputs, f"{where}, {name}")
+        labels = check_labels(labels, head, len(first_of(inputs)), f"{where}, {name}")
+        examples[name] = Examples(inputs, labels)
+    train, test = examples.values()
+    outputs = outputs_of([train.labels, test.labels], head)
+    shapes = {name: (shapes_of(part.inputs), shapes_of(part.labels)) for name, part in examples.items()}
+    if shapes["train"] != shapes["test"]:
+        raise InputError(
+            f"{where}: inputs and labels of an example are {shapes['train']} for training, {shapes['test']} for test. "
+            "Give both the same names and sizes."
+        )
+    if class_names:
+        check_class_names(class_names, where)
+    check_augmentation(data, train.inputs, outputs)
+    splits = Splits(train, train, test, tuple(class_names), where, "", head=head, outputs=outputs)
+    if splits.classifies:
+        classes = outputs[""].shape[-1]
+        names = tuple(class_names) or tuple(map(str, range(classes)))
+        train, test = (dataclasses.replace(part, classes=classes) for part in (train, test))
+        splits = dataclasses.replace(splits, class_names=names)
+    train, validation, labeled_mask = _split_off_validation(train, data, splits.classifies)
+    train, validation, test = (part.select(slice(data.train_limit)) for part in (train, validation, test))
+    for name, part in (("training", train), ("validation", validation), ("test", test)):
+        if len(part) == 0:
+            raise InputError(f"{where}: no {name} examples remain. Give more, or change data.validation.")
+    contents = [value for part in (train, validation, test) for value in (part.inputs, part.labels)]
+    fingerprint = fingerprint_of(*contents, *(() if labeled_mask is None else [labeled_mask]))
+    return dataclasses.replace(
+        splits, train=train, validation=validation, test=test, fingerprint=fingerprint, labeled_mask=labeled_mask
+    )
+
+
 def _check_settings(data: Data, data_dir: str | Path | None, download: bool) -> None:
-    if data.name not in SOURCES:
-        raise unknown("data set", data.name, SOURCES)
+    if data.name not in {**SOURCES, **OTHER_SOURCES}:
+        raise unknown("data set", data.name, {**SOURCES, **OTHER_SOURCES})
+    if data.head is not None and data.name != "npz":
+        raise InputError(
+            f"data.head={data.head!r} states what the labels of data.name=npz mean; those of '{data.name}' are known. "
+            "Leave it out (--set data.head=none)."
+        )
     if (data.image_size is not None) != (data.name in ENCODED):
         expected = "a number of pixels, such as 224" if data.name in ENCODED else "none: its images have one size"
         raise InputError(f"With the data set '{data.name}' data.image_size expects {expected}.")
@@ -151,39 +253,7 @@ def _as_examples(images: np.ndarray, labels: np.ndarray, classes: int, where: st
     if isinstance(images, EncodedImages):  # sorted by class; shuffled, so that the first n images are of all classes
         shuffled = np.random.Generator(np.random.Philox(key=[3, 0])).permutation(len(labels))
         return Examples(images.select(shuffled), labels[shuffled].astype(np.int32), classes)
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim == 3:
-        images = images[..., None]
-    _check_pixels(images, where)
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.shape != (len(images),):
-        raise InputError(f"{where}: {len(images)} images, but labels of shape {labels.shape}; expected one per image.")
-    if labels.dtype.kind not in "ui" or labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{where}: expected labels 0..{classes - 1}, received {labels.dtype} from {labels.min()} to {labels.max()}."
-        )
-    return Examples(images.astype(np.uint8), labels.astype(np.int32), classes)
-
-
-def _check_pixels(images: np.ndarray, where: str) -> None:
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise InputError(f"{where}: expected images [n, height, width(, channels)], received shape {images.shape}.")
-    if images.dtype.kind == "f":
-        if not np.isfinite(images).all():
-            raise InputError(f"{where}: {np.count_nonzero(~np.isfinite(images))} pixels are NaN or infinite.")
-        low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 255 or (images != np.round(images)).any():
-            back = {0: "images * 255", -1: "(images + 1) * 127.5"}.get(0 if low >= 0 else -1 if low >= -1 else None)
-            fix = f"They look scaled: save np.round({back}).astype('uint8')" if back and high <= 1 else "Give uint8"
-            raise InputError(
-                f"{where}: expected whole pixel values 0..255, received numbers from {low:g} to {high:g}. {fix}; "
-                "kdistill's models scale their input themselves."
-            )
-    elif images.dtype.kind not in "ui" or images.min() < 0 or images.max() > 255:
-        received = (
-            f"{images.dtype} from {images.min()} to {images.max()}" if images.dtype.kind in "ui" else images.dtype
-        )
-        raise InputError(f"{where}: expected pixels 0..255 (uint8), received {received}.")
+    return Examples(*images_and_classes(images, labels, classes, where), classes)
 
 
 def _label_warnings(labels: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
@@ -311,30 +381,20 @@ def _decodable(examples: Examples, say: Callable[[str], None]) -> Examples:
     mask = examples.images.decodable(say)
     examples.images.damage.check()
     return dataclasses.replace(
-        examples, images=examples.images.select(mask).mark_verified(), labels=examples.labels[mask]
+        examples, inputs=examples.images.select(mask).mark_verified(), labels=examples.labels[mask]
     )
 
 
-def _split_off_validation(examples: Examples, data: Data) -> tuple[Examples, Examples, np.ndarray | None]:
+def _split_off_validation(
+    examples: Examples, data: Data, by_class: bool = True
+) -> tuple[Examples, Examples, np.ndarray | None]:
     """Training, validation, and the mask of training labels that students see.
 
-    The share of every class is the same, and the choice does not depend on a run's seed.
+    The share of every class is the same (`by_class`), and the choice does not depend on a run's seed.
     """
+    classes = examples.labels if by_class else np.zeros(len(examples), np.int32)
     if data.labeled is not None:
-        validation_mask, labeled_mask = few_labels.choose_labeled(examples.labels, data)
+        validation_mask, labeled_mask = few_labels.choose_labeled(classes, data)
         return examples.select(~validation_mask), examples.select(validation_mask), labeled_mask[~validation_mask]
-    validation_mask = np.zeros(len(examples), bool)
-    random = np.random.Generator(np.random.Philox(key=[0, 0]))
-    for label in np.unique(examples.labels):
-        members = np.flatnonzero(examples.labels == label)
-        validation_mask[random.permutation(members)[: round(data.validation * len(members))]] = True
+    validation_mask = few_labels.choose_validation(classes, data.validation)
     return examples.select(~validation_mask), examples.select(validation_mask), None
-
-
-def _fingerprint(*parts: Examples) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for array in (part.images, part.labels):
-            digest.update(repr((array.shape, array.dtype.str)).encode())
-            digest.update(array.fingerprint() if isinstance(array, EncodedImages) else np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]

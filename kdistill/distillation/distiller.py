@@ -12,6 +12,7 @@ from kdistill.distillation.pairing import (
     check_pair,
     check_shared_layers,
     other_classes,
+    stored_features,
     teacher_failed,
     warn_if_swapped,
 )
@@ -23,13 +24,7 @@ from kdistill.networks.heads import NUMBERS
 from kdistill.networks.outputs import as_logits, check_shape
 from kdistill.networks.taps import tapped
 from kdistill.recipe import Distill, Term
-from kdistill.recipe.objective import (
-    DISTILLATION_WEIGHT,
-    OUTPUTS_OF_LOSSES,
-    TEMPERATURE,
-    check_term,
-    teacher_taps,
-)
+from kdistill.recipe.objective import DISTILLATION_WEIGHT, OUTPUTS_OF_LOSSES, TEMPERATURE, check_term, teacher_taps
 from kdistill.teachers.fit_inputs import warn_of_teacher
 from kdistill.teachers.frozen import frozen
 
@@ -48,7 +43,8 @@ class Distiller(Supervised):
         teacher: a model, a list of models (blended in probability space), or a function images -> logits
             `[batch, classes]`. It runs with `training=False`, and is neither trained nor saved. It receives the same
             inputs as the student; `Adapted(teacher, size=..., ...)` changes them for it. None if the data contains
-            its logits: targets `{"labels": ..., "teacher_logits": [batch, classes]}` replace it.
+            its logits: targets `{"labels": ..., "teacher_logits": [batch, classes]}` replace it; with terms of layers
+            `{"logits": ..., "<teacher_tap>": ...}` in the place of the logits.
         distillation_weight: `w`, a number from 0 to 1 or a Keras `LearningRateSchedule` over training steps.
         temperature: `T`, a number above 0 or a `LearningRateSchedule`, by default 4.
         terms: a dict of named `Term`s. Each is added to the loss and logged under its name. A term named `kd` replaces
@@ -325,12 +321,10 @@ class Distiller(Supervised):
 
     def _targets(self, inputs, teacher_logits):
         if teacher_logits is not None:
-            tapping = [name for name, term in self._terms.items() if term.teacher_tap]
-            if tapping:
-                raise InputError(
-                    f"The terms {', '.join(tapping)} need layers of the teacher, which stored teacher logits do not "
-                    "contain. Fit on labels alone, so that the teacher runs, or remove these terms."
-                )
+            if tuple(self._heads) == ("",):
+                logits, features = stored_features(teacher_logits, self._terms)
+                logits = self._stored("", by_output(logits, ("",), "teacher_logits")[""])
+                return {"": {"logits": logits, **features} if teacher_taps(self._terms) else logits}
             stored = by_output(teacher_logits, tuple(self._heads), "teacher_logits")
             return {name: self._stored(name, logits) for name, logits in stored.items() if logits is not None}
         if self._teach is None:
@@ -382,15 +376,18 @@ class Distiller(Supervised):
         return {**super()._hits(head, batch, scores), **head.teacher_hits(scores, teacher)}
 
 
-def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int) -> Distiller:
-    """The Distiller of a recipe, with schedules over a training of `steps` steps."""
+def from_recipe(distill: Distill, student: keras.Model, teacher, steps: int, head=None) -> Distiller:
+    """The Distiller of a recipe, with schedules over a training of `steps` steps. `head`: as for `Distiller`."""
+    numbers_alone = {NUMBERS} == set(head.values() if isinstance(head, dict) else [head])
+    unused = numbers_alone and distill.temperature == TEMPERATURE  # the default does nothing there
     distiller = Distiller(
         student,
         distillation_weight=in_steps(distill.distillation_weight, steps),
-        temperature=in_steps(distill.temperature, steps),
+        temperature=None if unused else in_steps(distill.temperature, steps),
         terms={name: term_in_steps(term, steps) for name, term in distill.terms.items()},
+        head=head,
     )
-    distiller.set_teacher(teacher)  # not in the constructor: a recipe names the roles, so a large student is no mistake
+    distiller.set_teacher(teacher)  # not in the constructor: a recipe names the roles, and a student may be large
     return distiller
 
 

@@ -12,8 +12,8 @@ from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.examples import gather, rows_of
-from kdistill.evaluation.head_metrics import agreement_of, kind_of_labels, measure_head, targets
-from kdistill.evaluation.metrics import check_finite, measure
+from kdistill.evaluation.head_metrics import measure_output
+from kdistill.evaluation.metrics import measure
 from kdistill.evaluation.outputs import (
     by_head,
     constants,
@@ -27,7 +27,6 @@ from kdistill.files import byte_sizes
 from kdistill.networks.heads import (
     CLASSES,
     MAIN_OUTPUTS,
-    Head,
     exclusive_kind,
     kind_of,
     logits_of_probabilities,
@@ -103,7 +102,7 @@ def evaluate(
         rows = _rows_of_classes(runner, _prepared(runner, _labeled(examples).images, stated), batch_size)
     if rows is None:
         metrics, inputs = _measure_heads(runner, examples, teacher_logits, batch_size, stated, head, loss)
-        return {**metrics, **_cost(model_or_path, runner, inputs)}
+        return {**metrics, **cost_of(model_or_path, runner, inputs)}
     examples = _labeled(examples)
     images = _prepared(runner, examples.images, stated)
     metrics = measure(rows, examples.labels, teacher_logits)
@@ -111,11 +110,11 @@ def evaluate(
         warning = _range_warning(runner, examples, stated, batch_size)
         if warning:
             warnings.warn(warning, UserWarning, stacklevel=2)
-    return {**metrics, **_cost(model_or_path, runner, images)}
+    return {**metrics, **cost_of(model_or_path, runner, images)}
 
 
-def _cost(model_or_path: ModelOrPath, runner: Union[File, "keras.Model"], inputs) -> dict:
-    """parameters, bytes, deflated and microseconds."""
+def cost_of(model_or_path: ModelOrPath, runner: Union[File, "keras.Model"], inputs) -> dict:
+    """parameters, bytes, deflated and microseconds, as of `evaluate`. `inputs`: images, or arrays by name."""
     is_file = isinstance(model_or_path, (str, Path))
     return {
         "parameters": None if isinstance(runner, File) else runner.count_params(),
@@ -162,31 +161,11 @@ def _measure_heads(runner, examples, teacher, batch_size: int, stated, head, los
         raise InputError("evaluate expects labels: Examples(inputs, labels) or (inputs, labels). None were received.")
     weights, teacher = rows_of(examples.weights, heads, "sample_weight"), rows_of(teacher, heads, "teacher_logits")
     metrics = {
-        name: _measure_one(heads[name], outputs[name], labels[name], weights.get(name), teacher.get(name), name)
+        name: measure_output(heads[name], outputs[name], labels[name], weights.get(name), teacher.get(name), name)
         for name in heads
         if name in labels
     }
     return (next(iter(metrics.values())) if len(heads) == 1 else metrics), inputs
-
-
-def _measure_one(head: Head, outputs, labels, weights, teacher, name: str) -> dict:
-    if head.exclusive and not head.positions and weights is None:
-        labels, counted = targets(head, outputs, labels, name)
-        if not counted.any():
-            raise InputError(f"Every label of the output '{name}' is missing (below 0): nothing can be measured.")
-        teacher = teacher if teacher is None or np.shape(teacher) != outputs.shape else np.asarray(teacher)[counted]
-        logits = logits_of_probabilities(outputs) if head.kind == "probabilities" else outputs
-        return measure(logits[counted], labels[counted], teacher)
-    metrics = measure_head(head, outputs, labels, weights, name)
-    if teacher is None:
-        return metrics
-    teacher = np.asarray(teacher)
-    if teacher.shape != outputs.shape:
-        raise InputError(
-            f"Expected teacher_logits of the shape {outputs.shape} for '{name}', received {teacher.shape}."
-        )
-    check_finite(teacher, f"The teacher's output '{name}' is")
-    return {**metrics, "agreement": agreement_of(head, outputs, teacher, kind_of_labels(head, teacher))}
 
 
 def predict(model_or_path: ModelOrPath, images, batch_size: int = 256, *, mean=None, std=None):

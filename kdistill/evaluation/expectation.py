@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdistill.evaluation.chance import LEVEL, drop_p_value, smallest_drop
-from kdistill.evaluation.verdict import ALPHA, POWER, mcnemar, paired_t
+from kdistill.evaluation.head_metrics import LOWER_IS_BETTER
+from kdistill.evaluation.verdict import ALPHA, POWER, bootstrap, mcnemar, paired_t
 from kdistill.teachers.input_range import little_above_chance
 
 GAIN, NO_GAIN, UNCLEAR = "a gain is likely", "no gain is likely", "unclear"
@@ -39,14 +40,41 @@ def teacher_lead(teacher: np.ndarray, control: np.ndarray, split: str = "validat
     }
 
 
+def lead_of_scores(teacher: np.ndarray, control: np.ndarray, metric: str, split: str = "validation") -> dict:
+    """As `teacher_lead`, for scores that are not just right or wrong: a paired bootstrap over examples.
+
+    Args:
+        teacher, control: the score of each of n examples, `[n]`, NaN for one without a label.
+        metric: what the scores are, see `verdict.judge`.
+    """
+    low, high, p_value = bootstrap(teacher, control)
+    labeled = ~np.isnan(teacher)
+    return {
+        "split": split,
+        "images": int(labeled.sum()),
+        "teacher": float(teacher[labeled].mean()),
+        "control": float(control[labeled].mean()),
+        "metric": metric,
+        "p": p_value,
+        "ahead": high < 0 if metric in LOWER_IS_BETTER else low > 0,
+        "decidable": True,
+    }
+
+
 def lead_warning(lead: dict) -> str | None:
     """A warning if the teacher is not ahead of the control beyond chance. None if it is, or if nothing can show it."""
     if lead["ahead"] or not lead["decidable"]:
         return None
-    chance = "" if lead["teacher"] <= lead["control"] else " beyond chance"
+    metric, (teacher, control) = lead.get("metric", "accuracy"), (lead["teacher"], lead["control"])
+    ahead = teacher < control if metric in LOWER_IS_BETTER else teacher > control
+    chance = " beyond chance" if ahead else ""
+    figures = f"{teacher:.2%} against {control:.2%}"
+    if metric != "accuracy":
+        figures = f"{metric.upper()} {teacher:.4g} against {control:.4g}"
     return (
-        f"The teacher is not ahead of the control{chance}: {lead['teacher']:.2%} against {lead['control']:.2%} on "
-        f"{lead['images']:,} {lead['split']} images (p = {lead['p']:.2g}). It has little to teach "
+        f"The teacher is not ahead of the control{chance}: {figures} on "
+        f"{lead['images']:,} {lead['split']} {'images' if 'metric' not in lead else 'examples'} "
+        f"(p = {lead['p']:.2g}). It has little to teach "
         "beyond the labels, so no gain is likely. Use a better teacher (larger, trained longer or on more data), or "
         "give the students more images than labels; `kdistill plan` shows beforehand what to expect."
     )

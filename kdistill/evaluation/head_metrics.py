@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 
 from kdistill.errors import InputError
-from kdistill.evaluation.metrics import check_finite
-from kdistill.networks.heads import CLASSES, LABELS, Head
+from kdistill.evaluation.metrics import check_finite, measure
+from kdistill.networks.heads import CLASSES, LABELS, Head, logits_of_probabilities
 
 HALF = 0.5  # of a probability: the side on which a label is on
 MAIN_METRIC = {"classes": "accuracy", "labels": "accuracy", "numbers": "mse"}  # which a verdict compares
@@ -53,6 +53,33 @@ def measure_head(
         return _labels(probabilities_of(head, outputs), labels, weights)
     errors = np.where(counted, np.asarray(outputs, np.float64) - labels, 0.0)
     return {"mse": _mean(errors**2, weights), "mae": _mean(abs(errors), weights)}
+
+
+def measure_output(
+    head: Head, outputs: np.ndarray, labels, weights=None, teacher=None, name: str = "output"
+) -> dict[str, float]:
+    """The metrics of any head: of one row of classes those of `metrics.measure`, else those of `measure_head`.
+
+    `teacher`: the teacher's output, in the shape of `outputs`; then agreement with it too. The other arguments and the
+    errors are those of `measure_head`.
+    """
+    if head.exclusive and not head.positions and weights is None:
+        labels, counted = targets(head, outputs, labels, name)
+        if not counted.any():
+            raise InputError(f"Every label of the output '{name}' is missing (below 0): nothing can be measured.")
+        teacher = teacher if teacher is None or np.shape(teacher) != outputs.shape else np.asarray(teacher)[counted]
+        logits = logits_of_probabilities(outputs) if head.kind == "probabilities" else outputs
+        return measure(logits[counted], labels[counted], teacher)
+    metrics = measure_head(head, outputs, labels, weights, name)
+    if teacher is None:
+        return metrics
+    teacher = np.asarray(teacher)
+    if teacher.shape != outputs.shape:
+        raise InputError(
+            f"Expected teacher_logits of the shape {outputs.shape} for '{name}', received {teacher.shape}."
+        )
+    check_finite(teacher, f"The teacher's output '{name}' is")
+    return {**metrics, "agreement": agreement_of(head, outputs, teacher, kind_of_labels(head, teacher))}
 
 
 def targets(head: Head, outputs: np.ndarray, labels, name: str = "output") -> tuple[np.ndarray, np.ndarray]:

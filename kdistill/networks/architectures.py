@@ -1,6 +1,7 @@
 """The networks that recipes name. Raw pixels (0..255) in, logits out; each network scales the pixels itself."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from kdistill.errors import InputError, unknown
 from kdistill.networks.applications import APPLICATIONS, application
 from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Network
+from kdistill.recipe.loading import function_of_file
 
 
 def lenet(shape, classes: int, filters=(20, 50), units: int = 500, dropout: float = 0.5) -> keras.Model:
@@ -254,6 +256,50 @@ def lstm_rows(shape, classes: int, units: int = 64) -> keras.Model:
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="lstm_rows")
 
 
+def unet(shape, classes: int, widths=(16, 32, 64)) -> keras.Model:
+    """A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with one convolution for each width: classes of pixels.
+
+    The sides of an image have to be multiples of 2 to the power of `len(widths) - 1`.
+    """
+
+    def conv(x, width: int, name: str):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
+        x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"{name}_norm")(x)
+        return layers.ReLU(name=f"{name}_relu")(x)
+
+    image = keras.Input(shape, name="image")
+    x, skips = layers.Rescaling(1 / 255, name="scale")(image), []
+    for index, width in enumerate(widths, 1):
+        if skips:
+            x = layers.MaxPooling2D(name=f"down{index}")(x)
+        x = conv(x, width, f"conv{index}")
+        skips.append(x)
+    for index, width in reversed(list(enumerate(widths[:-1], 1))):
+        x = layers.UpSampling2D(name=f"up{index}")(x)
+        x = conv(layers.Concatenate(name=f"join{index}")([x, skips[index - 1]]), width, f"deconv{index}")
+    return keras.Model(image, layers.Conv2D(classes, 1, name="logits")(x), name="unet")
+
+
+def gru(shape, classes: int, units: int = 64, dropout: float = 0.3) -> keras.Model:
+    """A recurrent network that reads a sequence `[time, features]` of numbers near 0 to 1 in both directions."""
+    sequence = keras.Input(shape, name="sequence")
+    x = layers.Bidirectional(layers.GRU(units), name="gru")(sequence)
+    x = layers.Dropout(dropout, name="drop")(x)
+    return keras.Model(sequence, layers.Dense(classes, name="logits")(x), name="gru")
+
+
+def conv1d(shape, classes: int, widths=(16, 24, 32)) -> keras.Model:
+    """Convolutions along the time of a sequence `[time, features]`, each normalized; all but the first of stride 2."""
+    x = sequence = keras.Input(shape, name="sequence")
+    for index, width in enumerate(widths, 1):
+        stride = 1 if index == 1 else 2
+        x = layers.Conv1D(width, 3, strides=stride, padding="same", use_bias=False, name=f"conv{index}")(x)
+        x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"norm{index}")(x)
+        x = layers.ReLU(name=f"relu{index}")(x)
+    x = layers.Flatten(name="flat")(x)
+    return keras.Model(sequence, layers.Dense(classes, name="logits")(x), name="conv1d")
+
+
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "lenet": lenet,
     "small_cnn": small_cnn,
@@ -265,21 +311,28 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "cifar_full_mini": cifar_full_mini,
     "cifar_vgg": cifar_vgg,
     "resnet": resnet,
+    "unet": unet,
+    "gru": gru,
+    "conv1d": conv1d,
 }
 
 
-def build(network: Network, shape: tuple[int, int, int], classes: int, download: bool = False) -> keras.Model:
-    """The network that a recipe names, for images of `shape` = (height, width, channels).
+def build(network: Network, shape, classes, download: bool = False) -> keras.Model:
+    """The network that a recipe names, for inputs of this shape: of images (height, width, channels).
 
-    Its weights are random, except where an option of a network of `applications` names trained ones.
+    Its weights are random, except where an option of a network of `applications` names trained ones. A name such as
+    `my_networks.py:tagger` is a function of a Python file: (shape, classes, **options) -> keras.Model.
 
     Args:
-        classes: the number of logits.
+        shape: of an example; of several inputs a dict by name.
+        classes: the number of logits (or numbers); of several outputs a dict by name.
         download: lets Keras download trained weights.
 
     Raises:
-        InputError: for an unknown name, and for options that do not fit.
+        InputError: for an unknown name, for a file that cannot be run, and for options that do not fit.
     """
+    if ".py:" in network.name:
+        return _of_file(network, shape, classes)
     if network.name not in {**NETWORKS, **APPLICATIONS}:
         raise unknown("network", network.name, {**NETWORKS, **APPLICATIONS})
     if keras.config.image_data_format() != "channels_last":
@@ -295,6 +348,19 @@ def build(network: Network, shape: tuple[int, int, int], classes: int, download:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"The network '{network.name}' cannot be built for images of {shape}: {error}") from None
+
+
+def _of_file(network: Network, shape, classes) -> keras.Model:
+    """The network of a function in a Python file, which the recipe names as FILE.py:FUNCTION."""
+    file, _, name = network.name.rpartition(":")
+    function = function_of_file(Path(file), name)
+    try:
+        model = function(shape, classes, **network.options)
+    except Exception as error:  # whatever a user's own function may raise
+        raise InputError(f"{name}({shape}, {classes}) of '{file}' failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, keras.Model):
+        raise InputError(f"{name}() of '{file}' must return a keras.Model, returned {model!r}.")
+    return model
 
 
 def architecture_of(model: keras.Model) -> dict:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.recipe.values import CLASSES, LABELS, MEANINGS, NUMBERS
 
-# What an output means: exclusive classes, labels that do not exclude each other, or numbers.
-MEANINGS = CLASSES, LABELS, NUMBERS = "classes", "labels", "numbers"
 MAIN_OUTPUTS = ("logits", "probabilities")  # of several outputs, the one of these names classifies
 SMALLEST_PROBABILITY = 1e-7  # int8 files round small probabilities to exactly 0
 TINIEST = 1e-30  # of a probability in a loss: large enough that the gradient 1 / p stays finite in float32

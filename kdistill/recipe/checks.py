@@ -4,7 +4,7 @@ import math
 
 from kdistill.errors import InputError, unknown
 from kdistill.recipe.objective import LARGEST, check_distill, is_number, require
-from kdistill.recipe.values import FILE_SETTINGS, SCHEMES, Data, Network, Recipe, Stage, Training
+from kdistill.recipe.values import FILE_SETTINGS, MEANINGS, SCHEMES, Data, Network, Recipe, Stage, Training
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 MOST_SEEDS = 200  # of a run that adds seeds
@@ -64,6 +64,9 @@ def _check_upper_bounds(recipe: Recipe) -> None:
 
 
 def _check_data(data: Data) -> None:
+    heads = data.head.values() if isinstance(data.head, dict) else [data.head]
+    fits = all(head in (None, *MEANINGS) for head in heads) and data.head != {}
+    require(fits, "data.head", f"{', '.join(MEANINGS)}, or a dict of these by output", data.head)
     require(0 < data.validation < 1, "data.validation", "a share between 0 and 1", data.validation)
     require(data.shift >= 0, "data.shift", "a number of pixels, 0 or more", data.shift)
     require(data.image_size is None or data.image_size >= 1, "data.image_size", "1 or more", data.image_size)

@@ -77,6 +77,14 @@ def _module(name_or_path: str, package: str, function: str) -> ModuleType:
     return module
 
 
+def function_of_file(path: Path, name: str):
+    """A function of a user's Python file. Raises `InputError` if there is none."""
+    function = getattr(_from_file(path, name), name, None)
+    if not callable(function):
+        raise InputError(f"'{path}' defines no function {name}().")
+    return function
+
+
 def _from_file(path: Path, function: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"No {function} file at '{path}'.")

@@ -13,12 +13,18 @@ from kdistill.errors import unknown
 from kdistill.recipe.objective import Distill
 from kdistill.recipe.objective import Term as Term  # recipes import from here alone
 
+# What an output means: exclusive classes, labels that do not exclude each other, or numbers.
+MEANINGS = CLASSES, LABELS, NUMBERS = "classes", "labels", "numbers"
+
 
 @dataclass(frozen=True)
 class Data:
     """The data set, its held-out share, and the augmentation of training images (the same for every model)."""
 
     name: str = "mnist"
+    # npz: what its labels are, for arrays other than images with a class: classes, labels (independent), numbers; of
+    # several outputs {output: ...}
+    head: str | dict | None = None
     validation: float = 0.1  # share of the training images held out for validation, which picks; test reports
     shift: int = 0  # random translation by up to this many pixels in each direction, edges filled with zeros
     flip: bool = False  # random left-right flip

@@ -146,9 +146,7 @@ def render(runs: Runs) -> str:
         [key, *("–" if value is None else str(value) for value in values)] for key, values in differences(runs).items()
     ]
     settings = table(["", *names], rows, "What differs") if rows else part("paragraph", "All settings are the same.")
-    titles, models = markdown.model_table([])[0], []
-    for name, report in runs:
-        models += [[f"{name} {row[0]}", *row[1:]] for row in markdown.model_table(report["models"])[1]]
+    models = [{**row, "name": f"{name} {row['name']}"} for name, report in runs for row in report["models"]]
     histories = [
         (name, KINDS[place % len(KINDS)], report["training"].get("student", {}).get("history", {}))
         for place, (name, report) in enumerate(runs)
@@ -159,7 +157,7 @@ def render(runs: Runs) -> str:
         ("settings", "What differs", settings),
         ("costs", "Accuracy against cost", page.cost_charts(runs)),
         ("training", "Training of the students", page.curve_cards(histories)),
-        ("models", "All models and files", table(titles, models, "All models and files")),
+        ("models", "All models and files", table(*markdown.model_table(models), "All models and files")),
         ("commands", "Commands", table(["run", "command"], commands, "Commands")),
     ]
     return document(f"{len(runs)} runs", "side by side", NOTHING, sections, title=f"{len(runs)} runs")

@@ -20,7 +20,10 @@ NUMBERS = {"top5?": (SHARE, None), "agreement?": (SHARE, None), "kl?": (NUMBER, 
 POSITIVE = (Between(1e-12, 1e15), None)
 NUMBERS |= {"parameters?": (Whole(0), None), "bytes?": (Whole(1), None), "deflated?": (Whole(1), None)}
 NUMBERS |= {"microseconds?": POSITIVE}
-MODEL = {"name": str, "accuracy": SHARE, **NUMBERS}
+# Of heads other than one class for an example; of several outputs `outputs` has those of each.
+OF_HEADS = {"accuracy?": (SHARE, None), "mean_iou?": (SHARE, None), "auc?": (SHARE, None), "f1?": (SHARE, None)}
+OF_HEADS |= {"mse?": (Between(0, 1e30), None), "mae?": (Between(0, 1e30), None), "agreement?": (Between(-1, 1), None)}
+MODEL = {"name": str, **NUMBERS, **OF_HEADS, "outputs?": Mapping({**NUMBERS, **OF_HEADS})}
 REFUSED_MODEL = {"name": str, "accuracy?": (SHARE, None), "bytes?": None}
 # A metric may be infinite or NaN: charts leave such a point out.
 METRIC = (NUMBER, Matching(lambda value: type(value) is float and not math.isfinite(value), "no finite number"))
@@ -30,8 +33,9 @@ VERDICT = {
     "headline?": str,
     "sentence": str,
     "seeds": Whole(1, 10_000),
-    "student": [SHARE],
-    "control": [SHARE],
+    "metric?": str,
+    "student": [Between(0, 1e30)],
+    "control": [Between(0, 1e30)],
     "difference": NUMBER,
     "low": NUMBER,
     "high": NUMBER,
@@ -46,6 +50,7 @@ DATA = {
     "labeled?": COUNT,
     "unlabeled?": COUNT,
     "class_names?": [str],
+    "head?": (str, Mapping(str), None),
 }
 CALIBRATION = {"ece": SHARE, "nll": NUMBER}
 DIAGNOSTICS = {
@@ -57,6 +62,10 @@ DIAGNOSTICS = {
 PICTURE = {"file": str, "index": COUNT, "label": COUNT, "student": COUNT, "teacher": COUNT}
 PICTURE |= {"student_confidence": SHARE, "teacher_confidence": SHARE}
 DIFFERENCES = {"images": COUNT, "count": COUNT, "student_right": COUNT, "teacher_right": COUNT, "pictures": [PICTURE]}
+EXAMPLE = {"file": str, "index": COUNT, "score": NUMBER}
+EXAMPLE |= {"label?": [str], "teacher?": [str], "student?": [str]}
+# What the report shows of test examples, by output.
+EXAMPLES = {"output": str, "kind": str, "names?": [str], "pictures?": [EXAMPLE], "points?": [[NUMBER]]}
 LAYER = {"layer": str, "kind": str, "parameters": COUNT, "sparsity": (SHARE, None), "clusters?": (COUNT, None)}
 LAYER |= {"pruned?": str, "clustered?": str, "quantized?": str}
 FILE = {
@@ -103,6 +112,7 @@ REPORT = {
     "models": [Matching(lambda row: isinstance(row, dict), "an object")],
     "diagnostics?": Mapping(DIAGNOSTICS),
     "differences?": (DIFFERENCES, None),
+    "examples?": [EXAMPLES],
     "files?": ([FILE], None),
     "refused?": ([REFUSED], None),
 }
@@ -119,7 +129,11 @@ def check_report(report) -> None:
     if report["data"].get("unlabeled"):
         schema.check(report, {"recipe": {"data": {"teacher_labels": str}}, "data": {"labeled": COUNT}})
     names = report["data"].get("class_names")
-    _expect(names is None or 0 < len(names) <= MOST_CLASSES, "data.class_names", "a name by class")
+    named = names is None or (len(names) <= MOST_CLASSES and bool(names or report["data"].get("head")))
+    _expect(named, "data.class_names", "a name by class")
+    for place, section in enumerate(report.get("examples", ())):
+        triples = all(len(point) == 3 for point in section.get("points", ()))
+        _expect(triples, f"examples.{place}.points", "label, teacher and student")
     for model, values in report.get("diagnostics", {}).items():
         _check_diagnostics(values, f"diagnostics.{model}", None if names is None else len(names))
 

@@ -9,6 +9,11 @@ from kdistill.files import write_text
 COLUMNS = (
     ("model", "name", "{}"),
     ("accuracy %", "accuracy", "{:.2%}"),
+    ("mIoU %", "mean_iou", "{:.2%}"),
+    ("AUC %", "auc", "{:.2%}"),
+    ("F1 %", "f1", "{:.2%}"),
+    ("MSE", "mse", "{:.4g}"),
+    ("MAE", "mae", "{:.4g}"),
     ("top-5 %", "top5", "{:.2%}"),
     ("agreement %", "agreement", "{:.2%}"),
     ("KL to teacher", "kl", "{:.4f}"),
@@ -18,11 +23,20 @@ COLUMNS = (
     ("deflated", "deflated", "{:,}"),
     ("µs/image", "microseconds", "{:.0f}"),
 )
+COSTS = ("parameters", "bytes", "deflated", "microseconds")  # of the model, not of an output
+BY_MEANING = ("top5", "mean_iou", "auc", "f1", "mse", "mae", "kl", "ece")  # which not every kind of labels has
 Table = tuple[list[str], list[list[str]]]  # titles, and rows of cells
 
 
 def model_table(models: list[dict]) -> Table:
-    """The table of models and files; a dash stands for a value that a row does not have."""
+    """The table of models and files; a dash stands for a value that a row does not have.
+
+    Metrics that no row has are left out, such as those of other kinds of labels.
+    """
+    unused = {key for key in BY_MEANING if all(row.get(key) is None for row in models)}
+    if "mse" not in unused and all(row.get("accuracy") is None for row in models):
+        unused.add("accuracy")
+    columns = [column for column in COLUMNS if column[1] not in unused]
 
     def cell(row: dict, key: str, pattern: str) -> str:
         value = row.get(key)
@@ -30,7 +44,20 @@ def model_table(models: list[dict]) -> Table:
             return f"{value} (refused)"
         return "–" if value is None else pattern.format(value).removesuffix("%")
 
-    return [title for title, _, _ in COLUMNS], [[cell(row, key, p) for _, key, p in COLUMNS] for row in models]
+    return [title for title, _, _ in columns], [[cell(row, key, p) for _, key, p in columns] for row in models]
+
+
+def output_table(models: list[dict]) -> Table:
+    """The table of the metrics of each output, for models with several; without rows for others."""
+    rows = [
+        {"name": f"{row['name']}, {name}", **metrics}
+        for row in models
+        for name, metrics in row.get("outputs", {}).items()
+    ]
+    titles, cells = model_table(rows)
+    costs = [title for title, key, _ in COLUMNS if key in COSTS]
+    kept = [place for place, title in enumerate(titles) if title not in costs]
+    return [titles[place] for place in kept], [[row[place] for place in kept] for row in cells]
 
 
 def refused_model(refused: dict) -> dict:
@@ -78,6 +105,9 @@ def seed_table(report: dict) -> Table:
     if verdict.get("seeds", 1) == 1:
         return titles, []
     pairs = enumerate(zip(verdict["control"], verdict["student"], strict=True), first)
+    if metric := verdict.get("metric"):
+        titles = ["seed", f"control, {metric}", f"student, {metric}", "difference"]
+        return titles, [[str(seed), f"{c:.4g}", f"{s:.4g}", f"{s - c:+.3g}"] for seed, (c, s) in pairs]
     return titles, [[str(seed), f"{100 * c:.2f}", f"{100 * s:.2f}", f"{100 * (s - c):+.2f}"] for seed, (c, s) in pairs]
 
 
@@ -99,10 +129,10 @@ def to_markdown(report: dict) -> str:
         *(line for warning in warnings(report) for line in (f"**Warning**: {warning}", "")),
         *markdown_table(model_table(report["models"])),
         "",
-        f"{control_description(report)} Accuracy is measured on {report['data']['test']:,} test images. Agreement and "
-        "KL compare with the teacher. ECE is the expected calibration error (15 bins). µs/image is the median time of "
-        "one image, for files on one CPU thread.",
+        f"{control_description(report)} {metrics_description(report)} µs/image is the median time of one "
+        f"{example_of(report)}, for files on one CPU thread.",
         "",
+        *_outputs(report),
         *_seeds(report),
         *_files(report),
         *_compressions(report),
@@ -118,6 +148,47 @@ def to_markdown(report: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def example_of(report: dict) -> str:
+    """What an example is called: image, or example."""
+    return "image" if report["data"].get("head") is None else "example"
+
+
+def metrics_description(report: dict) -> str:
+    """What the metrics of the table of models are, in sentences."""
+    rows = report["models"]
+
+    def has(*keys: str) -> bool:
+        return any(row.get(key) is not None for row in rows for key in keys)
+
+    sentences = [f"Measured on {report['data']['test']:,} test {example_of(report)}s."]
+    if has("mean_iou"):
+        sentences.append(
+            "Accuracy is the share of positions whose class is right; mIoU is the mean over classes of intersection "
+            "over union."
+        )
+    elif has("auc", "f1"):
+        sentences.append(
+            "Accuracy is the share of labels on whose side of 0.5 the output is; AUC is the mean over labels of the "
+            "area under the ROC curve, F1 that of all labels together."
+        )
+    elif has("mse"):
+        sentences.append("MSE and MAE are the mean squared and the mean absolute error: less is better.")
+    if has("mse", "mean_iou", "auc", "f1"):
+        sentences.append(
+            f"Agreement compares with the teacher{' (for numbers the correlation)' if has('mse') else ''}."
+        )
+    else:
+        sentences.append("Agreement and KL compare with the teacher. ECE is the expected calibration error (15 bins).")
+    return " ".join(sentences)
+
+
+def _outputs(report: dict) -> list[str]:
+    table = output_table(report["models"])
+    if not table[1]:
+        return []
+    return ["The verdict compares the first output. Metrics of each:", "", *markdown_table(table), ""]
 
 
 def advantage(report: dict) -> str:

@@ -15,11 +15,13 @@ from kdistill.errors import InputError
 from kdistill.evaluation import disagreement, input_checks
 from kdistill.evaluation.evaluate import predict
 from kdistill.networks import applications, architectures, copying, saving, weights
+from kdistill.networks.signatures import inputs_of
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.recipe.objective import teacher_taps
+from kdistill.runs import scores
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
-from kdistill.teachers.as_model import TeacherFile, load_teacher, settings_of
+from kdistill.teachers.as_model import TeacherFile, load_keras_teacher, load_teacher, settings_of
 from kdistill.teachers.blend import blend_models
 from kdistill.teachers.normalizations import look_at
 from kdistill.training import fit
@@ -61,14 +63,16 @@ class Arms:
         self.teaching: Teaching | None = None
         self.teacher_files: dict[str, TeacherFile] = {}
         self.seeds = 0
-        self._test_logits: dict[str, np.ndarray] = {}
+        self._taps: dict[str, str] = {}  # set by `fit_teacher`
+        self._test_outputs: dict[str, scores.Outputs] = {}
 
-    def fit_teacher(self, taps: Collection[str] | None = None) -> keras.Model:
+    def fit_teacher(self, taps: dict[str, str] | None = None) -> keras.Model:
         """Loads or trains what teaches the students: the recipe's teacher, several blended, or the last assistant.
 
         `models["teacher"]` is the recipe's teacher; each of several is also a model of its own. `taps`: the layers of
-        the teacher that students use, by default those of the recipe's terms.
+        the teacher that students use, with the settings that name them, by default those of the recipe's terms.
         """
+        self._taps = teacher_taps(self.recipe.distill.terms) if taps is None else taps
         networks = (self.recipe.teacher, *self.recipe.more_teachers)
         if len(networks) == 1:
             teacher = self._teacher("teacher", networks[0])
@@ -77,22 +81,26 @@ class Arms:
             with self.devices.scope():
                 teacher = self.models["teacher"] = blend_models(teachers, self.recipe.distill.teacher_weights)
         if self.devices.chief:
-            validation, classes = self.splits.validation, len(self.splits.class_names)
             self._look_at_files()
-            if len(self.teacher_files) < len(networks):
+            if len(self.teacher_files) < len(networks) and scores.images_with_a_class(self.splits):
+                validation, classes = self.splits.validation, len(self.splits.class_names)
                 self._warn(input_checks.teacher_warning(teacher, validation.images, validation.labels, classes))
         for place, network in enumerate(self.recipe.assistants):
             teacher = self._assistant(place, network, teacher)
-        taps = teacher_taps(self.recipe.distill.terms) if taps is None else taps
         foreign = any(file.foreign for file in self.teacher_files.values()) and not self.recipe.assistants
-        self.teaching = Teaching(teacher, self.recipe, self.splits, self.folder, self.devices, self.say, taps, foreign)
+        place = self.recipe, self.splits, self.folder, self.devices, self.say
+        self.teaching = Teaching(teacher, *place, self._taps, foreign)
         return teacher
 
-    def test_logits(self, name: str) -> np.ndarray:
-        """The logits of a model on the test images, float32 `[n, classes]`, computed once."""
-        if name not in self._test_logits:
-            self._test_logits[name] = predict(self.models[name], self.splits.test.images)
-        return self._test_logits[name]
+    def test_outputs(self, name: str) -> scores.Outputs:
+        """What a model gives for the test examples, see `scores.outputs_on`; computed once."""
+        if name not in self._test_outputs:
+            self._test_outputs[name] = scores.outputs_on(self.models[name], self.splits.test, self.splits)
+        return self._test_outputs[name]
+
+    def test_scores(self, name: str) -> np.ndarray:
+        """The score of each test example, `[n]`, see `scores.scores_of`."""
+        return scores.scores_of(self.models[name], self.test_outputs(name), self.splits.test, self.splits)
 
     def fit_control(self, place: int, name: str | None = None) -> keras.Model:
         """Trains the student on labels alone: the same budget, start and order as the student of the same seed.
@@ -121,13 +129,13 @@ class Arms:
 
     def control(self, place: int) -> Supervised:
         """The control of the seed at this place, with its start."""
-        return Supervised(self.network(self.recipe.student, self.recipe.seed + place))
+        return Supervised(self.network(self.recipe.student, self.recipe.seed + place), head=self.splits.head)
 
     def distiller(self, place: int, teacher) -> Distiller:
         """The student of the seed at this place, with its start, and `teacher`, a model or a function."""
         steps = steps_per_epoch(self.splits.train, self.recipe.training.batch_size) * self.recipe.training.epochs
         student = self.network(self.recipe.student, self.recipe.seed + place)
-        return from_recipe(self.recipe.distill, student, teacher, steps)
+        return from_recipe(self.recipe.distill, student, teacher, steps, self.splits.head)
 
     def network(self, network: Network, seed: int) -> keras.Model:
         """A network with the start that belongs to a seed, or with the weights of the files that it names."""
@@ -145,13 +153,17 @@ class Arms:
     def _teacher(self, name: str, network: Network) -> keras.Model:
         """A teacher of the recipe: from its file, with trained weights, or trained."""
         if network.file:
-            file = load_network(network, self.splits, self.devices, self.say)
+            file = load_network(network, self.splits, self.devices, self.say, self._taps)
             self.teacher_files[name], self.models[name] = file, file.model
             file.log_to(self.folder.path / "logs" / f"{name}.log")
-        elif needs_training(network, len(self.splits.class_names)):
+        elif needs_training(network, self.splits.sizes):
             splits = few_labels.for_teacher(self.splits, self.recipe.data)
             seed = self.recipe.seed
-            self._fit(name, lambda: Supervised(self.network(network, seed)), self.recipe.teacher_training, splits, seed)
+
+            def teacher() -> Supervised:
+                return Supervised(self.network(network, seed), head=self.splits.head)
+
+            self._fit(name, teacher, self.recipe.teacher_training, splits, seed)
         else:
             self.models[name], loaded = self._built(network, self.recipe.seed)
             if loaded and loaded["not_loaded"]:
@@ -165,6 +177,9 @@ class Arms:
     def _look_at_files(self) -> None:
         """States what the teachers from files are, and their accuracy; warns of one near chance."""
         for file in self.teacher_files.values():
+            if not scores.images_with_a_class(self.splits):
+                self.say(f"Teacher '{file.name}': {file.format}, {file.file}, fingerprint {file.fingerprint}")
+                continue
             sentence, warning = look_at(file, self.splits.validation.images, self.splits.validation.labels)
             self.say(sentence)
             self._warn(warning)
@@ -177,7 +192,7 @@ class Arms:
         start = self.recipe.seed + 1000 * (place + 1)
 
         def distiller() -> Distiller:
-            return from_recipe(self.recipe.distill, self.network(network, start), teacher, steps)
+            return from_recipe(self.recipe.distill, self.network(network, start), teacher, steps, self.splits.head)
 
         return self._fit(f"assistant_{place}", distiller, training, splits, self.recipe.seed)
 
@@ -202,7 +217,7 @@ class Arms:
                 self.models[name], self.fits[name] = finished
                 return self.models[name]
             model = make()
-        warning = input_checks.unscaled_warning(model.student, splits.train.images[:IMAGES])
+        warning = unscaled_warning(model.student, splits)
         if warning:
             self.say(f"Warning: {warning}")
         self.say(f"Training {name}: {model.student.count_params():,} parameters, {training.epochs} epochs")
@@ -217,7 +232,8 @@ class Arms:
         """Keeps the student of a model that has been fitted, here and in the run folder."""
         self.models[name], self.fits[name] = model.student, record
         if self.devices.chief:
-            if isinstance(model, Distiller) and not name.startswith("assistant"):
+            shows = isinstance(model, Distiller) and scores.images_with_a_class(self.splits)
+            if shows and not name.startswith("assistant"):
                 self._log_disagreement(name, model)
             self.folder.finish(name, model.student, record)
         return model.student
@@ -247,29 +263,86 @@ def numbered(name: str, place: int) -> str:
     return f"{name}-{place}" if place else name
 
 
+def unscaled_warning(model: keras.Model, splits: Splits) -> str | None:
+    """As `input_checks.unscaled_warning`; nothing is known of the range of inputs other than images."""
+    return input_checks.unscaled_warning(model, splits.train.images[:IMAGES]) if splits.has_images else None
+
+
 def with_warning(record: dict, warning: str | None) -> dict:
     """The record of a fit with one more warning, if there is one."""
     texts = [text for text in (warning, record.get("warning")) if text]
     return record | ({"warning": " ".join(texts)} if texts else {})
 
 
-def needs_training(network: Network, classes: int) -> bool:
-    """Whether a teacher has to be trained: it comes neither from a file nor with trained weights."""
-    return not (network.file or network.weights or applications.is_pretrained(network.options, classes))
+def needs_training(network: Network, sizes) -> bool:
+    """Whether a teacher has to be trained: it comes neither from a file nor with trained weights.
+
+    `sizes`: as `Splits.sizes`.
+    """
+    pretrained = isinstance(sizes, int) and applications.is_pretrained(network.options, sizes)
+    return not (network.file or network.weights or pretrained)
 
 
 def load_network(
-    network: Network, splits: Splits, devices: Devices, say: Callable[[str], None] | None = None
+    network: Network,
+    splits: Splits,
+    devices: Devices,
+    say: Callable[[str], None] | None = None,
+    taps: Collection[str] = (),
 ) -> TeacherFile:
-    """The teacher in a file, checked to fit the images and classes. `say` receives what is changed for it."""
+    """The teacher in a file, checked to fit the images and classes. `say` receives what is changed for it.
+
+    `taps`: the layers or tensors of the teacher that terms use.
+    """
     with devices.scope():
-        file = load_teacher(network, splits.train.images.shape[1:], len(splits.class_names), say)
+        if scores.images_with_a_class(splits):
+            file = load_teacher(network, splits.input_shape, splits.sizes, say, taps)
+        else:
+            file = load_keras_teacher(network)
+            check_fits(file.model, splits)
     if devices.strategy and (file.foreign or file.format != "Keras" or settings_of(network)):
         raise InputError(
             f"With --strategy a teacher is a .keras file without settings of its own, received '{network.file}' "
             f"({file.format}). Use --strategy none."
         )
     return file
+
+
+def check_fits(model: keras.Model, splits: Splits) -> None:
+    """Raises `InputError` if a network does not take the inputs of the data, or gives other outputs than they need.
+
+    Images with a class are checked where the network is built.
+    """
+    if scores.images_with_a_class(splits):
+        return
+    shapes = splits.input_shape if isinstance(splits.input_shape, dict) else {"": splits.input_shape}
+    inputs = inputs_of(model)
+    one = len(inputs) == len(shapes) == 1
+    names = dict(zip(inputs, shapes if one else inputs, strict=True))  # those of the data
+    fits = set(names.values()) == set(shapes)
+    for name, one in inputs.items() if fits else ():
+        received = shapes[names[name]]
+        sizes = zip(one.shape, received, strict=False)
+        fits = fits and len(one.shape) == len(received) and all(size in (None, given) for size, given in sizes)
+    if not fits:
+        expected = ", ".join(f"{name} {one.shape}" for name, one in inputs.items())
+        received = ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())
+        raise InputError(f"The network '{model.name}' expects the inputs {expected}; the data has {received}.")
+    outputs, received = splits.outputs, scores.heads_in(model, splits)
+    same = len(outputs) == len(received) == 1 or set(outputs) == set(received)
+    pairs = zip(outputs.values(), received.values(), strict=True) if len(outputs) == 1 else ()
+    pairs = pairs or [(outputs[name], received.get(name)) for name in outputs]
+    for expected, head in pairs if same else ():
+        same = same and head.meaning == expected.meaning and _shapes_fit(head.shape, expected.shape)
+    if not same:
+        needed = ", ".join(f"{name} {output.shape} of {output.meaning}".strip() for name, output in outputs.items())
+        given = ", ".join(f"{name} {head.shape} of {head.meaning}" for name, head in received.items())
+        raise InputError(f"The data needs a network with the outputs {needed}; '{model.name}' has {given}.")
+
+
+def _shapes_fit(given: tuple, expected: tuple[int, ...]) -> bool:
+    """Whether an output has the shape of the data's; sizes of positions may be open."""
+    return len(given) == len(expected) and given[-1] == expected[-1]
 
 
 def build_network(
@@ -282,7 +355,8 @@ def build_network(
     """
     keras.utils.set_random_seed(seed)
     with devices.scope():
-        model = architectures.build(network, splits.train.images.shape[1:], len(splits.class_names), download)
+        model = architectures.build(network, splits.input_shape, splits.sizes, download)
+        check_fits(model, splits)
         if not network.weights:
             return model, None
         mappings = network.mapping if len(network.weights) > 1 else {network.weights[0]: network.mapping}

@@ -22,7 +22,6 @@ import tensorflow as tf
 from kdistill import files, provenance
 from kdistill.data.splits import Examples, Splits, load
 from kdistill.evaluation import expectation
-from kdistill.evaluation.evaluate import predict
 from kdistill.networks import applications
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Recipe, Training
@@ -34,6 +33,7 @@ from kdistill.runs.arms import Arms, needs_training, numbered
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.preflight import check_run
 from kdistill.runs.results import describe_data, lead_examples, teaching_name
+from kdistill.runs.scores import check_classifies, outputs_on
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.training.strategy import Devices, choose_devices, readable_error
 
@@ -91,6 +91,7 @@ def plan(
     devices = choose_devices(strategy, worker_timeout, say)
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)
+    check_classifies(splits, "kdistill plan")
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, devices, str(cache), download, say, profiles)
         with _open_folder(out, devices) as folder:
@@ -120,9 +121,8 @@ def _short(training: Training, share: float, times: int = 1) -> Training:
 
 def _teacher_share(recipe: Recipe, splits: Splits, share: float) -> float:
     """The share of its training that what teaches the students has in the trial: 1 if nothing of it is trained."""
-    classes = len(splits.class_names)
     networks = (recipe.teacher, *recipe.more_teachers)
-    if not recipe.assistants and not any(needs_training(network, classes) for network in networks):
+    if not recipe.assistants and not any(needs_training(network, splits.sizes) for network in networks):
         return 1.0
     return _short(recipe.teacher_training, share).epochs / recipe.teacher_training.epochs
 
@@ -212,7 +212,7 @@ def _of_seeds(name: str) -> list[str]:
 
 def _correct(arms: Arms, examples: Examples, *names: str) -> np.ndarray:
     """Whether each model classifies each image correctly, bool `[models, n]`."""
-    outputs = (predict(arms.models[name], examples.images) for name in names)
+    outputs = (outputs_on(arms.models[name], examples, arms.splits) for name in names)
     return np.stack([logits.argmax(axis=1) == examples.labels for logits in outputs])
 
 

@@ -3,27 +3,31 @@
 Nothing is trained here, and nothing is written, so that a refused command can be given again, corrected.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from kdistill.conversion import graph
 from kdistill.conversion.build import build
 from kdistill.conversion.float32 import prepare
 from kdistill.conversion.refusals import recurrent_layers
+from kdistill.data.batches import evaluation_batches
 from kdistill.data.splits import Splits
 from kdistill.distillation.distiller import Distiller, from_recipe
 from kdistill.errors import InputError
 from kdistill.files import cache_root
+from kdistill.formats.kinds import format_of
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.arms import build_network, load_network
 from kdistill.teachers.as_model import TeacherFile
 from kdistill.teachers.blend import blend_models
-from kdistill.teachers.replay import augmentation_settings
+from kdistill.teachers.cache_choice import human_size
+from kdistill.teachers.frozen import frozen
+from kdistill.teachers.replay import augmentation_settings, tap_shapes
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 
 IMAGES = 2  # training images on which the terms are tried
@@ -49,12 +53,13 @@ def check_run(
     for part in ("teacher_training", "training"):
         batch_size = min(getattr(recipe, part).batch_size, len(splits.train))
         devices.check_batch(batch_size, f"{part}.batch_size")
-    cache = _check_cache(recipe, len(splits.class_names), devices, cache, say)
+    cache = _check_cache(recipe, splits, devices, cache, say)
+    _check_other_labels(recipe, splits)
     _check_teacher_precision(recipe, devices)
 
     def network(spec: Network) -> keras.Model:
         if spec.file:
-            file = load_network(spec, splits, devices)
+            file = load_network(spec, splits, devices, taps=teacher_taps(recipe.distill.terms))
             _check_foreign(file, recipe)
             return file.model
         return build_network(spec, splits, recipe.seed, devices, download)[0]
@@ -62,9 +67,10 @@ def check_run(
     teachers = [network(spec) for spec in (recipe.teacher, *recipe.more_teachers)]
     with devices.scope():
         teacher = teachers[0] if len(teachers) == 1 else blend_models(teachers, recipe.distill.teacher_weights)
+        _state_tap_size(recipe, splits, teacher, cache, say)
         for spec in (*recipe.assistants, recipe.student):
             student = network(spec)
-            _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS), splits)
+            _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS, splits.head), splits)
             teacher = student
     if recipe.compress:
         _check_compression(recipe, student)
@@ -96,21 +102,32 @@ def _check_foreign(file: TeacherFile, recipe: Recipe) -> None:
             f"'{file.file}' holds outputs for unchanged images, but data.{', data.'.join(changes)} changes them. Turn "
             "that off, or give the teacher itself."
         )
-    taps = [name for name, term in recipe.distill.terms.items() if term.teacher_tap not in (None, "", "logits")]
-    if file.foreign and taps:
-        raise InputError(
-            f"The terms {', '.join(taps)} use layers of the teacher, and '{file.file}' ({file.format}) has none that "
-            "can be read. Use terms of logits, or a teacher in a .keras file."
-        )
 
 
 def _check_distillation(distiller: Distiller, splits: Splits) -> None:
     """Computes the terms once: shapes of layers that do not fit show only then."""
-    if not distiller.terms or distiller.distribute_strategy.num_replicas_in_sync > 1:
+    untold = not distiller.terms and splits.outputs is None
+    if untold or distiller.distribute_strategy.num_replicas_in_sync > 1:
         return
-    labels = splits.train.labels[:IMAGES]
     distiller.compile(optimizer=keras.optimizers.SGD(), run_eagerly=True)
-    distiller.evaluate(np.asarray(splits.train.images[:IMAGES], np.float32), labels, verbose=0)
+    distiller.evaluate(evaluation_batches(splits.train.select(slice(IMAGES)), IMAGES), verbose=0)
+
+
+def _check_other_labels(recipe: Recipe, splits: Splits) -> None:
+    """Raises `InputError` for what works with one class for each example only."""
+    if splits.classifies and splits.has_images:
+        return
+    only = {
+        "more_teachers": bool(recipe.more_teachers) and not splits.classifies,
+        "teacher_precision": bool(recipe.teacher_precision),
+        "cache.top_k": bool(recipe.cache.top_k) and not splits.classifies,
+    }
+    given = [name for name, is_given in only.items() if is_given]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} works for images with one class each; the labels of this data are of another kind. "
+            "Leave it out."
+        )
 
 
 def _check_compression(recipe: Recipe, student: keras.Model) -> None:
@@ -122,12 +139,12 @@ def _check_compression(recipe: Recipe, student: keras.Model) -> None:
 
 def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Splits) -> None:
     """Builds what the profiles add to the student; converts a recurrent one, which many profiles do not take."""
-    prepared = prepare(student)
+    prepared = prepare(student, splits.head)
     for profile in profiles:
         model = graph.with_normalization(prepared.model, profile)
         graph.with_channels_and_softmax(model, profile, prepared.heads)
         if recurrent_layers(prepared.model):
-            build(prepared, profile, splits.train.images[:CALIBRATION_IMAGES])
+            build(prepared, profile, splits.train.select(slice(CALIBRATION_IMAGES)).inputs)
 
 
 def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:
@@ -138,8 +155,8 @@ def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:
         )
 
 
-def _check_cache(recipe: Recipe, classes: int, devices: Devices, mode: str, say: Callable[[str], None]) -> str:
-    top_k = recipe.cache.top_k
+def _check_cache(recipe: Recipe, splits: Splits, devices: Devices, mode: str, say: Callable[[str], None]) -> str:
+    top_k, classes = recipe.cache.top_k, len(splits.class_names)
     if top_k is not None and not 1 <= top_k < classes:
         raise InputError(f"cache.top_k expects a number from 1 to {classes - 1}, received {top_k}.")
     if mode == "off" and top_k:
@@ -151,12 +168,19 @@ def _check_cache(recipe: Recipe, classes: int, devices: Devices, mode: str, say:
                 f"student. Leave out --cache {mode} and cache.top_k, or use --strategy none."
             )
         return "off"
-    tapping = [name for name, term in recipe.distill.terms.items() if term.teacher_tap]
-    if tapping:
-        if mode not in ("off", "auto"):
-            raise InputError(
-                f"--cache stores logits, but the terms {', '.join(tapping)} need layers of the teacher. Leave it out."
-            )
+    taps = [tap for tap in teacher_taps(recipe.distill.terms) if tap != "logits"]
+    if taps and top_k:
+        raise InputError(
+            f"cache.top_k={top_k} keeps some logits, but the layers {', '.join(taps)} of the teacher are stored whole. "
+            "Leave it out (--set cache.top_k=none)."
+        )
+    files = [network.file for network in (recipe.teacher, *recipe.more_teachers) if network.file]
+    foreign = any(format_of(file) not in ("Keras", "HDF5") for file in files)  # whose outputs are always stored
+    if taps and mode == "auto" and not foreign:
+        say(
+            f"Teacher cache: not used, because terms use the layers {', '.join(taps)} of the teacher, which may take "
+            "much space. --cache FOLDER stores them too, and states the size before."
+        )
         return "off"
     if mode == "off":
         return mode
@@ -175,6 +199,24 @@ def _check_cache(recipe: Recipe, classes: int, devices: Devices, mode: str, say:
         say(f"Warning: no teacher cache, because the folder '{root}' cannot be written ({reason}). {advice}.")
         return "off"
     raise InputError(f"Cannot write to the folder of the teacher cache, '{root}' ({reason}). {advice}.")
+
+
+def _state_tap_size(recipe: Recipe, splits: Splits, teacher, cache: str, say: Callable[[str], None]) -> None:
+    """States what the layers of the teacher take in the cache over the whole run."""
+    taps = {tap: setting for tap, setting in teacher_taps(recipe.distill.terms).items() if tap != "logits"}
+    if not taps or cache == "off":
+        return
+    shapes = tap_shapes(frozen(teacher, taps=taps), splits.train.images.shape[1:], taps)
+    size = 2 * (sum(math.prod(shape) for shape in shapes.values()) + len(splits.class_names))
+    views = min(recipe.training.epochs, recipe.cache.views or recipe.training.epochs)
+    views = views if augmentation_settings(recipe.data) else 1
+    images, seeds = len(splits.train), 1 if views == 1 or recipe.cache.seed is not None else recipe.seeds
+    layers = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    say(
+        f"Teacher cache: logits and {layers} of the teacher take {human_size(size)} an image, and "
+        f"{human_size(seeds * views * images * size)} in all: {images:,} images, {views} view{'s' * (views > 1)}"
+        f"{f' for each of {seeds} seeds' * (seeds > 1)}. cache.views=N stores fewer."
+    )
 
 
 def _unwritable(folder: Path) -> str | None:

@@ -12,12 +12,12 @@ from kdistill.conversion.float32 import prepare
 from kdistill.data import few_labels
 from kdistill.data.splits import Examples, Splits
 from kdistill.evaluation import diagnostics, disagreement, expectation, verdict
-from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.evaluation.metrics import measure
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
 from kdistill.report.markdown import refused_model
+from kdistill.runs import head_pictures, scores
 from kdistill.runs.arms import Arms, needs_training, numbered
 
 
@@ -31,21 +31,18 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     recipe, splits, models = arms.recipe, arms.splits, arms.models
     if any(profile.quantization == "int8" for profile in profiles):
         worker.start()  # in the background, while the models are measured
-    logits = {name: arms.test_logits(name) for name in models}
-    teacher = logits["teacher"]
-    rows = [
-        {"name": name, **measure_model(arms, name, splits.test, teacher_logits=teacher, logits=logits[name])}
-        for name in models
-    ]
-    files, refused = _exported(arms, profiles, logits["student"])
+    outputs = {name: arms.test_outputs(name) for name in models}
+    teacher = outputs["teacher"]
+    rows = [{"name": name, **measure_model(arms, name, splits.test, teacher, outputs[name])} for name in models]
+    files, refused = _exported(arms, profiles, outputs["student"])
     for name, record in compressions.items():
         written = record["file"] is not None
         (files if written else refused)[f"{name}.tflite"] = record["file"] if written else record["refused"]
     for name, file in files.items():
-        rows.append({"name": name, **evaluate(arms.folder.path / file["path"], splits.test, teacher_logits=teacher)})
+        path = arms.folder.path / file["path"]
+        rows.append({"name": name, **scores.measure_file(path, splits.test, teacher, splits)})
         file["deflated"] = rows[-1]["deflated"]
     rows += [refused_model(row) for row in refused.values()]
-    temperature, validation = softness(recipe.distill), predict(models["teacher"], splits.validation.images)
     return {
         "recipe": as_dict(recipe),
         **provenance.of_run(),
@@ -56,24 +53,40 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
         "compressions": compressions,
         "warnings": arms.warnings,
         "verdict": judge_seeds(arms),
-        "teacher_advantage": diagnostics.teacher_advantage(
-            teacher.argmax(axis=1) == splits.test.labels, *(_correct(arms, arm) for arm in ("control", "student"))
-        ),
         "models": rows,
-        "diagnostics": diagnostics.diagnose_models(models, splits, temperature, logits, validation),
-        "differences": disagreement.write_pictures(logits["student"], teacher, splits.test, arms.folder.path),
+        **_looked_into(arms, outputs),
         "files": list(files.values()),
         "refused": list(refused.values()),
     }
 
 
-def measure_model(arms: Arms, name: str, examples: Examples, logits: np.ndarray, teacher_logits=None) -> dict:
+def _looked_into(arms: Arms, outputs: dict[str, scores.Outputs]) -> dict:
+    """What else the report shows of the test examples: by the meaning of the labels."""
+    splits, teacher, student = arms.splits, outputs["teacher"], outputs["student"]
+    if not splits.classifies:
+        heads = [scores.named(scores.heads_in(arms.models[name], splits), splits) for name in ("student", "teacher")]
+        by_output = {name: tuple(of_model[name] for of_model in heads) for name in splits.outputs}
+        return {"examples": head_pictures.write(student, teacher, splits, arms.folder.path, by_output)}
+    temperature = softness(arms.recipe.distill)
+    validation = scores.outputs_on(arms.models["teacher"], splits.validation, splits)
+    looked_into = {
+        "teacher_advantage": diagnostics.teacher_advantage(
+            arms.test_scores("teacher"), *(_scores(arms, arm) for arm in ("control", "student"))
+        ),
+        "diagnostics": diagnostics.diagnose_models(arms.models, splits, temperature, outputs, validation),
+    }
+    if splits.has_images:
+        looked_into["differences"] = disagreement.write_pictures(student, teacher, splits.test, arms.folder.path)
+    return looked_into
+
+
+def measure_model(arms: Arms, name: str, examples: Examples, teacher: scores.Outputs, outputs: scores.Outputs) -> dict:
     """As `evaluate`. A teacher that is no Keras model has no latency that compares, and its size is in its file."""
     file = arms.teacher_files.get(name)
     if file is None or not file.foreign:
-        return evaluate(arms.models[name], examples, teacher_logits=teacher_logits, logits=logits)
+        return scores.measure_model(arms.models[name], examples, outputs, teacher, arms.splits)
     unknown = dict.fromkeys(("bytes", "deflated", "microseconds"))
-    return {**measure(logits, examples.labels, teacher_logits), "parameters": file.parameters, **unknown}
+    return {**measure(outputs, examples.labels, teacher), "parameters": file.parameters, **unknown}
 
 
 def describe_data(splits: Splits) -> dict:
@@ -81,6 +94,7 @@ def describe_data(splits: Splits) -> dict:
     return {
         "source": splits.source,
         "fingerprint": splits.fingerprint,
+        **({} if splits.head is None else {"head": splits.head}),
         **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
         **few_labels.label_counts(splits),
     }
@@ -88,23 +102,30 @@ def describe_data(splits: Splits) -> dict:
 
 def judge_seeds(arms: Arms) -> dict:
     """The verdict, student against control, over the seeds that have been trained so far."""
-    recipe, student, control = arms.recipe, _correct(arms, "student"), _correct(arms, "control")
-    accuracies = [[float(correct.mean()) for correct in arm] for arm in (student, control)]
-    only = None
-    if arms.seeds == 1:
-        only = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
+    recipe, student, control = arms.recipe, _scores(arms, "student"), _scores(arms, "control")
+    means = [[scores.mean_score(of_seed) for of_seed in arm] for arm in (student, control)]
+    options: dict = {"metric": scores.metric_of(arms.splits)}
+    if arms.seeds == 1 and not arms.splits.classifies:
+        options["scores"] = student[0], control[0]
+    elif arms.seeds == 1:
+        options["discordant"] = int((student[0] & ~control[0]).sum()), int((control[0] & ~student[0]).sum())
     looks = range(recipe.seeds, recipe.max_seeds + 1) if recipe.max_seeds else ()
-    return verdict.judge(*accuracies, len(arms.splits.test), only, margin=recipe.margin, looks=looks)
+    return verdict.judge(*means, len(arms.splits.test), margin=recipe.margin, looks=looks, **options)
 
 
 def compare_teacher(arms: Arms) -> dict:
     """The model that teaches the students against the control of the first seed, see `expectation.teacher_lead`."""
+    names = teaching_name(arms.recipe), "control"
     for split, examples in lead_examples(arms.recipe, arms.splits).items():
-        teacher, control = (
-            predict(arms.models[name], examples.images).argmax(axis=1) == examples.labels
-            for name in (teaching_name(arms.recipe), "control")
-        )
-        lead = expectation.teacher_lead(teacher, control, split)
+        models = [arms.models[name] for name in names]
+        outputs = [scores.outputs_on(model, examples, arms.splits) for model in models]
+        of_examples = [
+            scores.scores_of(model, output, examples, arms.splits)
+            for model, output in zip(models, outputs, strict=True)
+        ]
+        if not arms.splits.classifies:
+            return expectation.lead_of_scores(*of_examples, scores.metric_of(arms.splits), split)
+        lead = expectation.teacher_lead(*of_examples, split)
         if lead["decidable"]:
             break
     return lead
@@ -117,8 +138,8 @@ def lead_examples(recipe: Recipe, splits: Splits) -> dict[str, Examples]:
     they may be too few (with few labels), and a teacher that comes trained may have been trained on them, as they are
     training images: then only the test images are new to it. They pick the teacher at most.
     """
-    networks, classes = (recipe.teacher, *recipe.more_teachers), len(splits.class_names)
-    if recipe.assistants or all(needs_training(network, classes) for network in networks):
+    networks = (recipe.teacher, *recipe.more_teachers)
+    if recipe.assistants or all(needs_training(network, splits.sizes) for network in networks):
         return {"validation": splits.validation, "test": splits.test}
     return {"test": splits.test}
 
@@ -143,24 +164,24 @@ def log_verdict(verdict: dict | None, folder: Path) -> None:
     writer.close()
 
 
-def _correct(arms: Arms, arm: str) -> np.ndarray:
-    """Whether the model of each seed classifies each test image correctly, bool `[seeds, n]`."""
-    labels = arms.splits.test.labels
-    return np.stack([arms.test_logits(numbered(arm, place)).argmax(axis=1) == labels for place in range(arms.seeds)])
+def _scores(arms: Arms, arm: str) -> np.ndarray:
+    """The score of each test example under the model of each seed, `[seeds, n]`, see `scores.scores_of`."""
+    return np.stack([arms.test_scores(numbered(arm, place)) for place in range(arms.seeds)])
 
 
-def _exported(arms: Arms, profiles: list[Profile], logits: np.ndarray) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Profile -> its checked file, and profile -> why there is none. `logits` are the student's on the test images."""
-    student, splits, folder = prepare(arms.models["student"]), arms.splits, arms.folder.path
+def _exported(arms: Arms, profiles: list[Profile], outputs: scores.Outputs) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Profile -> its checked file, and profile -> why there is none. `outputs`: the student's on the test examples."""
+    splits, folder = arms.splits, arms.folder.path
+    student = prepare(arms.models["student"], splits.head)
     files, refused = export_profiles(
         student,
         folder,
         profiles,
-        splits.train.images,
+        splits.train.inputs,
         splits.test,
         # A student in mixed precision computes other logits than its files, which are float32.
-        model_logits=logits if student.model is arms.models["student"] else None,
-        class_names=splits.class_names,
+        model_logits=outputs if student.model is arms.models["student"] and splits.classifies else None,
+        class_names=splits.class_names or None,
         about={"recipe": as_dict(arms.recipe), "data": splits.fingerprint},
         say=arms.say,
     )

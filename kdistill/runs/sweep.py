@@ -30,6 +30,7 @@ from kdistill.runs.arms import IMAGES, Arms
 from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run, check_students
 from kdistill.runs.results import describe_data, log_verdict, measure_model, teaching_name
+from kdistill.runs.scores import check_classifies
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
@@ -75,6 +76,7 @@ def sweep(
     check_precision(recipe.precision)
     groups = grid.students(settings := grid.settings(recipe, axes))
     splits = load(recipe.data, data_dir, download, say=say)
+    check_classifies(splits, "kdistill sweep")
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, cache=str(cache), download=download, say=say)
         check_students([group[0].recipe for group in groups.values()], splits)
@@ -84,11 +86,11 @@ def sweep(
             say(f"Data: {splits.source}. Sweep folder: {folder.path}")
             say(f"{len(settings)} settings need {len(groups)} students{same}; seeds: {recipe.seeds}")
             arms = Arms(recipe, splits, folder, say, download=download)
-            taps = {tap for group in groups.values() for tap in teacher_taps(group[0].recipe.distill.terms)}
-            arms.fit_teacher(taps)
+            terms = [group[0].recipe.distill.terms for group in groups.values()]
+            arms.fit_teacher({tap: setting for own in terms for tap, setting in teacher_taps(own).items()})
             by_seed = _train_all(arms, groups, together, cache)
             name = teaching_name(recipe)
-            row = measure_model(arms, name, splits.test, arms.test_logits(name))
+            row = measure_model(arms, name, splits.test, None, arms.test_outputs(name))
             result = _result(arms, axes, groups, by_seed) | {"teacher": row}
             curves = {str(seed): by_seed[seed]["curves"] for seed in result["seeds"]}
             files.write_text(folder.path / "curves.json", json.dumps(curves) + "\n")

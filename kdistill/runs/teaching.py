@@ -1,6 +1,6 @@
 """How the students of a run get their teacher's outputs: from its forward pass, or from the teacher cache."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -9,11 +9,12 @@ from kdistill.data.few_labels import for_student
 from kdistill.data.splits import Splits
 from kdistill.formats.kinds import file_fingerprint
 from kdistill.networks import folding
-from kdistill.recipe import Recipe
+from kdistill.recipe import SCHEMES, Recipe, Stage
 from kdistill.runs.folder import RunFolder
 from kdistill.schema import plain
+from kdistill.teachers.cache_choice import cache_pays
 from kdistill.teachers.normalizations import time_sentence
-from kdistill.teachers.replay import Replay, cache_pays
+from kdistill.teachers.replay import Replay
 from kdistill.training.strategy import Devices
 
 IMAGES = 256  # validation images on which the copy for inference is compared with the teacher
@@ -24,6 +25,7 @@ class Teaching:
 
     Attributes:
         foreign: whether the teacher is no Keras model; then its outputs are always stored, unless the cache is off.
+        taps: the layers of the teacher that the students use, with the settings that name them.
         model: the teacher for forward passes: on one device a copy for inference, with normalization folded into the
             weights and in `recipe.teacher_precision`. The layers in `taps` keep their outputs.
     """
@@ -36,16 +38,16 @@ class Teaching:
         folder: RunFolder,
         devices: Devices,
         say: Callable[[str], None],
-        taps: Collection[str] = (),
+        taps: dict[str, str] | None = None,
         foreign: bool = False,
     ):
-        self.foreign = foreign
+        self.foreign, self.taps = foreign, dict(taps or {})
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
         self.model = teacher
         self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
-        if not devices.strategy:
+        if not devices.strategy and splits.classifies and splits.has_images:
             images = splits.validation.images[:IMAGES]
-            self.model = folding.checked_inference_copy(teacher, images, recipe.teacher_precision, say, taps)
+            self.model = folding.checked_inference_copy(teacher, images, recipe.teacher_precision, say, self.taps)
 
     def views(self, seed: int) -> dict:
         """Seed and repetition of the views of the training images, for control and student of this seed."""
@@ -74,9 +76,33 @@ class Teaching:
         replay.build(replay.views(self.recipe.training.epochs, self.recipe.cache.views), self.say)
         return replay
 
+    def replay_for_stage(self, name: str, stage: Stage, cache: str) -> Replay | None:
+        """The teacher's stored outputs for a stage of compression, as `replay`; None: the teacher runs.
+
+        Without augmentation they are those of the students; with it, those of its own batches.
+        """
+        if not self.splits.has_images or not self.splits.classifies:
+            return None
+        root = None if cache in ("auto", "off") else cache
+        recipe, files = self.recipe, self._files()
+        own = recipe.data, stage.batch_size, recipe.seed, root, recipe.cache.top_k
+        stored = Replay(self.model, for_student(self.splits), *own, files=files)
+
+        def folder() -> str:
+            if cache == "off":
+                return ""
+            fits = len(SCHEMES[stage.scheme])
+            pays = cache_pays(stored, cache, stage.epochs, None, fits, self.say, always=self.foreign)
+            return str(stored.root.resolve()) if pays else ""
+
+        if not self.folder.choice(name, "cache", folder):
+            return None
+        stored.build(stored.views(stage.epochs), self.say)
+        return stored
+
     def _cache_folder(self, seed: int, cache: str, fits: int) -> str | None:
         """The folder to store outputs in, or None if the cache is off or does not pay."""
-        if cache == "off":
+        if cache == "off" or not self.splits.classifies:
             return None
         replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
         if replay.by_image or settings.seed is not None:  # the seeds share what is stored
@@ -101,6 +127,7 @@ class Teaching:
                 root,
                 recipe.cache.top_k,
                 files=self._files(),
+                taps=self.taps,
             )
         return self._replays[key]
 

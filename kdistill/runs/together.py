@@ -4,9 +4,8 @@ from collections.abc import Collection
 
 from kdistill.data import few_labels
 from kdistill.errors import InputError
-from kdistill.evaluation import input_checks
 from kdistill.recipe.objective import teacher_taps
-from kdistill.runs.arms import IMAGES, Arms, numbered, with_warning
+from kdistill.runs.arms import Arms, numbered, unscaled_warning, with_warning
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
@@ -41,6 +40,7 @@ def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -
     names = {numbered(kind, place): (kind, place) for place in places for kind in ("control", "student")}
     several = max(arms.recipe.seeds, arms.recipe.max_seeds or 1) > 1
     alone = arms.devices.strategy or arms.profile or together == 1 or (together is None and not several)
+    alone = alone or not arms.splits.classifies
     if not arms.devices.strategy:
         for stage, members in _begun(arms, names).items():
             _fit_group(arms, stage, {name: names[name] for name in members}, cache)
@@ -91,7 +91,7 @@ def _fit_group(arms: Arms, stage: str, names: dict[str, tuple[str, int]], cache:
     taps = teacher_taps(recipe.distill.terms)
     teacher = OncePerBatch(frozen(arms.teaching.model, taps=taps))
     # Its outputs are logits, whatever those of the teacher are, so that no student has to look.
-    shown = Adapted(teacher, outputs="logits")
+    shown = Adapted(teacher, outputs="logits") if arms.splits.classifies else teacher
     student_splits, control_splits = few_labels.for_student(arms.splits), few_labels.for_control(arms.splits)
     members, warnings = {}, {}
     for name, (kind, place) in names.items():
@@ -103,7 +103,7 @@ def _fit_group(arms: Arms, stage: str, names: dict[str, tuple[str, int]], cache:
             model = arms.distiller(place, shown)
             member = Member(model, student_splits, **arms.teaching.views(seed), stored=stored)
         members[name] = member
-        warnings[name] = input_checks.unscaled_warning(member.model.student, member.splits.train.images[:IMAGES])
+        warnings[name] = unscaled_warning(member.model.student, member.splits)
     for warning in sorted({*filter(None, warnings.values())}):
         arms.say(f"Warning: {warning}")
     parameters = next(iter(members.values())).model.student.count_params()

@@ -1,7 +1,7 @@
 """A teacher from a file as the Keras model, images of the data -> logits, that a run measures, blends and stores."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import keras
@@ -47,10 +47,38 @@ class Answers(keras.layers.Layer):
         self.built = True
 
     def call(self, images):
+        """Logits `[n, classes]`, or a dict of `logits` and the taps."""
         return self._function(images, self._classes)
 
     def get_config(self):
         return {**super().get_config(), "identity": self._identity}
+
+
+@keras.saving.register_keras_serializable(package="kdistill")
+class Tensor(keras.layers.Layer):
+    """One of the answers, unchanged, so that a term can tap it by its own name, which may be none for a layer."""
+
+    def __init__(self, tap: str, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+        self.tap_name, self.built = tap, True
+
+    def call(self, tensor):
+        return tf.identity(tensor)
+
+    def get_config(self):
+        return {**super().get_config(), "tap": self.tap_name}
+
+
+@keras.saving.register_keras_serializable(package="kdistill")
+class First(keras.layers.Layer):
+    """The first of several tensors: the others are in the graph of the model, but none of its outputs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+        self.built = True
+
+    def call(self, tensors):
+        return tf.nn.leaky_relu(tensors[0], alpha=1.0)  # the graph shows that these are scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +121,11 @@ def settings_of(network: Network) -> dict:
 
 
 def load_teacher(
-    network: Network, shape: tuple[int, int, int], classes: int, say: Callable[[str], None] | None = None
+    network: Network,
+    shape: tuple[int, int, int],
+    classes: int,
+    say: Callable[[str], None] | None = None,
+    taps: Collection[str] = (),
 ) -> TeacherFile:
     """The teacher of a recipe that comes from a file, checked to fit the data.
 
@@ -102,6 +134,7 @@ def load_teacher(
         shape: (height, width, channels) of the data's images.
         classes: the number of classes of the data.
         say: receives how images are changed for it.
+        taps: of terms: layers of a Keras model, or tensors of another format, see `kdistill.teacher`.
 
     Raises `InputError` for a file that cannot be used, another shape, or another number of classes.
     """
@@ -111,7 +144,8 @@ def load_teacher(
         model = saving.load_checked(file, shape, classes)
         adapted = Adapted(model)
     else:
-        adapted = open_file(file, **settings)
+        own = sorted(set(taps)) if kind not in ("Keras", "HDF5") else ()
+        adapted = open_file(file, taps=own, **settings)
         model = as_model(adapted, shape, classes, Path(file).stem)
     foreign = adapted.teacher if isinstance(adapted.teacher, Foreign) else None
     if foreign is not None and foreign.process is not None and say is not None:
@@ -124,6 +158,24 @@ def load_teacher(
     return TeacherFile(
         Path(file).stem, str(file), kind, file_fingerprint(file), versions, parameters or None, model, adapted
     )
+
+
+def load_keras_teacher(network: Network) -> TeacherFile:
+    """The teacher of a recipe for other data than images with a class: a Keras model, taken as it is.
+
+    Raises `InputError` for a file of another format, and for settings of how it sees images.
+    """
+    file, settings = network.file, settings_of(network)
+    kind = format_of(file)
+    if kind != "Keras" or settings:
+        received = f"'{file}' ({kind})" + (f" with {', '.join(settings)}" if settings else "")
+        raise InputError(
+            f"A teacher for data other than images with a class is a .keras file without settings of its own; received "
+            f"{received}. Other formats work in Python: kdistill.Distiller(student, kdistill.teacher(...))."
+        )
+    model = saving.load_model(file)
+    name = Path(file).stem
+    return TeacherFile(name, str(file), kind, file_fingerprint(file), {}, model.count_params(), model, Adapted(model))
 
 
 def as_model(adapted: Adapted, shape: tuple[int, int, int], classes: int, name: str) -> keras.Model:
@@ -146,6 +198,9 @@ def as_model(adapted: Adapted, shape: tuple[int, int, int], classes: int, name: 
             width = teacher.predict(np.asarray(adapted.prepare(tf.constant(noise)))).shape[1]
         _check_classes(subject, width, classes)
         outputs = Answers(teacher, width, teacher.identity, name="answers")(inputs)
+        if teacher.taps:
+            tensors = [Tensor(tap, name=f"tap_{place}")(outputs[tap]) for place, tap in enumerate(teacher.taps)]
+            outputs = First(name="logits")([outputs["logits"], *tensors])
     if isinstance(outputs, dict):
         names = ", ".join(sorted(outputs))
         outputs = next((outputs[key] for key in heads.MAIN_OUTPUTS if key in outputs), None)

@@ -112,7 +112,7 @@ def splits(tmp_path_factory):
 
 def both(splits):
     """The same pixels as an array and encoded."""
-    return (dataclasses.replace(splits.train, images=splits.train.images[:]), splits.train)
+    return (dataclasses.replace(splits.train, inputs=splits.train.images[:]), splits.train)
 
 
 def epoch_of(examples, data, epoch=0, first=0, seed=4, batch=5):
@@ -198,7 +198,7 @@ def test_every_way_of_decoding_in_one_folder(tmp_path):
                 picture = content(picture_of(COLORS[name], size, size + 5), kind)
                 (tmp_path / part / name / f"{size}.{kind}").write_bytes(picture)
     encoded = load(ENCODED, tmp_path, say=lambda text: None).test
-    array = dataclasses.replace(encoded, images=encoded.images[:])
+    array = dataclasses.replace(encoded, inputs=encoded.images[:])
     assert set(center_crop_boxes(encoded.images.store.headers, SIDE)[:, 4]) == {0, 1, 3, 4}
     assert same(epoch_of(array, ENCODED, batch=4), epoch_of(encoded, ENCODED, batch=4))
 

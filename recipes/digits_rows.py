@@ -1,0 +1,39 @@
+"""Digits as sequences of 28 rows: a recurrent teacher, and a student of 1D convolutions that a microcontroller runs.
+
+    kdistill run digits_rows                       the sample of MNIST that ships with kdistill
+    kdistill run digits_rows --data-dir FOLDER     all of MNIST
+
+The teacher is a bidirectional GRU, which int8 profiles do not take; the student has no recurrent layer.
+"""
+
+import dataclasses
+
+from kdistill.recipe import Data, Distill, Network, Recipe, Training
+
+
+def recipe(variant: str = "default") -> Recipe:
+    """Variants: `default`; `smoke`, an epoch on few sequences."""
+    if variant not in ("default", "smoke"):
+        raise KeyError(variant)
+    base = Recipe(
+        name="digits_rows",
+        variant=variant,
+        data=Data("digits_rows"),
+        teacher=Network("gru", {"units": 128}),
+        student=Network("conv1d", {"widths": [6, 8, 10]}),
+        teacher_training=Training(epochs=16, batch_size=128, learning_rate=3e-3, warmup=0.05),
+        training=Training(epochs=12, batch_size=128, learning_rate=1e-2, warmup=0.05),
+        distill=Distill(distillation_weight=0.9, temperature=4.0),
+        exports=("reference", "phone_cpu", "npu"),
+    )
+    if variant == "default":
+        return base
+    short = Training(epochs=1, batch_size=64, learning_rate=3e-3)
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, train_limit=192),
+        teacher=Network("gru", {"units": 16}),
+        teacher_training=short,
+        training=short,
+        exports=("reference",),
+    )

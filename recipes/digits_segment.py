@@ -1,0 +1,40 @@
+"""Digits on a canvas, pixel by pixel: a U-Net teaches a smaller one which digit each pixel belongs to.
+
+    kdistill run digits_segment                       the sample of MNIST that ships with kdistill
+    kdistill run digits_segment --data-dir FOLDER     all of MNIST
+
+4,000 training and 1,000 test canvases of 48x48 are made of one to three digits each, of which some overlap; pixels are
+background or one of ten digits. Teacher and student are U-Nets.
+"""
+
+import dataclasses
+
+from kdistill.recipe import Data, Distill, Network, Recipe, Training
+
+
+def recipe(variant: str = "default") -> Recipe:
+    """Variants: `default`; `smoke`, an epoch on few canvases."""
+    if variant not in ("default", "smoke"):
+        raise KeyError(variant)
+    base = Recipe(
+        name="digits_segment",
+        variant=variant,
+        data=Data("digits_segment"),
+        teacher=Network("unet", {"widths": [12, 24, 36]}),
+        student=Network("unet", {"widths": [4, 8, 12]}),
+        teacher_training=Training(epochs=5, batch_size=64, learning_rate=3e-3, warmup=0.05),
+        training=Training(epochs=5, batch_size=64, learning_rate=1e-2, warmup=0.05),
+        distill=Distill(distillation_weight=0.9, temperature=2.0),
+        exports=("reference", "phone_gpu", "npu"),
+    )
+    if variant == "default":
+        return base
+    short = Training(epochs=1, batch_size=32, learning_rate=3e-3)
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, train_limit=96),
+        teacher=Network("unet", {"widths": [8, 16]}),
+        teacher_training=short,
+        training=short,
+        exports=("reference",),
+    )
