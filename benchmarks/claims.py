@@ -1,12 +1,15 @@
 """Checks the page of evidence: every claim has what it needs, and README states no other figures.
 
     python benchmarks/claims.py [README.md [docs/experiments.md]]
+    python benchmarks/claims.py --row RUN_FOLDER MACHINE      the row of a finished run, for the table
 
 A claim is a row of the tables in `docs/experiments.md`. Differences, intervals and verdicts have to fit together; every
 figure of README outside of its code (a number with decimals, or of 1,000 and more) has to stand in one of the rows.
 Standard library only. The exit status is 1 if something does not agree.
 """
 
+import datetime
+import json
 import re
 import sys
 from pathlib import Path
@@ -72,8 +75,26 @@ def check(readme: str, page: str) -> list[str]:
     ]
 
 
+def row_of(report: dict, machine: str, day: str) -> str:
+    """The row of a run's report for the table of claims; paths are left out of its command."""
+    verdict = report["verdict"]
+    control, student = (100 * sum(verdict[arm]) / len(verdict[arm]) for arm in ("control", "student"))
+    value, low, high = (100 * verdict[key] for key in ("difference", "low", "high"))
+    command = re.sub(r" --(?:out|cache) \S+| --resume| --force", "", report["command"])
+    command = re.sub(r"--data-dir \S+", "--data-dir FOLDER", re.sub(r"--teacher \S+", "--teacher FILE", command))
+    command = re.sub(r"(run|sweep) \S*?(\w+)\.py", r"\1 \2", command)
+    difference = f"{value:+.2f}, {low:+.2f} to {high:+.2f}"
+    cells = ("...", f"`{command}`", verdict["seeds"], f"{control:.2f}", f"{student:.2f}", difference, verdict["word"])
+    return "| " + " | ".join(map(str, (*cells, f"{machine}, {day}"))) + " |"
+
+
 def main(arguments: list[str]) -> int:
-    """Prints what does not agree. Returns the exit status."""
+    """Prints what does not agree, or a row. Returns the exit status."""
+    if arguments[:1] == ["--row"]:
+        path = Path(arguments[1]) / "report.json"
+        day = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+        print(row_of(json.loads(path.read_text()), arguments[2], day))
+        return 0
     paths = [ROOT / "README.md", ROOT / "docs" / "experiments.md"]
     readme, page = (Path(path).read_text() for path in (*arguments, *paths[len(arguments) :]))
     findings = check(readme, page)

@@ -1,5 +1,6 @@
 """The page of evidence agrees with itself and with README; what does not agree is named. See benchmarks/claims.py."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,15 @@ def test_figures_of_readme_without_a_row():
     assert findings(ROW, fine.replace("0.45", "0.46")) == ["README states 0.46, which is in no row"]
     assert findings(ROW, "| 98.83% | 15,785 |") == ["README states 15,785, which is in no row"]
     assert claims.check("", "no tables") == ["expected tables under '## Claims' and '## Other figures'"]
+
+
+def test_the_row_of_a_run_is_a_whole_claim(tmp_path, capsys):
+    verdict = {"word": "BETTER", "seeds": 2, "control": [0.75, 0.76], "student": [0.77, 0.775]}
+    verdict |= {"difference": 0.0175, "low": 0.001, "high": 0.034}
+    command = "kdistill run /x/cifar10.py --variant tiny --data-dir /x/data --teacher /x/t.keras --seeds 2 --out /x/run"
+    (tmp_path / "report.json").write_text(json.dumps({"command": command, "verdict": verdict}))
+    assert claims.main(["--row", str(tmp_path), "B"]) == 0
+    row = capsys.readouterr().out.strip()
+    assert "`kdistill run cifar10 --variant tiny --data-dir FOLDER --teacher FILE --seeds 2`" in row
+    assert "| 2 | 75.50 | 77.25 | +1.75, +0.10 to +3.40 | BETTER | B, 20" in row and "/x" not in row
+    assert findings(row) == [] and findings(row.replace("77.25", "77.35"))
