@@ -227,6 +227,9 @@ def compress(
     layer_sparsity: Annotated[list[str] | None, typer.Option(help="LAYER=SHARE; may be repeated.")] = None,
     layer_clusters: Annotated[list[str] | None, typer.Option(help="LAYER=NUMBER; may be repeated.")] = None,
     seed: Annotated[int, number(0, MOST["seed"], "Of order, augmentation and clusters.")] = 0,
+    cache: Annotated[
+        str, typer.Option(help="The teacher's stored outputs: auto where they pay, a folder, or off.")
+    ] = "auto",
     mean: Mean = None,
     std: Std = None,
     as_json: Json = False,
@@ -255,6 +258,8 @@ def compress(
     if objective and not teacher:
         option = "--weight" if "distillation_weight" in objective else "--temperature"
         raise InputError(f"{option} does nothing without a teacher. Add --teacher, or remove {option}.")
+    if cache not in ("auto", "off") and not teacher:
+        raise InputError("--cache does nothing without a teacher. Add --teacher, or remove --cache.")
     if teacher and not SCHEMES[scheme]:
         raise InputError(f"--teacher does nothing with the scheme '{scheme}', which trains nothing. Remove it.")
     import_tensorflow()
@@ -270,6 +275,7 @@ def compress(
     teacher_model = load_teacher(network_of(teacher), shape, classes, say).model if teacher else None
     options = {**objective, "augment": Data(shift=shift), "seed": seed, "say": say}
     options |= {"mean": mean or None, "std": std or None}
+    options |= {"cache": cache} if teacher else {}
     report = compressions.to_folder(student, stage, teacher_model, splits, out, **options)
     if not as_json:
         show_table(*layer_table(report["layers"]))

@@ -24,6 +24,7 @@ from kdistill.compression.quantized_file import (
     first_images,
 )
 from kdistill.compression.resume import FinishedSteps, settings_of
+from kdistill.compression.stored import stored_outputs, with_stored
 from kdistill.conversion.convert import convert
 from kdistill.conversion.float32 import prepare
 from kdistill.conversion.graph import layer_of
@@ -34,6 +35,7 @@ from kdistill.networks.keras_internals import leaf_layers
 from kdistill.recipe import SCHEMES, Data, Stage, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
 from kdistill.teachers.input_range import normalization
+from kdistill.teachers.replay import Replay
 from kdistill.tflite.flatbuffer import parse, stayed_float
 
 Number = float | keras.optimizers.schedules.LearningRateSchedule
@@ -110,6 +112,7 @@ def compress(
     check: str | None = "raise",
     mean=None,
     std=None,
+    cache: str | Path | Replay | None = None,
     **settings,
 ) -> Compressed:
     """Compresses a trained student; the student itself does not change.
@@ -144,6 +147,9 @@ def compress(
         mean, std: student and teacher were trained on `(pixel - mean) / std`: numbers, or one for each channel. The new
             model computes this in its first layer, so that it and its file take raw pixels. None: both get the images
             as they are; a `UserWarning` names another range if accuracy or layers show that they expect it.
+        cache: a folder of teacher caches, or "auto" for the default one where it pays: each step trains on the stored
+            outputs of the teacher, which runs once for the images of an epoch, or not at all if a run has stored them.
+            `data` is then `Splits`, and the teachers are Keras models. None: the teacher runs in every step.
         settings: fields of `Stage`, such as `epochs=3` or `final_sparsity=0.5`, where `stage` is a name.
 
     Returns:
@@ -176,6 +182,9 @@ def compress(
     inputs.check_layers(stage, network)
     inputs.check_quantizable(prepared.model, stage, network, lambda: to_tf_keras(prepared.model, handlers))
     predict = None if teacher is None else inputs.checked_teacher(teacher, shape, head.classes)
+    stored = stored_outputs(cache, teacher, data, stage, seed, augment, say)
+    if stored is not None:
+        batches = with_stored(batches, stored, data)
     loss = finetune.StudentLoss(predict, distillation_weight, temperature, head.kind == "probabilities", terms)
     goals = tfmot.Goals.of_stage(stage)
     settings = settings_of(
@@ -188,6 +197,7 @@ def compress(
         predict is not None,
         batches.steps,
         *(stated or ()),
+        *(() if stored is None else ("cache", stored.train.key)),
     )
     finished = FinishedSteps(keep, settings, goals, say)
     model = clone(prepared.model)

@@ -24,17 +24,24 @@ STEPS_PER_EXECUTION = 16
 
 @dataclass(frozen=True)
 class Batches:
-    """Training batches `(float32 images, labels)` by epoch, `steps` in an epoch, and those of validation."""
+    """Training batches `(float32 images, labels)` by epoch, `steps` in an epoch, and those of validation.
+
+    `taught`: the same batches with targets `{"labels": ..., "teacher_logits": ...}`, where outputs of the teacher are
+    stored, and `taught_validation` likewise.
+    """
 
     of_epoch: Callable[[int], tf.data.Dataset]
     steps: int
     validation: tf.data.Dataset | None = None
+    taught: Callable[[int], tf.data.Dataset] | None = None
+    taught_validation: tf.data.Dataset | None = None
 
     def all(self, epochs: int) -> tf.data.Dataset:
-        """The batches of all epochs, one after the other."""
-        joined = self.of_epoch(0)
+        """The batches of all epochs to train on, one after the other."""
+        of_epoch = self.taught or self.of_epoch
+        joined = of_epoch(0)
         for epoch in range(1, epochs):
-            joined = joined.concatenate(self.of_epoch(epoch))
+            joined = joined.concatenate(of_epoch(epoch))
         return without_autotuning(joined.prefetch(PREFETCH))
 
 
@@ -51,6 +58,8 @@ class Watch:
 
 class StudentLoss:
     """The loss of `Distiller` as (images, labels, outputs, step) -> means, and the number of examples in each.
+
+    Labels may come with stored outputs of the teacher, see `Batches.taught`, which then does not run.
 
     The means are `loss`, its parts `hard`, `kd` and the terms, and `accuracy`. A class below 0 means "unlabeled":
     `hard` and `accuracy` are means over the labeled examples.
@@ -88,6 +97,9 @@ class StudentLoss:
         return loss
 
     def __call__(self, images, labels, outputs, step) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        stored = None
+        if isinstance(labels, dict):
+            labels, stored = labels["labels"], labels["teacher_logits"]
         # log p are logits of p: the softmax of a quantized network does not give its own.
         logits = (
             tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), self._smallest)) if self._probabilities else outputs
@@ -100,7 +112,8 @@ class StudentLoss:
             total, parts = hard, {"hard": hard, "kd": tf.zeros_like(hard)}
         else:
             settings = {name: _at(number, step) for name, number in self._numbers.items()}
-            total, parts = step_loss(hard, logits, self._teacher(images), labels, settings, self._terms)
+            taught = self._teacher(images) if stored is None else tf.cast(stored, tf.float32)
+            total, parts = step_loss(hard, logits, taught, labels, settings, self._terms)
         means = {name: tf.reduce_mean(values) for name, values in {"loss": total, **parts}.items()}
         means["accuracy"] = tf.math.divide_no_nan(tf.reduce_sum(is_right(labels, logits) * mask), labeled)
         return means, dict.fromkeys(means, examples) | {"hard": labeled, "accuracy": labeled}
@@ -207,7 +220,7 @@ def fit(
             batches.all(epochs),
             epochs=epochs,
             steps_per_epoch=batches.steps,
-            validation_data=batches.validation,
+            validation_data=batches.validation if batches.taught is None else batches.taught_validation,
             verbose=0,
             callbacks=watchers,
         ).history

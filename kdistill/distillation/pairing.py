@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
 
 from kdistill.errors import InputError
 from kdistill.networks.keras_internals import layers_of
 from kdistill.networks.signatures import class_count
+from kdistill.recipe import Term
+from kdistill.recipe.objective import teacher_taps
 from kdistill.teachers.adapted import Adapted
 
 PREDICTS = ("predict", "predict_on_batch", "predict_step")  # methods of keras.Model that do not run inside of a step
@@ -38,6 +41,24 @@ def other_classes(student: int, teacher: int) -> InputError:
         f"The student has {student} classes, the teacher {teacher}. Give both models one output for each class, "
         "in the same order."
     )
+
+
+def stored_features(stored, terms: dict[str, Term]) -> tuple[object, dict[str, tf.Tensor]]:
+    """The logits among a teacher's outputs that come with the data, and by their taps the features that terms use.
+
+    `stored` is logits, or a dict of `logits` and taps. Raises `InputError` if features are missing.
+    """
+    taps = [tap for tap in teacher_taps(terms) if tap != "logits"]
+    outputs = stored if isinstance(stored, dict) else {"logits": stored}
+    if missing := [tap for tap in ("logits", *taps) if tap not in outputs]:
+        tapping = [name for name, term in terms.items() if term.teacher_tap in missing]
+        subject = f"The terms {', '.join(tapping)} need" if tapping else "A Distiller needs"
+        raise InputError(
+            f"{subject} {', '.join(missing)} of the teacher, which the stored teacher_logits do not contain. Give "
+            "them as well, {'logits': ..., '<teacher_tap>': ...}, or fit on labels alone, so that the teacher runs, or "
+            "remove these terms."
+        )
+    return outputs["logits"], {tap: tf.cast(outputs[tap], tf.float32) for tap in taps}
 
 
 def teacher_failed(error: Exception) -> InputError:

@@ -44,6 +44,7 @@ class Process:
     Attributes:
         about: what the file says of itself, where it does: `shape` (of an image), `outputs`, `output`, `parameters`,
             `mean` and `std`.
+        taps: the shapes of an example's taps by name, known after the first batch.
         versions: of Python and of the packages that the process has loaded.
         restarts: how often it was restarted: once at most.
 
@@ -66,13 +67,13 @@ class Process:
         # An address that is late is a message of the process itself, which need not be restarted.
         self._patience = 1.2 * self.timeout + 1 if kind == "address" else self.timeout
         self.python = _interpreter(python)
-        self.about, self.versions, self.restarts = {}, {}, 0
+        self.about, self.versions, self.taps, self.restarts = {}, {}, {}, 0
         self._lock, self._memory, self._log = threading.Lock(), None, _Log()
         self._child: subprocess.Popen | None = None
         self._start()
 
     def ask(self, images: np.ndarray) -> np.ndarray:
-        """The outputs `[n, columns]`, float32, for a batch of float32 images `[n, ...]`.
+        """The outputs `[n, columns]`, float32, for a batch of float32 images `[n, ...]`: logits, then `taps`.
 
         Raises `InputError` for outputs that are not such an array, and for a process that dies or takes too long twice.
         """
@@ -148,7 +149,7 @@ class Process:
         np.frombuffer(self._memory, np.float32, images.size)[:] = images.ravel()
         self._send({"shape": list(images.shape)})
         message, numbers = self._next(f"did not answer a batch {list(images.shape)} within {self.timeout:g} s")
-        self.versions = message["versions"]
+        self.versions, self.taps = message["versions"], {k: tuple(v) for k, v in message.get("taps", {}).items()}
         return np.frombuffer(numbers, np.float32).reshape(message["shape"]).copy()
 
     def _share(self, size: int) -> None:

@@ -26,8 +26,18 @@ MOST_ANSWER = 1 << 30  # bytes of an answer from an address
 NAMED = ("numpy", "torch", "tensorflow", "keras", "tf_keras", "jax", "onnxruntime", "sklearn", "ai_edge_litert")
 
 
-class Refused(Exception):
-    """What is wrong with the file or its outputs, in a sentence."""
+def beside(name):
+    """A module of the standard library and NumPy in this folder, which another Python has no package for."""
+    spec = importlib.util.spec_from_file_location(
+        "kdistill_" + name, os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+batch_outputs = beside("batch_outputs")
+Refused, describe = batch_outputs.Refused, batch_outputs.describe
 
 
 def read_frame(stream):
@@ -84,8 +94,18 @@ def open_onnx(path, options):
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     usable = [name for name in ("CUDAExecutionProvider",) if name in onnxruntime.get_available_providers()]
+    taps = options.get("taps", [])
+    content = path
+    if taps:
+        graph = beside("onnx_graph")
+        try:
+            content = graph.with_taps(path, taps)
+        except graph.Unusable as error:
+            raise Refused(str(error)) from None
+        folder = os.path.dirname(os.path.abspath(path))  # of weights in files of their own
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     try:
-        session = onnxruntime.InferenceSession(path, settings, providers=[*usable, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, settings, providers=[*usable, "CPUExecutionProvider"])
     except Exception as error:
         raise Refused(f"its file is damaged, or no ONNX that onnxruntime runs ({describe(error)}).") from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -95,13 +115,19 @@ def open_onnx(path, options):
     kinds = {"tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8", "tensor(uint8)": "u1"}
     if inputs[0].type not in kinds:
         raise Refused(f"its input is {inputs[0].type}; expected float, float16, double or uint8.")
-    place = pick([value.name for value in outputs], options.get("output"))
+    own = [value.name for value in outputs if value.name not in taps] or [value.name for value in outputs]
+    wanted = options.get("output")
+    name = wanted if wanted in taps else own[pick(own, wanted)]
     shape = [size if isinstance(size, int) and size > 0 else None for size in inputs[0].shape]
-    predict = in_fixed_batches(
-        lambda images: session.run([outputs[place].name], {inputs[0].name: as_kind(images, kinds[inputs[0].type])})[0],
-        shape[0] if shape else None,
-    )
-    return predict, {"shape": shape[1:] if len(shape) == 4 else None, "output": outputs[place].name}
+
+    def predict(images):
+        names = sorted({name, *taps})
+        values = session.run(names, {inputs[0].name: as_kind(images, kinds[inputs[0].type])})
+        named = {tap: values[names.index(tap)] for tap in taps}
+        return {"logits": values[names.index(name)], **named} if taps else values[0]
+
+    about = {"shape": shape[1:] if len(shape) == 4 else None, "output": name}
+    return in_fixed_batches(predict, shape[0] if shape else None), about
 
 
 def open_savedmodel(path, options):
@@ -278,12 +304,14 @@ def in_fixed_batches(predict, size):
     def padded(images):
         import numpy as np
 
-        outputs = []
+        parts = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-            outputs.append(np.asarray(predict(filled))[: len(part)])
-        return np.concatenate(outputs)
+            outputs = predict(np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)]))
+            outputs = outputs if isinstance(outputs, dict) else {"": outputs}
+            parts.append({name: np.asarray(values)[: len(part)] for name, values in outputs.items()})
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined.get("", joined)
 
     return padded
 
@@ -291,44 +319,14 @@ def in_fixed_batches(predict, size):
 # -- one batch --------------------------------------------------------------------------------------------------------
 
 
-def checked(outputs, count):
-    """The outputs as float32 `[count, columns]`."""
-    import numpy as np
-
-    if isinstance(outputs, (dict, list, tuple)):
-        raise Refused(f"predict returned a {type(outputs).__name__}; expected one array [n, classes].")
-    try:
-        numbers = np.asarray(outputs)
-    except Exception as error:  # such as a tensor of PyTorch that needs gradients or is on a GPU
-        reason = f"its outputs are no array ({describe(error)}). Of PyTorch, return x.detach().cpu().numpy()."
-        raise Refused(reason) from None
-    if numbers.dtype.name == "bfloat16":
-        numbers = numbers.astype(np.float32)
-    if numbers.dtype.kind != "f":
-        raise Refused(f"its outputs are {numbers.dtype}; expected floating-point logits or probabilities [n, classes].")
-    if numbers.ndim != 2 or len(numbers) != count:
-        raise Refused(f"it gave outputs {numbers.shape} for {count} images; expected [{count}, classes].")
-    if numbers.shape[1] < 2:
-        raise Refused("it gives one number for each image; expected one for each of two classes or more.")
-    if not np.isfinite(numbers).all():
-        rows = int((~np.isfinite(numbers).all(axis=1)).sum())
-        raise Refused(f"it gave NaN or infinity for {rows} of {count} images.")
-    return np.ascontiguousarray(numbers, np.float32)
-
-
-def describe(error):
-    """Kind and first line of an exception."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def answer(predict, memory, message):
-    """The outputs for the batch that the message describes."""
+def answer(predict, memory, message, taps=()):
+    """The outputs `[n, columns]` for the batch that the message describes, and the shapes of taps by name."""
     import numpy as np
 
     shape = tuple(message["shape"])
     images = np.frombuffer(memory, np.float32, int(np.prod(shape))).reshape(shape).copy()
     try:
-        return checked(predict(images), shape[0])
+        return batch_outputs.checked(predict(images), shape[0], taps)
     except Refused:
         raise
     except BaseException as error:  # SystemExit too: the user's code may raise anything
@@ -385,9 +383,10 @@ def main(kind, target, options):
                     memory = mmap.mmap(file.fileno(), message["bytes"])
                 write_frame(outgoing, {})
                 continue
-            outputs = answer(predict, memory, message)
+            outputs, taps = answer(predict, memory, message, options.get("taps", ()))
             sys.stdout.flush()
-            write_frame(outgoing, {"shape": list(outputs.shape), "versions": versions()}, outputs.tobytes())
+            reply = {"shape": list(outputs.shape), "taps": taps, "versions": versions()}
+            write_frame(outgoing, reply, outputs.tobytes())
         except Refused as refused:
             write_frame(outgoing, {"refused": str(refused)})
 

@@ -67,8 +67,8 @@ def _run(graph: keras.Function, inputs, tensors: dict[str, list], prefix: str):
     """The outputs of `graph` on new inputs. Appends what every tap gives to its list in `tensors`."""
 
     def call(layer, *args, **kwargs):
-        name = f"{prefix}{layer.name}"
-        if any(tap.startswith(f"{name}/") for tap in tensors):
+        name = f"{prefix}{tap_name(layer)}"
+        if graph_of(layer) is not None and any(tap.startswith(f"{name}/") for tap in tensors):
             outputs = call_nested(layer, name, *args, **kwargs)
         else:
             outputs = layer(*args, **kwargs)
@@ -92,12 +92,17 @@ def _run(graph: keras.Function, inputs, tensors: dict[str, list], prefix: str):
     return run_graph(graph, inputs, call)
 
 
+def tap_name(layer) -> str:
+    """The name by which a term taps a layer: its own, or that of a tensor of another format, which it states."""
+    return getattr(layer, "tap_name", None) or layer.name
+
+
 def _layer_names(graph: keras.Function, prefix: str = "") -> list[str]:
     names = []
     for layer in graph.operations:
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        names.append(f"{prefix}{layer.name}")
+        names.append(f"{prefix}{tap_name(layer)}")
         nested = graph_of(layer)
         if nested is not None:
             names += _layer_names(nested, f"{prefix}{layer.name}/")

@@ -30,13 +30,14 @@ from kdistill.teachers.foreign import failures_as_messages
 LABELS = "_labels"  # ends the name of a student that was fine-tuned on labels alone
 
 
-def run_stages(arms: Arms) -> dict[str, dict]:
+def run_stages(arms: Arms, cache: str = "off") -> dict[str, dict]:
     """Compresses the student of a run by the stages of its recipe, and writes and checks their files.
 
     Every stage continues from the one before, once with the teacher (`pqat`) and once on labels alone (`pqat_labels`),
     beginning with the same student. Puts the models into `arms.models`; loads those that the run folder already has.
     Returns name -> `as_record` of the compression, seconds, teacher (whether it was used) and file. A compression that
     fails, and those that would continue from it, are `refused` with the reason; the next session tries them again.
+    `cache`: as for `kdistill.run`.
     """
     records, students = {}, {"": arms.models["student"], LABELS: arms.models["student"]}
     failures = {}  # the first failed compression, by the end of names
@@ -52,7 +53,7 @@ def run_stages(arms: Arms) -> dict[str, dict]:
                 records[name] = _failed(arms, name, stage, before, with_teacher=not end)
                 continue
             try:
-                students[end], records[name] = _run_stage(arms, name, stage, students[end], with_teacher=not end)
+                students[end], records[name] = _run_stage(arms, name, stage, students[end], not end, cache)
                 arms.models[name] = students[end]
             except CheckFailed as error:
                 failures[end] = name
@@ -70,7 +71,7 @@ def _failed(arms: Arms, name: str, stage: Stage, error: CheckFailed, with_teache
 
 
 def _run_stage(
-    arms: Arms, name: str, stage: Stage, student: keras.Model, with_teacher: bool
+    arms: Arms, name: str, stage: Stage, student: keras.Model, with_teacher: bool, cache: str
 ) -> tuple[keras.Model, dict]:
     finished = arms.folder.finished(name)
     if finished:
@@ -82,6 +83,7 @@ def _run_stage(
     if with_teacher and SCHEMES[stage.scheme]:
         objective, ended = _objective(arms.recipe.distill)
         objective["teacher"] = arms.models["teacher"]
+        objective["cache"] = arms.teaching.replay_for_stage(name, stage, cache)
         if ended:
             arms.say(
                 f"{name}: the terms of logits continue; those of layers ({', '.join(ended)}) end with the training"

@@ -131,7 +131,7 @@ def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str, 
     if arms.recipe.compress:
         from kdistill.runs.compressions import run_stages  # imports tf_keras, for those who compress
 
-        compressions = run_stages(arms)
+        compressions = run_stages(arms, cache)
     report = results.measure_run(arms, profiles, compressions)
     page.save(report, arms.folder.path)
     results.log_verdict(report["verdict"], arms.folder.path / "logs" / "verdict")

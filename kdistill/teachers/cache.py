@@ -41,7 +41,7 @@ class Cache:
         identity: everything that determines the numbers, JSON-ready; its hash names the cache.
         rows: rows of a view.
         part_rows: rows of a part, which is one file. The last part of a view may have fewer.
-        classes: logits of a row.
+        classes: numbers of a row: logits, and those of the taps behind them.
         top_k: number of logits to keep of a row, with the log-sum-exp of the others. None keeps all.
         description: facts for readers of `about.json`, such as where the data came from.
     """
@@ -199,7 +199,7 @@ def pack(logits: np.ndarray, top_k: int | None) -> np.ndarray:
         narrow = logits.astype(np.float16)
     if not np.isfinite(narrow).all():
         raise CheckFailed(
-            f"The teacher's logits reach {np.abs(logits).max():g}; float16 ends at 65504. The teacher is broken, or "
+            f"The teacher's outputs reach {np.abs(logits).max():g}; float16 ends at 65504. The teacher is broken, or "
             "its inputs are not scaled as it expects. Check its test accuracy, or use --cache off."
         )
     if not top_k:

@@ -4,6 +4,7 @@ Keras models run here; everything else in a process of its own (`formats.process
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kdistill.teachers.frozen import frozen
 
 PROCESSES = {"HDF5": "Keras 2 HDF5"}  # what runs a format that has another name there
 NOISE_IMAGES = 8  # that show how many classes there are, where a graph has to know it
+WITH_TAPS = ("ONNX", "Python file")  # formats that give tensors besides the logits
 BATCH = 256  # images of which `store_teacher` computes the outputs at a time
 FAILURES: dict[str, InputError] = {}  # of teachers, by their text: TensorFlow passes on the text only
 
@@ -34,6 +36,8 @@ class Foreign:
         kind: `logits` or `probabilities`. None: the first batch shows it.
         channels_first: whether the teacher takes [n, channels, height, width].
         classes: the places of the data's classes among its own.
+        taps: names of tensors inside of it whose values its process gives behind the logits. Those of
+            `channels_first` with four axes become [n, height, width, channels].
 
     Attributes:
         process: that runs it; None for stored outputs.
@@ -41,22 +45,40 @@ class Foreign:
         width: the number of classes, where it is known without a batch.
     """
 
-    def __init__(self, predict, name: str, identity: dict, kind=None, channels_first: bool = False, classes=None):
-        self.name, self.kind, self.channels_first = name, kind, channels_first
+    def __init__(
+        self, predict, name: str, identity: dict, kind=None, channels_first: bool = False, classes=None, taps=()
+    ):
+        self.name, self.kind, self.channels_first, self.taps = name, kind, channels_first, tuple(taps)
         self.classes = None if classes is None else [int(place) for place in classes]
         self.process, self.about, self.width = None, {}, None
+        self._shapes: dict[tuple, dict[str, tuple]] = {}
         self._predict, self._identity = predict, identity
 
     @property
     def identity(self) -> dict:
         """What determines the outputs, with the versions of the packages that compute them."""
         own = {"kind": self.kind, "channels_first": self.channels_first, "classes": self.classes}
+        own |= {"taps": list(self.taps)} if self.taps else {}
         return {**self._identity, **own, "versions": self.process.versions if self.process else {}}
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """float32 logits `[n, classes]` of images `[n, height, width, channels]`, as `Adapted` prepares them."""
+        return self.predict_with_taps(images)["logits"]
+
+    def predict_with_taps(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """As `predict`: `logits`, and by its name each tap, float32 `[n, ...]`."""
         images = np.asarray(images, np.float32)
         outputs = self._predict(images.transpose(0, 3, 1, 2) if self.channels_first else images)
+        features = {}
+        for name in reversed(self.taps):
+            shape = self.process.taps[name]
+            values = outputs[:, outputs.shape[1] - math.prod(shape) :].reshape(len(outputs), *shape)
+            features[name] = values.transpose(0, 2, 3, 1) if self.channels_first and values.ndim == 4 else values
+            outputs = outputs[:, : outputs.shape[1] - math.prod(shape)]
+        return {"logits": self._logits(outputs), **features}
+
+    def _logits(self, outputs: np.ndarray) -> np.ndarray:
+        """The logits of outputs `[n, columns]` of its own kind and classes."""
         if self.kind is None:
             self.kind = heads.exclusive_kind(
                 heads.kind_of(outputs, lambda: "unknown"), f"The teacher '{self.name}'", "State it: --teacher-outputs."
@@ -76,24 +98,39 @@ class Foreign:
             )
         return np.ascontiguousarray(outputs[:, self.classes])
 
-    def __call__(self, images, width: int | None = None) -> tf.Tensor:
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shapes of an example's logits and taps, for images of this shape."""
+        if not self.taps and self.width is not None:
+            return {"logits": (self.width,)}
+        if shape not in self._shapes:
+            noise = np.random.default_rng(0).normal(size=(NOISE_IMAGES, *shape))
+            values = self.predict_with_taps(noise)
+            self._shapes[shape] = {name: value.shape[1:] for name, value in values.items()}
+        return self._shapes[shape]
+
+    def __call__(self, images, width: int | None = None):
         if not tf.is_symbolic_tensor(images):
-            return tf.constant(self.predict(np.asarray(images)))
+            values = {name: tf.constant(value) for name, value in self.predict_with_taps(np.asarray(images)).items()}
+            return values if self.taps else values["logits"]
 
         def predict(batch):
             try:
-                return self.predict(batch)
+                values = self.predict_with_taps(batch)
             except InputError as error:
                 FAILURES[str(error)] = error
                 raise
+            return [np.ascontiguousarray(values[name]) for name in names]
 
-        if width is None and self.width is None and None not in images.shape[1:]:
-            noise = np.random.default_rng(0).normal(size=(NOISE_IMAGES, *images.shape[1:]))
-            self.width = self.predict(noise).shape[1]
-        width = self.width if width is None else width
-        outputs = tf.numpy_function(predict, [tf.cast(images, tf.float32)], tf.float32)
+        names = ("logits", *self.taps)
+        shapes = {"logits": (width,)}
+        if self.taps or (width is None and None not in images.shape[1:]):
+            shapes = self.shapes(tuple(images.shape[1:]))
+        values = tf.numpy_function(predict, [tf.cast(images, tf.float32)], [tf.float32] * len(names))
+        for place, name in enumerate(names):
+            values[place] = tf.ensure_shape(values[place], [images.shape[0], *shapes[name]])
         # Changes no bit. An operation that gives scores tells who looks at the graph that these are logits.
-        return tf.nn.leaky_relu(tf.ensure_shape(outputs, [images.shape[0], width]), alpha=1.0)
+        logits = tf.nn.leaky_relu(values[0], alpha=1.0)
+        return {"logits": logits, **dict(zip(self.taps, values[1:], strict=True))} if self.taps else logits
 
 
 @contextlib.contextmanager
@@ -121,6 +158,7 @@ def teacher(
     outputs: str | None = None,
     output: str | None = None,
     classes: Sequence[int] | None = None,
+    taps: Sequence[str] = (),
     python: str | None = None,
     timeout: float | None = None,
 ) -> Adapted:
@@ -132,6 +170,8 @@ def teacher(
             but the Keras models run in a process of their own.
         size, channels, bgr, scale, mean, std, outputs, layout, output, classes: as for `Adapted`. None: as the file
             states it, where it does.
+        taps: names of tensors inside of an `.onnx` file, or keys of the dict that `predict` of a `.py` file returns
+            beside `logits`: the `teacher_tap` of terms. A layer of a Keras model needs no entry here.
         python: the interpreter for a `.py` file, an `.onnx` or a SavedModel, in an environment of its own.
         timeout: seconds for the start of the process and for each batch, by default 120.
 
@@ -147,7 +187,13 @@ def teacher(
     plain |= {"size": None if size is None else tuple(size)}
     plain = {key: value for key, value in plain.items() if value is not None}
     ends = {"outputs": outputs, "layout": layout, "output": output, "classes": classes}
+    taps = [tap for tap in dict.fromkeys(taps) if tap != "logits"]
     model = saving.load_model(file) if kind == "Keras" else hdf5.load_hdf5(file) if kind == "HDF5" else None
+    if taps and kind not in WITH_TAPS:
+        layers = "" if model is None else ": it is a Keras model, and teacher_tap names a layer"
+        raise InputError(
+            f"taps={', '.join(taps)} works for {' and '.join(WITH_TAPS)}; '{file}' is {kind}. Leave it out{layers}."
+        )
     if model is not None:
         return Adapted(model, **plain, **ends)
     identity = {"format": kind, "file": file_fingerprint(file), "output": output}
@@ -159,11 +205,11 @@ def teacher(
         foreign = Foreign(outputs_of.predict, name, identity, "logits")
         foreign.width = outputs_of.width
         return Adapted(foreign, outputs="logits")
-    options = {} if output is None else {"output": output}
+    options = ({} if output is None else {"output": output}) | ({"taps": taps} if taps else {})
     process = open_process(PROCESSES.get(kind, kind), str(file), name, options, python, timeout, identity["file"])
     shape = process.about.get("shape")
     first = layout == "channels_first" or (layout is None and _looks_channels_first(shape))
-    foreign = Foreign(process.ask, name, identity, outputs or process.about.get("outputs"), first, classes)
+    foreign = Foreign(process.ask, name, identity, outputs or process.about.get("outputs"), first, classes, taps)
     foreign.process, foreign.about = process, process.about
     if shape and len(shape) == 3:
         height, width, depth = (*shape[1:], shape[0]) if first else shape

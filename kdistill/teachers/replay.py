@@ -8,7 +8,7 @@ serves all epochs, orders, seeds and batch sizes.
 import dataclasses
 import hashlib
 import json
-import shutil
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +26,7 @@ from kdistill.networks.architectures import architecture_of
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision
+from kdistill.recipe.objective import teacher_taps
 from kdistill.teachers.as_model import load_teacher
 from kdistill.teachers.cache import PART_BYTES, Cache, bytes_per_row, pack, unpack
 from kdistill.teachers.foreign import failures_as_messages
@@ -45,7 +46,6 @@ NO_AUGMENTATION = (
 )
 CHUNK_BYTES = 8 << 20  # bytes per read of a memory map: one Python call per batch would cost more
 WAIT_SECONDS = 0.5
-FILLING_COST = 1.1  # of a pass that fills the cache, in passes of the teacher: writing and checksums cost the 0.1
 
 
 class Replay:
@@ -58,6 +58,8 @@ class Replay:
         root: the folder of all caches. None: `kdistill.files.cache_root()`.
         top_k: number of logits to keep of a row, with the mass of the others. None keeps all.
         files: where the teacher came from, dicts of file and fingerprint, for who reads the cache's `about.json`.
+        taps: layers of the teacher whose outputs are stored behind the logits, with the settings that name them; the
+            targets then hold `{"logits": ..., tap: ...}`. The tap `logits` takes no space.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Replay:
         top_k: int | None = None,
         teacher_weights=None,
         files: Sequence[dict] = (),
+        taps: dict[str, str] | None = None,
     ):
         self.splits, self.data, self.seed = splits, data, seed
         self.batch_size = min(batch_size, len(splits.train))
@@ -80,20 +83,32 @@ class Replay:
         classes = len(splits.class_names)
         if top_k is not None and not 1 <= top_k < classes:
             raise InputError(f"cache.top_k expects a number from 1 to {classes - 1}, received {top_k}.")
-        self._predict, self._traced = frozen(teacher, teacher_weights), None
+        taps = {name: setting for name, setting in (taps or {}).items() if name != "logits"}
+        if taps and top_k is not None:
+            raise InputError(
+                f"cache.top_k={top_k} keeps some logits, but {', '.join(taps)} of the teacher are stored whole. Leave "
+                "it out (--set cache.top_k=none)."
+            )
+        self._predict, self._traced = frozen(teacher, teacher_weights, taps), None
+        self.shapes = {"logits": (classes,)}  # of what a row holds, in this order
+        if taps:
+            self.shapes |= tap_shapes(self._predict, splits.train.images.shape[1:], taps)
+        columns = sum(math.prod(shape) for shape in self.shapes.values())
         models = teacher if isinstance(teacher, (list, tuple)) else [teacher]
         identity = {
             "teacher": teacher_fingerprint(models, teacher_weights),
             "data": splits.fingerprint,
             "image": list(splits.train.images.shape[1:]),
         }
+        if taps:
+            identity["taps"] = [[name, list(self.shapes[name])] for name in taps]
         description = {"teacher_name": ", ".join(model.name for model in models), "source": splits.source}
         description["teacher_files"] = list(files)
 
         def cache(split: str, rows: int, batch: int, views: dict) -> Cache:
-            part_rows = batch * max(1, PART_BYTES // (batch * bytes_per_row(classes, top_k)))
+            part_rows = batch * max(1, PART_BYTES // (batch * bytes_per_row(columns, top_k)))
             split_identity = {**identity, "split": split, **views}
-            return Cache(self.root, split_identity, rows, part_rows, classes, top_k, description)
+            return Cache(self.root, split_identity, rows, part_rows, columns, top_k, description)
 
         if self.by_image:
             self.train = cache("train", len(splits.train), EVALUATION_BATCH, {})
@@ -101,6 +116,11 @@ class Replay:
             views = {"augmentation": augmentation_settings(data), "seed": seed, "batch_size": self.batch_size}
             self.train = cache("train", self.steps * self.batch_size, self.batch_size, views)
         self.validation = cache("validation", len(splits.validation), EVALUATION_BATCH, {})
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes on disk of the outputs for one image."""
+        return bytes_per_row(self.train.classes, self.train.top_k)
 
     def views(self, epochs: int, repeat: int | None = None) -> int:
         """The number of views that training needs for `epochs` epochs, if the views repeat after `repeat` epochs."""
@@ -162,16 +182,35 @@ class Replay:
             return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(logits, [None, batch, cache.classes]))
 
         if 0 < count <= at_once:
-            return tf.data.Dataset.from_tensor_slices(read(first))  # all of MNIST; the epoch starts 10 ms earlier
-        rows = tf.data.Dataset.range(first, steps, at_once).flat_map(chunk)
-        return rows.apply(tf.data.experimental.assert_cardinality(count))
+            rows = tf.data.Dataset.from_tensor_slices(read(first))  # all of MNIST; the epoch starts 10 ms earlier
+        else:
+            rows = tf.data.Dataset.range(first, steps, at_once).flat_map(chunk)
+            rows = rows.apply(tf.data.experimental.assert_cardinality(count))
+        return rows if len(self.shapes) == 1 else rows.map(self._split)
+
+    def _split(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`logits` and each tap `[batch, ...]` of rows `[batch, columns]`."""
+        parts = tf.split(rows, [math.prod(shape) for shape in self.shapes.values()], axis=1)
+        return {
+            name: tf.reshape(part, [-1, *shape]) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
 
     def _teach(self, images: tf.Tensor) -> tf.Tensor:
-        """The teacher's float32 logits of a batch of any size."""
+        """The teacher's float32 outputs `[n, columns]` of a batch of any size: logits, and behind them the taps."""
         if self._traced is None:
             signature = tf.TensorSpec([None, *images.shape[1:]], images.dtype)
-            self._traced = tf.function(self._predict).get_concrete_function(signature)
+            self._traced = tf.function(self._columns).get_concrete_function(signature)
         return self._traced(images)
+
+    def _columns(self, images: tf.Tensor) -> tf.Tensor:
+        outputs = self._predict(images)
+        if len(self.shapes) == 1:
+            return outputs
+        parts = [
+            tf.reshape(tf.cast(outputs[name], tf.float32), [-1, math.prod(shape)])
+            for name, shape in self.shapes.items()
+        ]
+        return tf.concat(parts, axis=1)
 
     def _images(self, cache: Cache, view: int, first_row: int) -> Iterator[tf.Tensor]:
         """The images of a view from a row on, in batches."""
@@ -223,7 +262,12 @@ class Replay:
             images, targets = next(iter(self.evaluation_batches(min(EVALUATION_BATCH, cache.rows))))[:2]
         logits = pack(self._teach(images).numpy(), cache.top_k)
         logits = (unpack(logits, cache.classes) if cache.top_k else logits).astype(np.float32)
-        difference = np.abs(logits - targets["teacher_logits"].numpy().astype(np.float32)).mean()
+        stored = (
+            tf.nest.flatten(targets["teacher_logits"])
+            if len(self.shapes) == 1
+            else [tf.reshape(targets["teacher_logits"][name], [len(logits), -1]) for name in self.shapes]
+        )
+        difference = np.abs(logits - np.concatenate(stored, axis=1).astype(np.float32)).mean()
         if difference > 0.01 * logits.std() + 1e-6:
             raise CheckFailed(
                 f"The teacher cache '{cache.path}' does not hold this teacher's logits for these images: they differ "
@@ -231,6 +275,22 @@ class Replay:
                 "augmentation of images must have changed. Delete the cache: kdistill cache prune --key "
                 f"{cache.key}{'' if self.root == cache_root() else f' --cache {self.root}'}"
             )
+
+
+def tap_shapes(predict, shape: Sequence[int], taps: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of an example's taps, for images of this shape. `predict` as of `frozen`, `taps` with settings.
+
+    Raises `InputError` for a tap whose size depends on the image.
+    """
+    traced = tf.function(predict).get_concrete_function(tf.TensorSpec([None, *shape], tf.float32))
+    shapes = {name: tuple(traced.structured_outputs[name].shape[1:]) for name in taps}
+    for name, sizes in shapes.items():
+        if None in sizes:
+            raise InputError(
+                f"The cache cannot store the teacher's '{name}' {sizes}: its size is open. Use --cache off, or fix "
+                f"{taps[name]}."
+            )
+    return shapes
 
 
 def augmentation_settings(data: Data) -> dict:
@@ -264,54 +324,6 @@ def teacher_fingerprint(models, weights=None) -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_pays(
-    replay: Replay,
-    mode: str,
-    epochs: int,
-    repeat: int | None,
-    fits: int = 1,
-    say: Callable[[str], None] = print,
-    always: bool = False,
-) -> bool:
-    """Whether filling the cache costs fewer passes of the teacher than `fits` trainings of `epochs` epochs.
-
-    A mode other than `auto` is a folder that the user names: then the cache is used at any cost. Reports the reason
-    through `say`. `always`: stores also where that saves no pass, so that a teacher in a process of its own is paid
-    once, whatever happens to the run. Raises `InputError` if the disk of that folder has too little space.
-    """
-    views = replay.views(epochs, repeat)
-    missing, online, needed = replay.missing(views, say), fits * epochs, replay.bytes(views)
-    size = human_size(needed)
-    passes = f"{fits} x {epochs} epochs run the teacher {online} times over the images, filling the cache {missing:.3g}"
-    if mode == "auto" and not always and not replay.train.top_k and FILLING_COST * missing >= online:
-        advice = "" if replay.by_image or repeat else "; every epoch has new images (cache.views=4 repeats those of 4)"
-        say(f"Teacher cache: not used; {passes}{advice}.")
-        return False
-    free, new_bytes = _free_bytes(replay.root), needed * missing / views
-    if new_bytes > (free / 2 if mode == "auto" else free):
-        if mode == "auto":
-            say(f"Teacher cache: not used. It would take {size} in {replay.root}, where {human_size(free)} are free.")
-            return False
-        raise InputError(
-            f"The teacher cache takes {size}; in {replay.root} {human_size(free)} are free. Give --cache a folder on a "
-            "larger disk, fewer views (--set cache.views=N), or fewer logits (--set cache.top_k=K)."
-        )
-    say(f"Teacher cache: used; {passes} ({views} views, {size}, in {replay.root}).")
-    if views == 1 < epochs and not replay.by_image:
-        say(
-            "Warning: cache.views=1 shows the student the same augmented images in every epoch, so it may memorize "
-            "them. Compare the validation accuracy with that of more views."
-        )
-    return True
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder that may not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 def of_recipe(
     recipe: Recipe, data_dir=None, download: bool = False, root: Path | None = None, say: Callable[[str], None] = print
 ) -> tuple[Replay, int]:
@@ -320,21 +332,13 @@ def of_recipe(
     with dtype_policy(recipe.precision):
         splits = load(recipe.data, data_dir, download, say=say)
         shape, classes = splits.train.images.shape[1:], len(splits.class_names)
-        file = load_teacher(recipe.teacher, shape, classes, say)
+        taps = teacher_taps(recipe.distill.terms)
+        file = load_teacher(recipe.teacher, shape, classes, say, taps)
         origin = [{"file": file.file, "fingerprint": file.fingerprint}]
         teacher = folding.checked_inference_copy(
-            file.model, splits.validation.images[:256], recipe.teacher_precision, say
+            file.model, splits.validation.images[:256], recipe.teacher_precision, say, taps
         )
     cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed
     batch_size = recipe.training.batch_size
-    replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin)
+    replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin, taps=taps)
     return replay, replay.views(recipe.training.epochs, cache.views)
-
-
-def human_size(size: float) -> str:
-    """Bytes with a readable unit, such as 1.5 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

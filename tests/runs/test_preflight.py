@@ -147,7 +147,11 @@ def test_settings_of_cache_and_precision_that_contradict_each_other(tmp_path):
     tapped = changed(distill=hint(student_tap="conv2", teacher_tap="conv2", projector="conv1x1"))
     for recipe, cache, message in (
         (top_k, "off", r"cache\.top_k=2 .*--cache off stores none"),
-        (tapped, str(tmp_path / "cache"), "the terms hint need layers of the teacher"),
+        (
+            dataclasses.replace(tapped, cache=top_k.cache),
+            str(tmp_path / "cache"),
+            r"cache\.top_k=2 keeps some logits, but the layers conv2",
+        ),
         (dataclasses.replace(tapped, teacher_precision="mixed_bfloat16"), "auto", "without terms that use layers"),
     ):
         with pytest.raises(InputError, match=message):

@@ -88,7 +88,7 @@ def test_logits_that_float16_cannot_hold_are_refused(tmp_path):
     store.create()
     values = logits(4)
     values[2, 3] = 70_000
-    with pytest.raises(CheckFailed, match=r"logits reach 70000; float16 ends at 65504"):
+    with pytest.raises(CheckFailed, match=r"outputs reach 70000; float16 ends at 65504"):
         store.write_part(0, 0, values)
     values[2, 3] = np.nan
     with pytest.raises(CheckFailed, match="nan"):

@@ -23,8 +23,9 @@ from kdistill.networks.architectures import build
 from kdistill.recipe import Data, Network, Recipe, Training
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
-from kdistill.teachers import replay
-from kdistill.teachers.replay import Replay, augmentation_settings, cache_pays, teacher_fingerprint
+from kdistill.teachers import cache_choice, replay
+from kdistill.teachers.cache_choice import cache_pays
+from kdistill.teachers.replay import Replay, augmentation_settings, teacher_fingerprint
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE
 
@@ -220,7 +221,7 @@ def test_the_choice_is_arithmetic_and_reported(tmp_path, monkeypatch):
     assert not choice(replay_of(tmp_path, Data("corners")), epochs=1)[0]
     replay_of(tmp_path).build(11, quiet)
     assert choice(replay_of(tmp_path))[0], "eleven of the twelve views are there"
-    monkeypatch.setattr(replay.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 3000})())
+    monkeypatch.setattr(cache_choice.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 3000})())
     used, messages = choice(replay_of(tmp_path / "new"), repeat=4)
     assert not used and "3 kB are free" in messages
     with pytest.raises(InputError, match="larger disk"):
