@@ -7,7 +7,7 @@
     kdistill sweep mnist --variant lenet_lambda         He's study (2017): the same LeNet as student, lambda 0 to 1
     kdistill run mnist --variant pcqat                  prunes, clusters and quantizes the student (or any scheme)
     kdistill run mnist --variant late                   the teacher's weight falls late in training, from 0.9 to 0.1
-    kdistill run mnist --variant blend                  two teachers, a convolutional and a recurrent one
+    kdistill run mnist --variant blend                  two teachers: the trained one, and a recurrent one of the run
     kdistill run mnist --variant assistant              a network of intermediate size between teacher and student
     kdistill run mnist --variant born_again             three LeNets, each taught by the one before
     kdistill run mnist --variant smoke                  LeNet and student, tiny: for tests
@@ -46,7 +46,15 @@ def recipe(variant: str = "default") -> Recipe:
     if variant == "late":  # as He's study (2017) proposes
         return dataclasses.replace(base, distill=Distill(Schedule(0.9, 0.1, begin=0.5), temperature=4.0))
     if variant == "assistant":  # Mirzadeh et al. 2020, arXiv 1902.03393
-        return dataclasses.replace(base, assistants=(Network("small_cnn", {"widths": (16, 32, 48)}),))
+        longer = dataclasses.replace(base.training, epochs=16, learning_rate=6e-3)  # an assistant has to be ahead
+        middle = (Network("small_cnn", {"widths": (16, 32, 48)}),)
+        return dataclasses.replace(base, assistants=middle, teacher_training=longer)
+    if variant == "blend":  # Geras et al. 2016, arXiv 1511.06433
+        # The recurrent teacher knows the sample only: 16 epochs, and a quarter of the weight.
+        longer = dataclasses.replace(base.training, epochs=16, learning_rate=3e-3)
+        weighted = dataclasses.replace(base.distill, teacher_weights=(0.75, 0.25))
+        more = (Network("lstm_rows"),)
+        return dataclasses.replace(base, more_teachers=more, teacher_training=longer, distill=weighted)
     training = dataclasses.replace(base.training, epochs=12)
     lenet = dataclasses.replace(base, teacher=Network("lenet"), training=training, cache=Cache(), seeds=1)
     if variant == "lenet":
@@ -59,12 +67,11 @@ def recipe(variant: str = "default") -> Recipe:
         goals = {"final_sparsity": 0.6} if "prune" in SCHEMES[variant] else {}
         stage = Stage(variant, epochs=2, batch_size=128, learning_rate=3e-3, **goals)
         return dataclasses.replace(lenet, compress=(stage,))
-    if variant == "blend":  # Geras et al. 2016, arXiv 1511.06433
-        return dataclasses.replace(lenet, more_teachers=(Network("lstm_rows"),))
-    if variant == "born_again":  # Furlanello et al. 2018, arXiv 1805.04770
-        return dataclasses.replace(
-            lenet, student=lenet.teacher, assistants=(lenet.teacher,), training=lenet.teacher_training
-        )
+    if variant == "born_again":  # Furlanello et al. 2018, arXiv 1805.04770: the same budget for all, labels count half
+        same = dataclasses.replace(lenet.teacher_training, epochs=12)
+        half = Distill(distillation_weight=0.5, temperature=1.0)
+        generations = dataclasses.replace(lenet, student=lenet.teacher, assistants=(lenet.teacher,), seeds=3)
+        return dataclasses.replace(generations, teacher_training=same, training=same, distill=half, cache=base.cache)
     if variant == "lenet_lambda":
         net = Network("lenet", {"dropout": 0.0})
         caffe = Training(

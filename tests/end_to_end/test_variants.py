@@ -51,7 +51,7 @@ def test_no_variant_is_left_out_of_the_docstring(name):
 
 TRAINED = {  # what each trains, beside control and student
     "late": [],  # the teacher ships with kdistill
-    "blend": ["teacher_0", "teacher_1"],
+    "blend": ["teacher_1"],
     "assistant": ["assistant_0"],
     "born_again": ["teacher", "assistant_0"],
     "lenet_lambda": ["teacher"],

@@ -102,7 +102,7 @@ def test_an_adapted_model_teaches_and_has_taps():
 def test_variants_of_the_recipe():
     late, blend, assistant, again = (load_recipe("mnist", v) for v in ("late", "blend", "assistant", "born_again"))
     assert late.distill.distillation_weight == Schedule(0.9, 0.1, 0.5)
-    assert [n.name for n in (blend.teacher, *blend.more_teachers)] == ["lenet", "lstm_rows"]
+    assert [n.name for n in (blend.teacher, *blend.more_teachers)] == ["small_cnn", "lstm_rows"]
     assert assistant.assistants[0].options == {"widths": (16, 32, 48)}
     assert again.student == again.teacher == again.assistants[0]
     check_recipe(dataclasses.replace(blend, distill=Distill(teacher_weights=(1.0, 3.0))))
