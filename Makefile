@@ -48,8 +48,8 @@ dist: .venv/installed
 # exports/. The stamp comes last, so that `make` repeats a set-up that failed.
 .venv/installed: setup.cfg setup.py pyproject.toml constraints.txt
 	@echo "Set-up 1/3: a virtual environment in .venv"
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "kdistill needs Python 3.11, found: '$(PYTHON)'. Give its path: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "kdistill needs Python 3.11 to 3.13, found: '$(PYTHON)'. Give its path: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv
 	@echo "Set-up 2/3: the build tools"
 	@$(PIP) install -c constraints.txt setuptools wheel

@@ -29,6 +29,7 @@ LONGEST = [
     "compression/test_ranges.py",
     "end_to_end/test_variants.py",
     "tests/test_code_blocks.py",
+    "tests/test_notebooks.py",
     "end_to_end/test_recipes_images.py",
     "end_to_end/test_examples.py",
     "runs/test_run.py",
