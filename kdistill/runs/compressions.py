@@ -83,7 +83,7 @@ def _run_stage(
     if with_teacher and SCHEMES[stage.scheme]:
         objective, ended = _objective(arms.recipe.distill)
         objective["teacher"] = arms.models["teacher"]
-        objective["cache"] = arms.teaching.replay_for_stage(name, stage, cache)
+        objective["cache"] = arms.teaching and arms.teaching.replay_for_stage(name, stage, cache)
         if ended:
             arms.say(
                 f"{name}: the terms of logits continue; those of layers ({', '.join(ended)}) end with the training"

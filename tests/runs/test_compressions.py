@@ -24,6 +24,9 @@ from kdistill.runs import compressions
 from kdistill.runs.arms import Arms
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.run import run
+from kdistill.runs.teaching import Teaching
+from kdistill.teachers.cache import list_caches
+from kdistill.training.strategy import SINGLE_DEVICE
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +80,27 @@ def test_each_stage_with_and_without_the_teacher(done):
     assert records["qat"]["file"]["bytes"] < records["prune"]["file"]["bytes"]
     assert (arms.folder.path / "logs/qat/qat/train").is_dir()
     json.dumps(records)
+
+
+def test_stages_train_on_the_stored_outputs_of_the_teacher(done, splits, recipe, tmp_path):
+    """The models are those of the running teacher, except for float16. A resumed stage keeps its choice."""
+    said = []
+    with RunFolder(tmp_path / "run") as folder:
+        arms = arms_in(folder, splits, recipe)
+        arms.say = said.append
+        arms.teaching = Teaching(arms.models["teacher"], recipe, splits, folder, SINGLE_DEVICE, said.append)
+        records = compressions.run_stages(arms, str(tmp_path / "cache"))
+        chosen = json.loads((folder.checkpoints("prune") / "cache.json").read_text())
+        assert chosen == str((tmp_path / "cache").resolve())
+        assert folder.choice("prune", "cache", lambda: "another") == chosen
+    rows = [row for row in list_caches(tmp_path / "cache") if row["split"] == "train"]
+    assert [row["views"] for row in rows] == [1]  # one epoch, with augmentation; both stages share it
+    assert sum("Teacher cache: used" in text for text in said) == 2
+    running, labels = done[0].models["prune"], done[0].models["prune_labels"]
+    for a, b, c in zip(*(m.get_weights() for m in (arms.models["prune"], running, labels)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+        assert a.ndim < 2 or np.abs(a - b).max() < np.abs(a - c).max()
+    assert records["qat"]["file"] and not records["qat"]["refused"]
 
 
 def test_what_is_finished_is_not_done_again(done, recipe, splits, monkeypatch):
