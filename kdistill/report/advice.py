@@ -45,6 +45,8 @@ def _weak_teacher(report: dict) -> str:
 
 def _low_agreement(report: dict) -> str:
     teacher, agreement = _model(report, "teacher").get("accuracy"), _model(report, "student").get("agreement")
+    if report["data"].get("head") is not None:  # a share of positions or labels
+        return ""
     if teacher is None or agreement is None or 1 - agreement <= max(0.02, 2 * (1 - teacher)):
         return ""
     return (

@@ -1,7 +1,7 @@
 """A run's results, plain dicts, as `report.json`, `report.md` and tables for the screen. Standard library only."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from kdistill.files import write_text
@@ -148,6 +148,14 @@ def to_markdown(report: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def main_metric(report: dict) -> tuple[str, Callable[[dict], str]]:
+    """The metric that the verdict compares: its name, and a function that shows that of a row of the table."""
+    metric = (report.get("verdict") or {}).get("metric")
+    if metric:
+        return metric.upper(), lambda row: f"{row[metric]:.4g}" if row.get(metric) is not None else "–"
+    return "Accuracy", lambda row: f"{row['accuracy']:.2%}" if row.get("accuracy") is not None else "–"
 
 
 def example_of(report: dict) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from kdistill import files
 from kdistill.errors import InputError
-from kdistill.report import advice, markdown, svg
+from kdistill.report import advice, examples, markdown, svg
 from kdistill.report.html import NOTHING, cards, details, document, figure, note, part, table, values
 from kdistill.report.svg import KINDS, Series
 from kdistill.report.svg_parts import number, percent
@@ -25,7 +25,8 @@ PICTURE_BYTES = 1 << 20  # of a picture; those of a run have at most 96 pixels a
 LISTED = 20  # most frequent mistakes
 CURVES = (  # title, metric, as an error?, y axis, caption
     ("Validation error", "val_accuracy", True, "error %", "The share of wrongly classified validation images."),
-    ("Validation loss", "val_hard", False, "nats", "Cross-entropy with the labels, without the student's other terms."),
+    ("Validation error", "val_mae", False, "mean absolute error", "Of the numbers of the validation examples."),
+    ("Validation loss", "val_hard", False, "loss", "The loss on labels, without the student's other terms."),
     (
         "Training error",
         "accuracy",
@@ -49,7 +50,8 @@ def read_pictures(report: dict, folder: Path) -> dict[str, bytes]:
     Raises `InputError` for a picture that is not inside of the folder, or no PNG file.
     """
     pictures = {}
-    for picture in (report.get("differences") or {}).get("pictures", ()):
+    sources = [report.get("differences") or {}, *report.get("examples", ())]
+    for picture in (picture for source in sources for picture in source.get("pictures", ())):
         path = files.inside(folder, picture["file"])
         if path.is_file():
             content = files.read_bytes(path, PICTURE_BYTES)
@@ -68,6 +70,7 @@ def render(report: dict, pictures: Mapping[str, bytes] | None = None) -> str:
         ("calibration", "Calibration", _calibration(report)),
         ("mistakes", "Mistakes", _mistakes(report)),
         ("differences", "Where student and teacher differ", _differences(report, pictures or {})),
+        ("examples", "Test examples", examples.section(report, pictures or {})),
         ("files", "Files", _files(report)),
         ("compression", "Compression", _compressions(report)),
         ("origin", "Recipe and origin", origin(report)),
@@ -89,11 +92,13 @@ def verdict_card(report: dict, hints: Sequence[str] = ()) -> Markup:
     verdict = report.get("verdict")
     if not verdict:
         return NOTHING
-    chart = Markup(svg.interval("Student minus control, accuracy in points", verdict))
+    metric = verdict.get("metric")
+    unit = metric.upper() if metric else "in points"
+    chart = Markup(svg.interval(f"Student minus control, {unit if metric else 'accuracy in points'}", verdict))
     tone = TONES.get(verdict["word"], "even")
     more = markdown.advantage(report)
     texts = [text for text in (verdict["sentence"], more) if text]
-    return part("verdict", advice.headline(verdict), tone, texts, hints, chart, template="run.html")
+    return part("verdict", advice.headline(verdict), tone, texts, hints, chart, unit, template="run.html")
 
 
 def _tiles(report: dict) -> Markup:
@@ -103,12 +108,13 @@ def _tiles(report: dict) -> Markup:
     files_ = [row for row in report["models"] if row.get("bytes")]
     timed = [row for row in files_ if row.get("microseconds")]
     tiles = []
+    title, shown = markdown.main_metric(report)
     if student:
-        others = [f"{name} {rows[name]['accuracy']:.2%}" for name in ("control", "teacher") if name in rows]
-        tiles.append(("Accuracy of the student", f"{student['accuracy']:.2%}", ", ".join(others)))
+        others = [f"{name} {shown(rows[name])}" for name in ("control", "teacher") if name in rows]
+        tiles.append((f"{title} of the student", shown(student), ", ".join(others)))
     if files_:
         least = min(files_, key=lambda row: row["bytes"])
-        more = f"{least['name']}, accuracy {least['accuracy']:.2%}"
+        more = f"{least['name']}, {title if title.isupper() else title.lower()} {shown(least)}"
         tiles.append(("Smallest file, bytes", f"{least['bytes']:,}", more))
     if timed:
         fastest = min(timed, key=lambda row: row["microseconds"])
@@ -122,25 +128,38 @@ def _tiles(report: dict) -> Markup:
 
 
 def _models(report: dict) -> Markup:
-    test = report["data"]["test"]
+    test, head = report["data"]["test"], report["data"].get("head")
+    resolution = f"One {markdown.example_of(report)} is {100 / test:.2g} points. " if head in (None, "classes") else ""
     text = (
-        f"Measured on {test:,} test images: one image is {100 / test:.2g} points. Agreement and KL compare with the "
-        f"teacher. ECE is the expected calibration error (15 bins). {markdown.control_description(report)} Compare "
-        "times of files with files only: a file runs single images on one CPU thread, a Keras model runs on all "
-        "threads with the overhead of a call."
+        f"{markdown.metrics_description(report)} {resolution}{markdown.control_description(report)} Compare times "
+        f"of files with files only: a file runs single {markdown.example_of(report)}s on one CPU thread, a Keras model "
+        "runs on all threads with the overhead of a call."
     )
     content = table(*markdown.model_table(report["models"]), "Models and files") + note(text)
+    titles, rows = markdown.output_table(report["models"])
+    if rows:
+        content += table(titles, rows, "Metrics of each output") + note("The verdict compares the first output.")
     titles, rows = markdown.seed_table(report)
     if rows:
-        content += table(titles, rows, "Accuracy by seed", narrow=True) + note(markdown.seed_note(report))
+        content += table(titles, rows, f"{markdown.main_metric(report)[0]} by seed", narrow=True) + note(markdown.seed_note(report))
     return content
 
 
 def _training(report: dict) -> Markup:
     fits = {name: fit for name, fit in report["training"].items() if fit.get("history")}
-    histories = [(name, model_kind(name), fit["history"]) for name, fit in fits.items()]
+    histories = [(name, model_kind(name), _of_first_output(fit["history"], report)) for name, fit in fits.items()]
     seconds = ", ".join(f"{name} {fit['seconds']:,.0f} s" for name, fit in report["training"].items())
     return curve_cards(histories) + note(f"Time: {seconds}.") if fits else NOTHING
+
+
+def _of_first_output(history: dict, report: dict) -> dict:
+    """A history with the names of the first of several outputs as those of the only one."""
+    head = report["data"].get("head")
+    if not isinstance(head, dict):
+        return history
+    first = f"{next(iter(head))}_"
+    names = {name: name.removeprefix("val_").removeprefix(first) for name in history}
+    return {("val_" if name.startswith("val_") else "") + names[name]: values for name, values in history.items()}
 
 
 def curve_cards(histories: Sequence[tuple[str, str, dict]]) -> Markup:
@@ -172,6 +191,8 @@ def _at(series: Series, i: int, pattern: str) -> str:
 
 def cost_charts(runs: Sequence[tuple[str, dict]]) -> Markup:
     """Accuracy against bytes, deflated bytes and latency of the files of one or several runs: (name, report)."""
+    if any((report.get("verdict") or {}).get("metric") for _, report in runs):
+        return NOTHING  # of numbers, which have no accuracy
     several = len(runs) > 1
     levels, legend = [], [(name, _run_kind(place)) for place, (name, _) in enumerate(runs)]
     if not several:

@@ -213,6 +213,21 @@ def reliability(title: str, kind: str, bins: dict, ece: float | None) -> str:
     return frame(f"{title}. {text}.", parts)
 
 
+def predictions(title: str, series: Series) -> str:
+    """What a model gives over the label, a dot for each example, and the diagonal."""
+    if not series.points:
+        return ""
+    numbers = [number for point in series.points for number in point]
+    low, high = min(numbers), max(numbers)
+    x, y = Scale(low, high, LEFT, RIGHT), Scale(low, high, BOTTOM, TOP)
+    parts = [
+        axes(x, y, "label", series.name, number, x.ticks(5)),
+        f'<path class="diagonal" d="M{x(x.low)} {y(y.low)}L{x(x.high)} {y(y.high)}"/>',
+    ]
+    parts += [mark(series.kind, x(label), y(value), "", 2) for label, value in series.points]
+    return frame(f"{title}: {len(series.points)} examples from {number(low)} to {number(high)}.", parts)
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share of `count` (Wilson 1927)."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -261,11 +276,18 @@ def mistakes(counts: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
 
 
 def interval(title: str, verdict: dict) -> str:
-    """The difference student minus control in points with its interval, a dot for every seed, and zero as a line."""
-    differences = [100 * (s - c) for s, c in zip(verdict["student"], verdict["control"], strict=True)]
-    low, high, mean = (100 * verdict[name] for name in ("low", "high", "difference"))
+    """The difference student minus control with its interval, a dot for every seed, and zero as a line.
+
+    In points, of another metric than accuracy in its own unit; of errors, less is to the right.
+    """
+    metric = verdict.get("metric")
+    unit, factor, show = (metric, 1, "{:+.3g}") if metric else ("points", 100, "{:+.2f}")
+    differences = [factor * (s - c) for s, c in zip(verdict["student"], verdict["control"], strict=True)]
+    low, high, mean = (factor * verdict[name] for name in ("low", "high", "difference"))
     reach = max(map(abs, [low, high, *differences])) * 1.15 or 1
     x, foot = Scale(-reach, reach, 16, WIDTH - 16), 62
+    if metric:
+        x = Scale(-reach, reach, WIDTH - 16, 16)
     parts = [f'<path class="zero" d="M{x(0)} 8V{foot}"/><path class="tick" d="M16 {foot}H{WIDTH - 16}"/>']
     for tick in x.ticks(5):
         text = f"{tick:+.6g}".replace("-", "−") if abs(tick) > 1e-9 else "0"
@@ -274,13 +296,14 @@ def interval(title: str, verdict: dict) -> str:
             f'<text class="middle" x="{x(tick)}" y="{foot + 16}">{text}</text>'
         )
     parts.append(f'<path class="interval" d="M{x(low)} 26H{x(high)}M{x(low)} 20v12M{x(high)} 20v12"/>')
-    parts.append(f'<circle class="mean" cx="{x(mean)}" cy="26" r="5.5"><title>mean {mean:+.2f}</title></circle>')
+    parts.append(f'<circle class="mean" cx="{x(mean)}" cy="26" r="5.5"><title>mean {show.format(mean)}</title></circle>')
     if len(differences) > 1:
         parts += [
-            f'<circle class="seed" cx="{x(d)}" cy="48" r="4"><title>{d:+.2f} points</title></circle>'
+            f'<circle class="seed" cx="{x(d)}" cy="48" r="4"><title>{show.format(d)} {unit}</title></circle>'
             for d in differences
         ]
     parts.append(f'<text class="axis" x="16" y="{foot + 34}">← control ahead</text>')
     parts.append(f'<text class="axis end" x="{WIDTH - 16}" y="{foot + 34}">student ahead →</text>')
-    text = f"{title}: {mean:+.2f} points, {verdict['level']:.0%} interval {low:+.2f} to {high:+.2f}"
+    mean, low, high = (show.format(value) for value in (mean, low, high))
+    text = f"{title}: {mean} {unit}, {verdict['level']:.0%} interval {low} to {high}"
     return frame(f"{text}, over {verdict['seeds']} seed(s).", parts, height=foot + 40)
