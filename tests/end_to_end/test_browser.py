@@ -1,5 +1,9 @@
 """The page in headless Chromium: nothing on the console, no request, every picture, no scrolling to the side."""
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 from support import browser
 from support.browser import Browser
@@ -61,6 +65,50 @@ def test_the_browser_refuses_scripts_and_requests_on_the_page(chromium, tmp_path
     assert chromium.run("return document.title") != "taken"
     refused = [each for each in chromium.console() if "violates the following Content Security Policy" in each]
     assert len(refused) == 2, refused  # the script and the picture
+
+
+def test_the_keyboard_reaches_all_that_can_be_unfolded_and_scrolled(chromium, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page.render(report(), images()))
+    chromium.look(375)
+    chromium.open(path.as_uri())
+    reached = []
+    for _ in range(80):
+        chromium.press("Tab", 9)
+        tag = chromium.run("return document.activeElement.tagName + (document.activeElement.className || '')")
+        if tag == "BODY":
+            break
+        reached.append(tag)
+        outline = chromium.run("return getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", tag
+    count = "document.querySelectorAll('a[href], summary, [tabindex=\"0\"]')"
+    hidden = "[...document.querySelectorAll('details [tabindex=\"0\"]')].length"
+    assert len(reached) == chromium.run(f"return {count}.length - {hidden}") and "SUMMARY" in reached
+    chromium.run("document.querySelector('.verdict summary').focus()")
+    chromium.press("Enter", 13)
+    assert chromium.run("return document.querySelector('.verdict details').open")
+
+
+AXE = os.environ.get("KDISTILL_AXE")  # axe.min.js of the npm package axe-core
+
+
+@pytest.mark.skipif(not AXE, reason="needs axe-core: KDISTILL_AXE names its axe.min.js")
+@pytest.mark.parametrize("width,dark", [(375, False), (375, True), (1280, False), (1280, True)])
+def test_the_rules_of_axe(chromium, tmp_path, width, dark):
+    pages = {"run": page.render(report(), images()), "comparison": compare.render([("one", report()), ("b", report())])}
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(text)
+        chromium.look(width, dark=dark)
+        chromium.open((tmp_path / f"{name}.html").as_uri())
+        chromium.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+        chromium.run(Path(AXE).read_text())
+        chromium.run("axe.run().then(result => window.violations = result.violations.map(each => each.id))")
+        for _ in range(100):
+            violations = chromium.run("return window.violations || null")
+            if violations is not None:
+                break
+            time.sleep(0.1)
+        assert violations == [], name
 
 
 def test_the_page_that_compares_runs(chromium, tmp_path):

@@ -105,6 +105,13 @@ class Browser:
         """What the body of a JavaScript function returns."""
         return self._send("/execute/sync", {"script": script, "args": []})
 
+    def press(self, key: str, code: int) -> None:
+        """One key, such as ("Tab", 9)."""
+        numbers = {"windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.devtools("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, **numbers, **text})
+
     def devtools(self, command: str, options: dict | None = None) -> dict:
         """One command of the DevTools protocol."""
         return self._send("/goog/cdp/execute", {"cmd": command, "params": options or {}})
