@@ -26,6 +26,12 @@ def format_of(file: str | Path) -> str:
         return "address"
     if Path(file).is_dir() and (Path(file) / "saved_model.pb").is_file():
         return "SavedModel"
+    if Path(file).suffix.lower() == ".npy":
+        raise InputError(
+            f"'{file}' is a bare array: nothing in it tells which row belongs to which image. Store it with the images "
+            "in the same order, kdistill.store_teacher(FILE, [splits.train, splits.validation, splits.test], FOLDER), "
+            "and use FOLDER/teacher_logits.npz."
+        )
     kind = ENDINGS.get(Path(file).suffix.lower())
     if kind is None and not Path(file).is_dir():
         raise InputError(

@@ -62,6 +62,18 @@ class StoredOutputs:
         return self.logits[rows]
 
 
+def read_array(path: str | Path) -> np.ndarray:
+    """The array in a `.npy` file, mapped and not read. Raises `InputError` for any other file."""
+    files.existing_file(path, (".npy",))
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except archives.ERRORS as error:
+        raise InputError(f"'{path}' is damaged, or no array of numpy.save ({error}).") from None
+    if array.dtype.kind != "f":
+        raise InputError(f"'{path}' holds {array.dtype}; expected floating-point logits [n, classes].")
+    return array
+
+
 def keys_of(images: np.ndarray) -> np.ndarray:
     """A hash of each image, uint8 `[n, 16]`. Raises `InputError` for pixels that are no whole numbers 0..255."""
     pixels = np.asarray(images)

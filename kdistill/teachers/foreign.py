@@ -230,7 +230,8 @@ def store_teacher(teacher, examples, folder: str | Path) -> Path:
 
     Args:
         teacher: a path as for `kdistill.teacher`, a model, a function images -> logits, or an array of logits
-            `[n, classes]` that were computed elsewhere for exactly these images, in this order.
+            `[n, classes]` that were computed elsewhere for exactly these images, in this order; also the path of such
+            an array, a `.npy` file of `numpy.save`.
         examples: `Examples`, or images `[n, height, width, channels]`, pixels 0..255; or a list of these.
         folder: where `teacher_logits.npz` is written.
 
@@ -242,7 +243,9 @@ def store_teacher(teacher, examples, folder: str | Path) -> Path:
     """
     parts = list(examples) if isinstance(examples, (list, tuple)) else [examples]
     images = np.concatenate([np.asarray(getattr(part, "images", part)) for part in parts])
-    if isinstance(teacher, np.ndarray):
+    if isinstance(teacher, (str, Path)) and Path(str(teacher)).suffix.lower() == ".npy":
+        logits = stored.read_array(teacher)
+    elif isinstance(teacher, np.ndarray):
         logits = teacher
     else:
         model = _open(teacher) if isinstance(teacher, (str, Path)) else teacher
