@@ -141,7 +141,8 @@ def _models(report: dict) -> Markup:
         content += table(titles, rows, "Metrics of each output") + note("The verdict compares the first output.")
     titles, rows = markdown.seed_table(report)
     if rows:
-        content += table(titles, rows, f"{markdown.main_metric(report)[0]} by seed", narrow=True) + note(markdown.seed_note(report))
+        title = f"{markdown.main_metric(report)[0]} by seed"
+        content += table(titles, rows, title, narrow=True) + note(markdown.seed_note(report))
     return content
 
 

@@ -296,7 +296,8 @@ def interval(title: str, verdict: dict) -> str:
             f'<text class="middle" x="{x(tick)}" y="{foot + 16}">{text}</text>'
         )
     parts.append(f'<path class="interval" d="M{x(low)} 26H{x(high)}M{x(low)} 20v12M{x(high)} 20v12"/>')
-    parts.append(f'<circle class="mean" cx="{x(mean)}" cy="26" r="5.5"><title>mean {show.format(mean)}</title></circle>')
+    tip = f"<title>mean {show.format(mean)}</title>"
+    parts.append(f'<circle class="mean" cx="{x(mean)}" cy="26" r="5.5">{tip}</circle>')
     if len(differences) > 1:
         parts += [
             f'<circle class="seed" cx="{x(d)}" cy="48" r="4"><title>{show.format(d)} {unit}</title></circle>'

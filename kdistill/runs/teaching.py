@@ -102,7 +102,7 @@ class Teaching:
 
     def _cache_folder(self, seed: int, cache: str, fits: int) -> str | None:
         """The folder to store outputs in, or None if the cache is off or does not pay."""
-        if cache == "off" or not self.splits.classifies:
+        if cache == "off":
             return None
         replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
         if replay.by_image or settings.seed is not None:  # the seeds share what is stored

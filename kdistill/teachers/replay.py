@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill.data import batches
+from kdistill.data.arrays import Output
 from kdistill.data.splits import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
@@ -27,6 +28,7 @@ from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision
 from kdistill.recipe.objective import teacher_taps
+from kdistill.recipe.values import CLASSES
 from kdistill.teachers.as_model import load_teacher
 from kdistill.teachers.cache import PART_BYTES, Cache, bytes_per_row, pack, unpack
 from kdistill.teachers.foreign import failures_as_messages
@@ -36,6 +38,7 @@ EVALUATION_BATCH = 256
 # Fields of `Data` that select images and labels but do not change pixels; the data's fingerprint covers the images.
 NO_AUGMENTATION = (
     "name",
+    "head",
     "validation",
     "image_size",
     "max_undecodable",
@@ -81,7 +84,8 @@ class Replay:
         self.by_image = not augmentation_settings(data)
         self.root = Path(root) if root else cache_root()
         classes = len(splits.class_names)
-        if top_k is not None and not 1 <= top_k < classes:
+        outputs = splits.outputs or {"": Output(CLASSES, (classes,))}
+        if top_k is not None and not (splits.classifies and 1 <= top_k < classes):
             raise InputError(f"cache.top_k expects a number from 1 to {classes - 1}, received {top_k}.")
         taps = {name: setting for name, setting in (taps or {}).items() if name != "logits"}
         if taps and top_k is not None:
@@ -89,17 +93,20 @@ class Replay:
                 f"cache.top_k={top_k} keeps some logits, but {', '.join(taps)} of the teacher are stored whole. Leave "
                 "it out (--set cache.top_k=none)."
             )
-        self._predict, self._traced = frozen(teacher, teacher_weights, taps), None
-        self.shapes = {"logits": (classes,)}  # of what a row holds, in this order
+        meanings = {name: output.meaning for name, output in outputs.items()}
+        self._predict, self._traced = frozen(teacher, teacher_weights, taps, lambda: meanings), None
+        self.shapes = {name or "logits": output.shape for name, output in outputs.items()}  # of a row, in this order
         if taps:
-            self.shapes |= tap_shapes(self._predict, splits.train.images.shape[1:], taps)
+            self.shapes |= tap_shapes(self._predict, splits.input_shape, taps)
         columns = sum(math.prod(shape) for shape in self.shapes.values())
         models = teacher if isinstance(teacher, (list, tuple)) else [teacher]
         identity = {
             "teacher": teacher_fingerprint(models, teacher_weights),
             "data": splits.fingerprint,
-            "image": list(splits.train.images.shape[1:]),
+            "image": json.loads(json.dumps(splits.input_shape)),
         }
+        if splits.outputs is not None:
+            identity["outputs"] = [[name, output.meaning, list(output.shape)] for name, output in outputs.items()]
         if taps:
             identity["taps"] = [[name, list(self.shapes[name])] for name in taps]
         description = {"teacher_name": ", ".join(model.name for model in models), "source": splits.source}
@@ -186,26 +193,32 @@ class Replay:
         else:
             rows = tf.data.Dataset.range(first, steps, at_once).flat_map(chunk)
             rows = rows.apply(tf.data.experimental.assert_cardinality(count))
-        return rows if len(self.shapes) == 1 else rows.map(self._split)
+        return rows if self._is_flat else rows.map(self._split)
 
-    def _split(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`logits` and each tap `[batch, ...]` of rows `[batch, columns]`."""
+    @property
+    def _is_flat(self) -> bool:
+        """Whether a row is what the teacher gives for an image, `[columns]`."""
+        return [*self.shapes] == ["logits"] and len(self.shapes["logits"]) == 1
+
+    def _split(self, rows: tf.Tensor) -> tf.Tensor | dict[str, tf.Tensor]:
+        """What rows `[batch, columns]` hold: an output `[batch, ...]`, or by name several, or `logits` and each tap."""
         parts = tf.split(rows, [math.prod(shape) for shape in self.shapes.values()], axis=1)
-        return {
-            name: tf.reshape(part, [-1, *shape]) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
+        named = zip(parts, self.shapes.items(), strict=True)
+        values = {name: tf.reshape(part, [-1, *shape]) for part, (name, shape) in named}
+        return values["logits"] if [*values] == ["logits"] else values
 
     def _teach(self, images: tf.Tensor) -> tf.Tensor:
         """The teacher's float32 outputs `[n, columns]` of a batch of any size: logits, and behind them the taps."""
         if self._traced is None:
-            signature = tf.TensorSpec([None, *images.shape[1:]], images.dtype)
+            signature = tf.nest.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), images)
             self._traced = tf.function(self._columns).get_concrete_function(signature)
         return self._traced(images)
 
     def _columns(self, images: tf.Tensor) -> tf.Tensor:
         outputs = self._predict(images)
-        if len(self.shapes) == 1:
+        if self._is_flat:
             return outputs
+        outputs = outputs if isinstance(outputs, dict) else {"logits": outputs}
         parts = [
             tf.reshape(tf.cast(outputs[name], tf.float32), [-1, math.prod(shape)])
             for name, shape in self.shapes.items()
@@ -262,11 +275,9 @@ class Replay:
             images, targets = next(iter(self.evaluation_batches(min(EVALUATION_BATCH, cache.rows))))[:2]
         logits = pack(self._teach(images).numpy(), cache.top_k)
         logits = (unpack(logits, cache.classes) if cache.top_k else logits).astype(np.float32)
-        stored = (
-            tf.nest.flatten(targets["teacher_logits"])
-            if len(self.shapes) == 1
-            else [tf.reshape(targets["teacher_logits"][name], [len(logits), -1]) for name in self.shapes]
-        )
+        stored = targets["teacher_logits"]
+        stored = [stored[name] for name in self.shapes] if isinstance(stored, dict) else [stored]
+        stored = [tf.reshape(part, [len(logits), -1]) for part in stored]
         difference = np.abs(logits - np.concatenate(stored, axis=1).astype(np.float32)).mean()
         if difference > 0.01 * logits.std() + 1e-6:
             raise CheckFailed(

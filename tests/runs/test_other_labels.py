@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from kdistill.data import load
 from kdistill.errors import InputError
 from kdistill.recipe import Data, Distill, Network, Recipe, Training
 from kdistill.recipe.loading import load_recipe
@@ -15,6 +16,7 @@ from kdistill.report.content import check_report
 from kdistill.runs.plan import plan
 from kdistill.runs.run import run
 from kdistill.runs.sweep import sweep
+from kdistill.teachers.replay import Replay
 from kdistill.tflite.interpreter import File
 from kdistill.training import callbacks, checkpoint
 
@@ -126,6 +128,28 @@ def test_interrupted_inside_of_an_epoch_it_ends_with_the_same_bits(two_heads, tm
         first, second = (keras.models.load_model(place / f"{name}.keras") for place in (folder, tmp_path / "run"))
         for a, b in zip(first.weights, second.weights, strict=True):
             np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+
+
+def test_stored_outputs_of_the_teacher_give_the_student_of_the_running_teacher(two_heads, tmp_path):
+    recipe, options, folder, _ = two_heads
+    said = []
+    cached = {**options, "say": said.append, "cache": tmp_path / "cache"}
+    # The teacher of the finished run: only the student is trained again.
+    again = dataclasses.replace(recipe, teacher=Network("", file=str(folder / "teacher.keras")), exports=())
+    run(again, tmp_path / "run", **cached)
+    assert any(text.startswith("Teacher cache: used") for text in said)
+    teacher = keras.models.load_model(folder / "teacher.keras")
+    replay = Replay(teacher, load(recipe.data, options["data_dir"], **QUIET), recipe.data, 32, 0, tmp_path / "cache")
+    assert replay.missing(1) == 0  # the run has stored them
+    for view in (0, 1):
+        for inputs, targets in replay.training_batches(view):
+            expected = teacher(inputs, training=False)
+            for name, stored in targets["teacher_logits"].items():
+                np.testing.assert_allclose(stored, expected[name], rtol=1e-3, atol=1e-3)  # they are float16
+            assert set(targets["labels"]) == {"kind", "size"}
+    first, second = (keras.models.load_model(place / "student.keras") for place in (folder, tmp_path / "run"))
+    for a, b in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3)
 
 
 def test_numbers_are_compared_by_their_squared_error(tmp_path):
