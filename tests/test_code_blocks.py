@@ -10,6 +10,7 @@ A page may use a trained `student` and `teacher` of digits, `x_train`, `y_train`
 folders of images in `images/`, and begun and finished runs in `runs/`.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -158,12 +159,13 @@ def _scaled_model(splits) -> keras.Model:
     return model
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    """What trains for minutes raises `TrainingStarts` where its training starts."""
-
-    monkeypatch.setattr("kdistill.runs.arms.Arms.fit_teacher", _start)
-    monkeypatch.setattr("kdistill.runs.compressions.compress", _start)
+@contextlib.contextmanager
+def no_training():
+    """Commands that train for minutes raise `TrainingStarts` where their training starts."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("kdistill.runs.arms.Arms.fit_teacher", _start)
+        monkeypatch.setattr("kdistill.runs.compressions.compress", _start)
+        yield
 
 
 RUNNING = [page for page in PAGES if page.name not in ELSEWHERE and any(block.page == page for block in CODE)]
@@ -171,7 +173,7 @@ RUNNING = [page for page in PAGES if page.name not in ELSEWHERE and any(block.pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_the_blocks_run(page, workshop, no_training, capsys, tmp_path, monkeypatch):
+def test_the_blocks_run(page, workshop, capsys, tmp_path, monkeypatch):
     shutil.copytree(workshop[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names = {} if page.name in ("README.md", "heads.md") else dict(workshop[1])
@@ -179,8 +181,9 @@ def test_the_blocks_run(page, workshop, no_training, capsys, tmp_path, monkeypat
         if block.kind not in ("python", "sh") or reason_not_to_run(block):
             continue
         if block.kind == "sh":
-            for words in block.commands:
-                _run(words, block.place)
+            with no_training():
+                for words in block.commands:
+                    _run(words, block.place)
             continue
         capsys.readouterr()
         code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
