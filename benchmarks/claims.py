@@ -21,9 +21,8 @@ MACHINE = re.compile(r"[A-Z], 20\d\d-[01]\d-[0-3]\d")
 ROUNDING = 0.011  # points: of three numbers with two decimals
 MARGIN = 0.2  # points, as in the recipes
 FIGURE = re.compile(r"(?<![\w.,/])\d[\d,]*\.\d+(?:e-\d+)?(?![\w.]*\w)|(?<![\w.,/])\d{1,3}(?:,\d{3})+(?!\d)")
-NO_CLAIM = re.compile(
-    r"```.*?```|`[^`]*`|\]\([^)]*\)|(?:Python|Keras|TensorFlow|Apache|BY-SA) [\d.]*\d(?: to [\d.]*\d)?", re.DOTALL
-)
+VERSION = r"(?:Python|Keras|TensorFlow|Apache|BY-SA) [\d.]*\d(?: to [\d.]*\d)?"
+NO_CLAIM = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|" + VERSION, re.DOTALL)
 
 
 def table(page: str, heading: str) -> list[list[str]]:
