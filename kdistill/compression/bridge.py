@@ -29,7 +29,12 @@ QUANTIZERS = ("QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate")
 
 def load_tfmot():
     """Imports tensorflow_model_optimization without a change of `tf.keras` (Keras 3) and of the environment."""
-    assert tf.keras.Model is keras.Model  # resolves the lazy `tf.keras`, which tfmot would turn into tf_keras
+    if tf.keras.Model is not keras.Model:  # resolves the lazy `tf.keras`, which tfmot would turn into tf_keras
+        raise InputError(
+            "tf.keras is tf_keras (Keras 2) in this process, expected Keras 3: tensorflow_model_optimization was "
+            "imported before, or TF_USE_LEGACY_KERAS is set. Unset it, and write `from kdistill import compress` "
+            "before you import tensorflow_model_optimization."
+        )
     before = os.environ.get("TF_USE_LEGACY_KERAS")
     try:
         with warnings.catch_warnings():

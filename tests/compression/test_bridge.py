@@ -155,11 +155,15 @@ def gated():
     return keras.Model(x, L.MultiHeadAttention(1, 2, use_gate=True)(x, x))
 
 
-class Doubling(L.Wrapper):
-    """A wrapper of the user."""
+class Adding(L.Wrapper):
+    """A wrapper of the user with a weight of its own."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.offset = self.add_weight(name="offset", shape=())
 
     def call(self, x):
-        return 2 * self.layer(x)
+        return self.layer(x) + self.offset
 
 
 def kept_state(layer):
@@ -216,7 +220,7 @@ def wrong(layer):
             None,
             "'s' .Spectral",
         ),
-        (lambda: chain((4,), Doubling(L.Dense(2), name="w")), None, r"'w' \(Doubling\) has weights and no twin"),
+        (lambda: chain((4,), Adding(L.Dense(2), name="w")), None, r"'w' \(Adding\) has weights and no twin"),
         (
             lambda: kept_state(L.LSTM(2, stateful=True, name="m")),
             None,
@@ -295,3 +299,12 @@ print(os.environ['TF_USE_LEGACY_KERAS'])
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "True True False\n0\n"
+
+
+@pytest.mark.parametrize(
+    "first", ["import tensorflow_model_optimization", "import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'"]
+)
+def test_a_process_whose_tf_keras_is_keras_2_gets_one_message(first):
+    code = f"{first}; import keras\ntry:\n  from kdistill import compress\nexcept ValueError as error: print(error)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout.startswith("tf.keras is tf_keras (Keras 2) in this process, expected Keras 3"), ended.stderr
