@@ -20,12 +20,12 @@ def recipe(variant: str = "default") -> Recipe:
         name="digits_segment",
         variant=variant,
         data=Data("digits_segment"),
-        teacher=Network("unet", {"widths": [12, 24, 36]}),
-        student=Network("unet", {"widths": [4, 8, 12]}),
-        teacher_training=Training(epochs=5, batch_size=64, learning_rate=3e-3, warmup=0.05),
-        training=Training(epochs=5, batch_size=64, learning_rate=1e-2, warmup=0.05),
+        teacher=Network("unet", {"widths": [12, 24, 48, 64]}),
+        student=Network("unet", {"widths": [4, 8, 16, 24]}),
+        teacher_training=Training(epochs=8, batch_size=64, learning_rate=3e-3, warmup=0.05),
+        training=Training(epochs=8, batch_size=64, learning_rate=1e-2, warmup=0.05),
         distill=Distill(distillation_weight=0.9, temperature=2.0),
-        exports=("reference", "phone_gpu", "npu"),
+        exports=("reference", "npu"),
     )
     if variant == "default":
         return base

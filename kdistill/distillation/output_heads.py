@@ -290,7 +290,7 @@ def meaning_of(student: keras.Model, name: str, stated: str | None, loss: HardLo
 
     In this order: what is `stated`, what the user says of its numbers (`is_exclusive`), its last activation, the loss
     of `compile`; else exclusive classes. Raises `InputError` for one number for each example of which nothing tells
-    what it is.
+    what it is, and for a sigmoid with a loss of numbers, which may be either.
     """
     if stated is not None:
         return stated
@@ -298,6 +298,12 @@ def meaning_of(student: keras.Model, name: str, stated: str | None, loss: HardLo
         return CLASSES
     tensor = _symbolic(student, name)
     end = None if tensor is None else activation_behind(tensor) or _traced_end(student, name)
+    if end == "sigmoid" and loss is not None and loss.meaning == NUMBERS:
+        raise InputError(
+            f"The output {f'{name!r} ' if name else ''}of the student '{student.name}' ends in a sigmoid, and the loss of "
+            "compile is one of numbers. State what it means: head='labels' (independent labels) or head='numbers' "
+            "(numbers from 0 to 1)."
+        )
     if end in ENDS:
         return ENDS[end]
     if loss is not None and loss.meaning is not None:

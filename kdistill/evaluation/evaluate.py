@@ -12,7 +12,7 @@ from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import InputError
 from kdistill.evaluation.examples import gather, rows_of
-from kdistill.evaluation.head_metrics import measure_output
+from kdistill.evaluation.head_metrics import measure_output, without_hidden
 from kdistill.evaluation.metrics import measure
 from kdistill.evaluation.outputs import (
     by_head,
@@ -20,6 +20,7 @@ from kdistill.evaluation.outputs import (
     gives_one_row,
     heads_of_runner,
     inputs_of_runner,
+    masks_of,
     outputs_of,
     traced,
 )
@@ -159,6 +160,9 @@ def _measure_heads(runner, examples, teacher, batch_size: int, stated, head, los
     labels = rows_of(examples.labels, heads)
     if not labels:
         raise InputError("evaluate expects labels: Examples(inputs, labels) or (inputs, labels). None were received.")
+    for name, mask in {} if isinstance(runner, File) else masks_of(runner, inputs).items():
+        if name in labels:
+            labels[name] = without_hidden(labels[name], mask)
     weights, teacher = rows_of(examples.weights, heads, "sample_weight"), rows_of(teacher, heads, "teacher_logits")
     metrics = {
         name: measure_output(heads[name], outputs[name], labels[name], weights.get(name), teacher.get(name), name)

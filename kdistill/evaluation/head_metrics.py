@@ -122,6 +122,15 @@ def targets(head: Head, outputs: np.ndarray, labels, name: str = "output") -> tu
     return np.where(counted, labels, 0.0), counted
 
 
+def without_hidden(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The labels `[n, ...]`, those at positions that a mask (bool `[n, positions]`) hides as missing ones."""
+    labels = np.asarray(labels)
+    hidden = ~mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
+    if labels.dtype.kind == "f":
+        return np.where(hidden, np.asarray(np.nan, labels.dtype), labels)
+    return np.where(hidden, -1, labels.astype(np.int64))
+
+
 def probabilities_of(head: Head, outputs: np.ndarray) -> np.ndarray:
     """The probabilities of independent labels, float64."""
     outputs = np.asarray(outputs, np.float64)

@@ -73,6 +73,37 @@ def traced(model: "keras.Model", inputs: Mapping[str, np.ndarray]):
         raise InputError(f"The model '{model.name}' does not run on these inputs: {error}") from error
 
 
+def masks_of(model: "keras.Model", inputs: Mapping[str, np.ndarray], batch_size: int = 256) -> dict[str, np.ndarray]:
+    """Which positions of its outputs a Keras model does not mask, bool `[n, ...]`, by name; {} without masks.
+
+    These are Keras's masks of sequences, such as of `Embedding(mask_zero=True)`; losses do not count what they hide.
+    """
+    import tensorflow as tf
+
+    from kdistill.networks.keras_internals import mask_of
+
+    def masks(batch):
+        outputs = outputs_of_call(model, batch)
+        found = {name: (mask_of(output), output) for name, output in outputs.items()}
+        return {
+            name: tf.broadcast_to(mask, tf.shape(output)[:-1])
+            for name, (mask, output) in found.items()
+            if mask is not None and output.shape.rank > 2
+        }
+
+    dtypes = {name: one.dtype for name, one in inputs_of(model).items()}
+    specs = {name: tf.TensorSpec([None, *array.shape[1:]], dtypes[name]) for name, array in inputs.items()}
+    call = tf.function(masks, autograph=False).get_concrete_function(specs)
+    if not call.structured_outputs:
+        return {}
+    count = len(next(iter(inputs.values())))
+    parts = [
+        call(constants(model, {name: array[start : start + batch_size] for name, array in inputs.items()}))
+        for start in range(0, count, batch_size)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def constants(model: "keras.Model", batch: Mapping[str, np.ndarray]) -> dict:
     """A batch as tensors, in the dtypes of the model's inputs."""
     import tensorflow as tf

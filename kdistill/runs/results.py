@@ -35,12 +35,13 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     teacher = outputs["teacher"]
     rows = [{"name": name, **measure_model(arms, name, splits.test, teacher, outputs[name])} for name in models]
     files, refused = _exported(arms, profiles, outputs["student"])
+    seen = scores.as_seen(models["student"], splits.test, splits)
     for name, record in compressions.items():
         written = record["file"] is not None
         (files if written else refused)[f"{name}.tflite"] = record["file"] if written else record["refused"]
     for name, file in files.items():
         path = arms.folder.path / file["path"]
-        rows.append({"name": name, **scores.measure_file(path, splits.test, teacher, splits)})
+        rows.append({"name": name, **scores.measure_file(path, seen, teacher, splits)})
         file["deflated"] = rows[-1]["deflated"]
     rows += [refused_model(row) for row in refused.values()]
     return {

@@ -4,6 +4,7 @@ Where every example has one class, outputs are logits and a score is right or wr
 by name, and a score is the main metric of the first output (`head_metrics.MAIN_METRIC`), which the verdict tests.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,9 +13,9 @@ from kdistill.data.splits import Examples, Splits
 from kdistill.errors import InputError
 from kdistill.evaluation.evaluate import cost_of, evaluate, predict
 from kdistill.evaluation.examples import gather
-from kdistill.evaluation.head_metrics import MAIN_METRIC, measure_output, per_example
+from kdistill.evaluation.head_metrics import MAIN_METRIC, measure_output, per_example, without_hidden
 from kdistill.evaluation.metrics import measure
-from kdistill.evaluation.outputs import by_head, heads_of_runner, inputs_of_runner, outputs_of
+from kdistill.evaluation.outputs import by_head, heads_of_runner, inputs_of_runner, masks_of, outputs_of
 from kdistill.networks.heads import Head, logits_of_probabilities
 
 Outputs = np.ndarray | dict[str, np.ndarray]
@@ -65,10 +66,24 @@ def scores_of(model, outputs: Outputs, examples: Examples, splits: Splits) -> np
     """The score of each example, `[n]`: bool, whether its class is right; else the main metric (NaN: unlabeled)."""
     if splits.classifies:
         return outputs.argmax(axis=1) == examples.labels
-    name, labels = next(iter(splits.outputs)), examples.labels
+    name, labels = next(iter(splits.outputs)), as_seen(model, examples, splits).labels
     heads = heads_in(model, splits)
     head = heads[name] if name in heads else next(iter(heads.values()))
     return per_example(head, outputs[name], labels[name] if isinstance(labels, Mapping) else labels, name or "output")
+
+
+def as_seen(model, examples: Examples, splits: Splits) -> Examples:
+    """The examples without the labels of positions that the model masks."""
+    if splits.classifies:
+        return examples
+    inputs = gather(examples.inputs, inputs_of_runner(model), "inputs", with_labels=False).inputs
+    masks = masks_of(model, inputs)
+    if not masks:
+        return examples
+    labels = examples.labels if isinstance(examples.labels, Mapping) else {"": examples.labels}
+    masks = masks if len(labels) > 1 else {"": next(iter(masks.values()))}
+    hidden = {name: without_hidden(part, masks[name]) if name in masks else part for name, part in labels.items()}
+    return dataclasses.replace(examples, labels=hidden.get("", hidden))
 
 
 def mean_score(scores: np.ndarray) -> float:
@@ -84,7 +99,7 @@ def measure_model(model, examples: Examples, outputs: Outputs, teacher: Outputs 
     cost = cost_of(model, model, inputs)
     if splits.classifies:
         return {**measure(outputs, examples.labels, teacher), **cost}
-    heads, labels = named(heads_in(model, splits), splits), examples.labels
+    heads, labels = named(heads_in(model, splits), splits), as_seen(model, examples, splits).labels
     metrics = {
         name: measure_output(
             heads[name],

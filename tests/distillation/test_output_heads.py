@@ -210,6 +210,15 @@ def test_the_meaning_follows_from_the_activation_and_the_loss():
         assert model.heads == {"": meaning}
         model.compile("sgd")
         assert model.heads == {"": "classes"}  # another loss, another meaning
+    # A sigmoid that learns numbers may be either, in training as in `evaluate`.
+    for loss in ("mse", keras.losses.Huber()):
+        model = Supervised(keras.Model(image, layers.Dense(3, "sigmoid")(image)))
+        with pytest.raises(InputError, match="State what it means"):
+            model.compile("sgd", loss)
+        for meaning in ("labels", "numbers"):
+            model = Supervised(keras.Model(image, layers.Dense(3, "sigmoid")(image)), head=meaning)
+            model.compile("sgd", loss)
+            assert model.heads == {"": meaning}
 
 
 @pytest.mark.slow
