@@ -18,7 +18,14 @@ from tf_keras.src.engine.keras_tensor import KerasTensor
 from kdistill.compression import bridge_layers
 from kdistill.errors import InputError
 from kdistill.networks import copying
-from kdistill.networks.keras_internals import calls_its_graph, graph_of, operation_behind, run_graph, takes_training
+from kdistill.networks.keras_internals import (
+    calls_its_graph,
+    graph_of,
+    layers_of,
+    operation_behind,
+    run_graph,
+    takes_training,
+)
 
 Handlers = dict[type, Callable]
 # tfmot's wrappers; the layer inside keeps its own name.
@@ -51,6 +58,8 @@ def load_tfmot():
 def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_keras.Model:
     """The equal tf_keras model: nested models inlined, weights copied, outputs compared on random input.
 
+    A layer of somebody's own that holds layers is opened into these, where its call is a graph of Keras's operations.
+
     Args:
         model: a Functional or Sequential model.
         handlers: `{LayerClass: function(layer) -> tf_keras layer}` for your own layers with weights. The tf_keras layer
@@ -59,7 +68,7 @@ def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_kera
     Raises:
         InputError: the model has no graph, a layer has no twin, or the outputs differ.
     """
-    graph = _graph_of(model)
+    graph = _opened(_graph_of(model), handlers or {})
     names = _names(graph)
     all_twins = {}
 
@@ -88,14 +97,17 @@ def to_tf_keras(model: keras.Model, handlers: Handlers | None = None) -> tf_kera
     return bridged
 
 
-def copy_back(bridged: tf_keras.Model, model: keras.Model, check: bool = True) -> keras.Model:
+def copy_back(
+    bridged: tf_keras.Model, model: keras.Model, check: bool = True, handlers: Handlers | None = None
+) -> keras.Model:
     """Copies the weights of a tf_keras model, with or without tfmot's wrappers, into its Keras 3 model.
 
     It matches layers by name and variables by the last part of theirs, and copies clustered and masked weights as such.
     With `check` it compares the outputs again, unless there are quantizers: it copies the float weights, so the outputs
-    differ by the rounding. Returns `model`. Raises `InputError` if a layer or weight is missing.
+    differ by the rounding. `handlers`: those of `to_tf_keras`. Returns `model`. Raises `InputError` if a layer or
+    weight is missing.
     """
-    graph = _graph_of(model)
+    graph = _opened(_graph_of(model), handlers or {})
     names = _names(graph)
     by_name = {}
     for layer in bridged.layers:
@@ -137,6 +149,84 @@ def _graph_of(model) -> keras.Function:
             "keras.Model(inputs, outputs)."
         )
     return model
+
+
+def _opened(graph: keras.Function, handlers: Handlers, name: str | None = None) -> keras.Function:
+    """The graph with a nested model of the same weights in the place of each layer that holds other layers.
+
+    A layer of somebody's own whose call uses layers and operations of Keras is a graph of these: calling it on symbolic
+    tensors gives it. The graph itself where there are none. Raises `InputError` for a layer that has no such graph.
+    """
+    if not _is_closed(graph, handlers):
+        return graph
+    models: dict[tuple, keras.Model] = {}
+
+    def call(operation, *args, **kwargs):
+        if _is_nested(operation) and _is_closed(_graph_of(operation), handlers):
+            if (id(operation),) not in models:
+                models[(id(operation),)] = _opened(_graph_of(operation), handlers, operation.name)
+            inner = models[(id(operation),)]
+            return inner(_arranged(inner, args[0] if args else kwargs["inputs"]))
+        if _is_nested(operation) or not _holds_layers(operation, handlers):
+            return operation(*args, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("training", "mask") and value is not None}
+        if kwargs or len(args) != 1 or not isinstance(args[0], keras.KerasTensor):
+            raise _closed(operation, "it is called with more than one tensor")
+        key = id(operation), args[0].shape
+        if key not in models:
+            models[key] = _as_model(operation, args[0])
+        return models[key](args[0])
+
+    inputs = keras.tree.map_structure(
+        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=operation_behind(tensor).name),
+        graph.input,
+    )
+    name = name or graph.name
+    opened = keras.Model(inputs, run_graph(graph, inputs, call), name=name)
+    return _opened(opened, handlers, name)  # a layer that was inside of one may hold layers, too
+
+
+def _is_closed(graph: keras.Function, handlers: Handlers) -> bool:
+    """Whether the graph, or a model nested in it, has a layer to open."""
+    return any(
+        _is_closed(_graph_of(operation), handlers) if _is_nested(operation) else _holds_layers(operation, handlers)
+        for operation in graph.operations
+    )
+
+
+def _holds_layers(operation, handlers: Handlers) -> bool:
+    """Whether this is a layer of somebody's own with layers inside that have all of its weights."""
+    kind = type(operation)
+    if not isinstance(operation, keras.layers.Layer) or _is_nested(operation) or not operation.weights:
+        return False
+    if kind is getattr(keras.layers, kind.__name__, None) or any(base in handlers for base in kind.__mro__):
+        return False
+    held = {id(weight) for layer in layers_of(operation) for weight in layer.weights}
+    return {id(weight) for weight in operation.weights} <= held
+
+
+def _as_model(layer: keras.layers.Layer, tensor) -> keras.Model:
+    """The graph of a layer's call, as a model with the layers that it holds. Raises `InputError` if it has none."""
+    inputs = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+    try:
+        model = keras.Model(inputs, layer.call(inputs), name=layer.name.replace("/", "_"))
+    except Exception as error:  # of code of somebody's own
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise _closed(layer, f"its call is no graph of layers and operations of Keras ({text})") from None
+    used = {id(weight) for weight in model.weights}
+    unused = [weight.path for weight in layer.weights if id(weight) not in used]
+    if unused:
+        raise _closed(layer, f"its call uses the weights {', '.join(unused)} outside of a layer")
+    return model
+
+
+def _closed(layer: keras.layers.Layer, reason: str) -> InputError:
+    kind = type(layer).__name__
+    return InputError(
+        f"Layer '{layer.name}' ({kind}) has weights and no twin in tf_keras, which pruning, clustering and "
+        f"quantization-aware training need, and it cannot be opened into the layers that it holds: {reason}. Pass "
+        f"handlers={{{kind}: function(layer) -> tf_keras layer}}, or replace the layer."
+    )
 
 
 def _is_nested(operation) -> bool:

@@ -17,7 +17,13 @@ SMALL = 64  # kernels with fewer weights say nothing about earlier compression o
 
 def kernels(network) -> dict[str, np.ndarray]:
     """layer -> the kernel that pruning and clustering change, of a tf_keras model."""
-    return {layer.name: layer.kernel.numpy() for layer in network.layers if type(layer) in tfmot.KERNELS}
+    kinds = (*tfmot.KERNELS, *tfmot.RECURRENT)
+    return {layer.name: tfmot.kernel_of(layer) for layer in network.layers if type(layer) in kinds}
+
+
+def in_files(network) -> set[str]:
+    """The names of the layers whose kernels a `.tflite` holds as one tensor: not those of recurrent layers."""
+    return {layer.name for layer in network.layers if type(layer) in tfmot.KERNELS}
 
 
 def sparsity(kernel: np.ndarray) -> float:

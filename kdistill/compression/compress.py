@@ -14,6 +14,7 @@ import numpy as np
 import tf_keras
 
 from kdistill.compression import checks, finetune, inputs, ranges, tfmot
+from kdistill.compression import other_outputs as others
 from kdistill.compression.bridge import Handlers, copy_back, to_tf_keras
 from kdistill.compression.quantized_file import (
     CALIBRATION_IMAGES,
@@ -113,12 +114,13 @@ def compress(
     mean=None,
     std=None,
     cache: str | Path | Replay | None = None,
+    head: str | Mapping[str, str] | None = None,
     **settings,
 ) -> Compressed:
     """Compresses a trained student; the student itself does not change.
 
     Args:
-        student: a Functional or Sequential Keras 3 model, one image in, logits or probabilities out.
+        student: a Functional or Sequential Keras 3 model: one image in, logits or probabilities out; or see `head`.
         stage: a `Stage`, or the name of a scheme (then `settings` are fields of `Stage`). The schemes are prune,
             prune_2_4, cluster, prune_cluster, qat, pqat, cqat, pcqat (each step is fine-tuned for `stage.epochs`),
             and int8 (quantization after training: no step trains). `qat` preserves the zeros and clusters of a student
@@ -150,6 +152,9 @@ def compress(
         cache: a folder of teacher caches, or "auto" for the default one where it pays: each step trains on the stored
             outputs of the teacher, which runs once for the images of an epoch, or not at all if a run has stored them.
             `data` is then `Splits`, and the teachers are Keras models. None: the teacher runs in every step.
+        head: what the student's outputs mean, as for the `Distiller`: `classes`, `labels` or `numbers`, by name of
+            several. None: loss, last activation and numbers show it. Students of other inputs than images, or of other
+            outputs than exclusive classes, are pruned and clustered; `data` is then as for `kdistill.evaluate`.
         settings: fields of `Stage`, such as `epochs=3` or `final_sparsity=0.5`, where `stage` is a name.
 
     Returns:
@@ -164,45 +169,46 @@ def compress(
         result.model.save("small.keras")
         Path("small.tflite").write_bytes(result.tflite())
     """
-    stage, terms = inputs.checked_stage(stage, settings), dict(terms or {})
+    stage, terms, stated = inputs.checked_stage(stage, settings), dict(terms or {}), normalization(mean, std)
     inputs.check_mode(check)
-    if temperature is None and "kd" not in terms:
-        temperature = TEMPERATURE
-    inputs.check_objective(distillation_weight, temperature, terms, teacher)
-    prepared, stated = prepare(student), normalization(mean, std)
-    inputs.check_head(prepared)
-    shape, head = prepared.image_shape, prepared.head
-    batches = inputs.batches_of(data, stage.batch_size, seed, (None, *shape), augment)
-    inputs.warn_of_range(prepared, teacher, data, stated)
-    if stated is not None:
-        prepared, teacher = inputs.with_range(prepared, teacher, *stated)
-    if stage.scheme == "int8":
-        return _quantize_after_training(prepared.model, batches, say)
-    network = to_tf_keras(prepared.model, handlers)
-    inputs.check_layers(stage, network)
-    inputs.check_quantizable(prepared.model, stage, network, lambda: to_tf_keras(prepared.model, handlers))
-    predict = None if teacher is None else inputs.checked_teacher(teacher, shape, head.classes)
-    stored = stored_outputs(cache, teacher, data, stage, seed, augment, say)
-    if stored is not None:
-        batches = with_stored(batches, stored, data)
-    loss = finetune.StudentLoss(predict, distillation_weight, temperature, head.kind == "probabilities", terms)
+    softening = TEMPERATURE if temperature is None and "kd" not in terms else temperature
+    inputs.check_objective(distillation_weight, softening, terms, teacher)
+    prepared = prepare(student, head)
+    if others.are_needed(prepared, data):
+        others.check_stage_of_others(stage, mean, std, cache, prepared)
+        others.check_temperature(temperature, prepared.heads)
+        start, kind = others.plain_model(prepared), None
+        batches = others.batches_of_others(start, data, stage.batch_size, seed, augment)
+        network = to_tf_keras(start, handlers)
+        inputs.check_layers(stage, network)
+        loss = others.HeadLoss(start, prepared.heads, teacher, distillation_weight, softening, terms)
+        more = [[name, one.meaning, one.kind] for name, one in prepared.heads.items()]
+    else:
+        inputs.check_head(prepared)
+        shape, kind = prepared.image_shape, prepared.head.kind
+        batches = inputs.batches_of(data, stage.batch_size, seed, (None, *shape), augment)
+        inputs.warn_of_range(prepared, teacher, data, stated)
+        if stated is not None:
+            prepared, teacher = inputs.with_range(prepared, teacher, *stated)
+        if stage.scheme == "int8":
+            return _quantize_after_training(prepared.model, batches, say)
+        start = prepared.model
+        network = to_tf_keras(start, handlers)
+        inputs.check_layers(stage, network)
+        inputs.check_quantizable(start, stage, network, lambda: to_tf_keras(start, handlers))
+        predict = None if teacher is None else inputs.checked_teacher(teacher, shape, prepared.head.classes)
+        stored = stored_outputs(cache, teacher, data, stage, seed, augment, say)
+        if stored is not None:
+            batches = with_stored(batches, stored, data)
+        loss = finetune.StudentLoss(predict, distillation_weight, softening, kind == "probabilities", terms)
+        more = [*(stated or ()), *(() if stored is None else ("cache", stored.train.key))]
     goals = tfmot.Goals.of_stage(stage)
-    settings = settings_of(
-        prepared.model,
-        stage,
-        distillation_weight,
-        temperature,
-        terms,
-        seed,
-        predict is not None,
-        batches.steps,
-        *(stated or ()),
-        *(() if stored is None else ("cache", stored.train.key)),
-    )
+    numbers = distillation_weight, softening, terms, seed
+    settings = settings_of(start, stage, *numbers, teacher is not None, batches.steps, *more)
     finished = FinishedSteps(keep, settings, goals, say)
-    model = clone(prepared.model)
+    model = clone(start)
     result = Compressed(model, stage.scheme, sizes={"student": _weight_sizes(model)})
-    trainer = _Trainer(model, stage, batches, loss, goals, callbacks, logs, seed, say)
+    trainer = _Trainer(model, stage, batches, loss, goals, callbacks, logs, seed, say, handlers)
     preserved, kernels, decisions = checks.applied(network), checks.kernels(network), {}
     _note_preserved(SCHEMES[stage.scheme][0], preserved, result, say)
     for place, step in enumerate(SCHEMES[stage.scheme]):
@@ -223,10 +229,10 @@ def compress(
         if not resumed:
             finished.save(steps, model, record)
         say(f"{stage.scheme}: {step} {'finished before' if resumed else 'done'}, {checks.summary(result.layers)}")
-    result._kernels = kernels
+    result._kernels = {name: kernel for name, kernel in kernels.items() if name in checks.in_files(network)}
     result._clustered = frozenset(checks.clustered(before if "qat" in decisions else kernels))
     if "qat" in decisions:
-        result._content = convert_quantized(wrapped, head.kind)
+        result._content = convert_quantized(wrapped, kind)
         check_runs(result._content)
         checks.mark_float(result._content, result.layers)
         result.check_file(result._content)
@@ -255,12 +261,13 @@ class _Trainer:
     model: keras.Model  # receives the new weights
     stage: Stage
     batches: finetune.Batches
-    loss: finetune.StudentLoss
+    loss: finetune.StudentLoss | others.HeadLoss
     goals: tfmot.Goals
     callbacks: Sequence[keras.callbacks.Callback]
     logs: str | Path | None
     seed: int
     say: Callable[[str], None]
+    handlers: Handlers | None = None
 
     def train(self, place: int, step: str, network, preserved: set[str]) -> tuple[tf_keras.Model, dict]:
         """The trained network in tfmot's wrappers, and a record: history, and the decision for each layer."""
@@ -270,7 +277,7 @@ class _Trainer:
         masks, frozen = tfmot.protected(wrapped, step, decisions, checks.pruned(kernels), checks.clustered(kernels))
         watch = finetune.Watch(
             self.callbacks,
-            current_model=lambda: copy_back(wrapped, self.model, check=False),
+            current_model=lambda: copy_back(wrapped, self.model, check=False, handlers=self.handlers),
             logs=None if self.logs is None else Path(self.logs, step),
             first_step=place * total,
             say=lambda text: self.say(f"{self.stage.scheme}: {step}, {text}"),
@@ -290,7 +297,7 @@ class _Trainer:
         )
         if step == "qat":
             ranges.measure(wrapped, self.batches)  # they follow the weights slowly
-        copy_back(wrapped, self.model)
+        copy_back(wrapped, self.model, handlers=self.handlers)
         return wrapped, {"history": history, "decisions": decisions}
 
 

@@ -111,7 +111,7 @@ class StudentLoss:
         if self._teacher is None:
             total, parts = hard, {"hard": hard, "kd": tf.zeros_like(hard)}
         else:
-            settings = {name: _at(number, step) for name, number in self._numbers.items()}
+            settings = {name: number_at(number, step) for name, number in self._numbers.items()}
             taught = self._teacher(images) if stored is None else tf.cast(stored, tf.float32)
             total, parts = step_loss(hard, logits, taught, labels, settings, self._terms)
         means = {name: tf.reduce_mean(values) for name, values in {"loss": total, **parts}.items()}
@@ -119,7 +119,7 @@ class StudentLoss:
         return means, dict.fromkeys(means, examples) | {"hard": labeled, "accuracy": labeled}
 
 
-def _at(value, step) -> tf.Tensor:
+def number_at(value, step) -> tf.Tensor:
     """A number, or a Keras 3 schedule at this step, as a tensor."""
     return tf.cast(value(step) if isinstance(value, KerasSchedule) else value, tf.float32)
 

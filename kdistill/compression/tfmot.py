@@ -21,6 +21,7 @@ tfmot = load_tfmot()
 quantization = tfmot.quantization.keras
 # The layers whose kernels are pruned and clustered.
 KERNELS = (layers.Conv1D, layers.Conv2D, layers.Conv2DTranspose, layers.Conv3D, layers.Dense)
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)  # whose two kernels are pruned, but not clustered
 PRESERVED = (layers.Conv2D, layers.Dense)  # where tfmot's quantizers keep zeros and clusters
 # The activations that tfmot quantizes as layers; others get a range for their output.
 QUANTIZED_ACTIVATIONS = ("linear", "relu", "softmax", "sigmoid", "tanh", "swish", "gelu")
@@ -105,6 +106,10 @@ def prune(network, steps: int, goals: Goals, two_of_four: bool, skip=()) -> tupl
 
     def reason(layer):
         excluded = _exclusion(layer, skip, "pruned")
+        if two_of_four and not excluded and type(layer) in RECURRENT:
+            return "2:4 sparsity is for kernels of dense layers and convolutions"
+        if type(layer) in RECURRENT:
+            return excluded
         channels = 4 if excluded else layer.kernel.shape[-2]
         if two_of_four and not excluded and (channels % 4 or layer.kernel.shape.rank not in (2, 4)):
             return f"2:4 sparsity needs input channels in fours, it has {channels}"
@@ -158,9 +163,16 @@ def _exclusion(layer, skip, what: str) -> str:
         return SKIPPED
     if not layer.trainable:
         return "frozen (trainable=False)"
-    if type(layer) not in KERNELS:
+    if type(layer) not in (*KERNELS, *(RECURRENT if what == "pruned" else ())):
         return f"{type(layer).__name__} layers are not {what}"
     return ""
+
+
+def kernel_of(layer) -> np.ndarray:
+    """The kernel of a layer; of a recurrent one that of the inputs and that of the state below it."""
+    if type(layer) in RECURRENT:
+        return np.concatenate([layer.cell.kernel.numpy(), layer.cell.recurrent_kernel.numpy()])
+    return layer.kernel.numpy()
 
 
 def _wrapped(network, reason, wrapper) -> tuple[tf_keras.Model, Decisions]:
@@ -184,6 +196,10 @@ def protected(wrapped, step: str, decisions: Decisions, pruned: dict[str, np.nda
         unwrapped |= {name for name in kernels if kinds.get(name) not in PRESERVED}
     masked = kernels if step == "qat" else unwrapped
     masks = [(kernels[name], (pruned[name] != 0).astype("float32")) for name in masked if name in pruned]
+    for layer in wrapped.layers:
+        if type(layer) in RECURRENT and layer.name in pruned:
+            mask, rows = (pruned[layer.name] != 0).astype("float32"), layer.cell.kernel.shape[0]
+            masks += [(layer.cell.kernel, mask[:rows]), (layer.cell.recurrent_kernel, mask[rows:])]
     return masks, [kernels[name] for name in unwrapped if name in clustered]
 
 
