@@ -3,7 +3,7 @@
     kdistill run digits_multilabel                       the sample of MNIST that ships with kdistill
     kdistill run digits_multilabel --data-dir FOLDER     all of MNIST
 
-4,000 training and 1,000 test canvases of 48x48 are made of one to three digits each, of which some overlap.
+4,000 training and 1,000 test canvases of 40x40 are made of one to three digits each, of which some overlap.
 """
 
 import dataclasses

@@ -12,8 +12,8 @@ from kdistill.recipe import Data, Distill, Network, Recipe, Training
 
 
 def recipe(variant: str = "default") -> Recipe:
-    """Variants: `default`; `smoke`, an epoch on few sequences."""
-    if variant not in ("default", "smoke"):
+    """Variants: `default`; `few_labels`, where the students see 500 labels; `smoke`, an epoch on few sequences."""
+    if variant not in ("default", "few_labels", "smoke"):
         raise KeyError(variant)
     base = Recipe(
         name="digits_rows",
@@ -23,11 +23,13 @@ def recipe(variant: str = "default") -> Recipe:
         student=Network("conv1d", {"widths": [6, 8, 10]}),
         teacher_training=Training(epochs=14, batch_size=128, learning_rate=3e-3, warmup=0.05),
         training=Training(epochs=12, batch_size=128, learning_rate=1e-2, warmup=0.05),
-        distill=Distill(distillation_weight=0.9, temperature=4.0),
+        distill=Distill(distillation_weight=0.6, temperature=2.0),
         exports=("reference", "npu"),
     )
     if variant == "default":
         return base
+    if variant == "few_labels":
+        return dataclasses.replace(base, data=dataclasses.replace(base.data, labeled=500))
     short = Training(epochs=1, batch_size=64, learning_rate=3e-3)
     return dataclasses.replace(
         base,

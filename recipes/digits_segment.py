@@ -3,7 +3,7 @@
     kdistill run digits_segment                       the sample of MNIST that ships with kdistill
     kdistill run digits_segment --data-dir FOLDER     all of MNIST
 
-4,000 training and 1,000 test canvases of 48x48 are made of one to three digits each, of which some overlap; pixels are
+4,000 training and 1,000 test canvases of 40x40 are made of one to three digits each, of which some overlap; pixels are
 background or one of ten digits. Teacher and student are U-Nets.
 """
 
@@ -24,7 +24,7 @@ def recipe(variant: str = "default") -> Recipe:
         student=Network("unet", {"widths": [4, 8, 16, 24]}),
         teacher_training=Training(epochs=8, batch_size=64, learning_rate=3e-3, warmup=0.05),
         training=Training(epochs=8, batch_size=64, learning_rate=1e-2, warmup=0.05),
-        distill=Distill(distillation_weight=0.9, temperature=2.0),
+        distill=Distill(distillation_weight=0.6, temperature=2.0),
         exports=("reference", "npu"),
     )
     if variant == "default":

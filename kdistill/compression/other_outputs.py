@@ -11,8 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kdistill.compression.bridge import to_tf_keras
 from kdistill.compression.finetune import Batches, KerasSchedule, number_at
-from kdistill.conversion.float32 import Prepared
+from kdistill.compression.inputs import check_layers
+from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.data.batches import steps_per_epoch, training_batches, without_autotuning
 from kdistill.data.splits import Examples
 from kdistill.distillation.batch import Given, split_targets
@@ -73,6 +75,13 @@ def check_stage_of_others(stage: Stage, mean, std, cache, student: Prepared) -> 
     given = [name for name, value in given.items() if value is not None and value != "off"]
     if given:
         raise InputError(f"{subject} is not one of images with a class each: leave out {', '.join(given)}.")
+
+
+def check_student_of_others(student: keras.Model, stage: Stage, head) -> None:
+    """Raises `InputError` for a student, trained or not, that a stage cannot compress, and for an unknown layer."""
+    prepared = prepare(student, head)
+    check_stage_of_others(stage, None, None, None, prepared)
+    check_layers(stage, to_tf_keras(plain_model(prepared)))
 
 
 def batches_of_others(student: keras.Model, data, batch_size: int, seed: int, augment: Data | None) -> Batches:

@@ -305,18 +305,19 @@ def export_checked(
         FileRefused: The file is not good enough. For int8 the message names the layers that cost most.
         InputError: As for `export`.
     """
-    if not student.classifies_images:
-        outputs, inputs, labels = outputs_to_compare(student, profile, examples)
-        built = build(student, profile, calibration, class_names, about)
-        return _write_measured(built, folder / NAME, student, outputs, inputs, labels)
-    if model_logits is None:
+    if model_logits is None and student.classifies_images:
         model_logits = logits_of(student, profile, examples.images)
     built = build(student, profile, calibration, class_names, about)
     return write_checked(built, folder / NAME, student, model_logits, examples)
 
 
 def write_checked(built: Built, path: Path, student: Prepared, model_logits: np.ndarray, examples) -> dict:
-    """Writes what was built of a student to `path` if it passes `check` on these examples; see `export_checked`."""
+    """Writes what was built of a student to `path` if it passes `check` on these examples; see `export_checked`.
+
+    `model_logits`: unused for a student of other inputs or heads than images with a class.
+    """
+    if not student.classifies_images:
+        return _write_measured(built, path, student, *outputs_to_compare(student, built.profile, examples))
     return _write_measured(built, path, student, model_logits, *as_examples(examples))
 
 

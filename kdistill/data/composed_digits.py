@@ -12,7 +12,7 @@ import numpy as np
 from kdistill.data.mnist import DIGITS, mnist
 from kdistill.recipe import Data
 
-SIDE = 48  # of a canvas, in pixels
+SIDE = 40  # of a canvas, in pixels
 CANVASES = {"train": 4000, "test": 1000}
 MOST_DIGITS = 3  # on a canvas
 INK = 96  # a pixel of a digit that is at least this bright belongs to it
@@ -20,7 +20,7 @@ NOISE = 40  # highest brightness of the background
 
 
 def segment(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    """Canvases of 48x48 with one to three digits; every pixel is background (0) or of a digit (1 to 10)."""
+    """Canvases of 40x40 with one to three digits; every pixel is background (0) or of a digit (1 to 10)."""
     parts, source = _canvases(data, data_dir, download, say)
     return (
         {name: (images, classes) for name, (images, classes, _) in parts.items()},
@@ -31,7 +31,7 @@ def segment(data: Data, data_dir: Path | None, download: bool, say: Callable[[st
 
 
 def multilabel(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    """Canvases of 48x48 with one to three digits; ten labels state which digits are on a canvas."""
+    """Canvases of 40x40 with one to three digits; ten labels state which digits are on a canvas."""
     parts, source = _canvases(data, data_dir, download, say)
     return (
         {name: (images, labels) for name, (images, _, labels) in parts.items()},
@@ -51,7 +51,7 @@ def rows(data: Data, data_dir: Path | None, download: bool, say: Callable[[str],
 
 
 def _canvases(data: Data, data_dir: Path | None, download: bool, say: Callable[[str], None]):
-    """Of each part images `[n, 48, 48, 1]`, classes of the pixels `[n, 48, 48]` and labels `[n, 10]`; the source."""
+    """Of each part images `[n, 40, 40, 1]`, classes of the pixels `[n, 40, 40]` and labels `[n, 10]`; the source."""
     parts, _, source = mnist(data, data_dir, download, say)
     return {
         name: compose(images.reshape(-1, 28, 28), labels, CANVASES[name], place)

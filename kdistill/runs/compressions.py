@@ -22,9 +22,10 @@ from kdistill.networks import saving
 from kdistill.recipe import SCHEMES, Distill, Schedule, Stage
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.objective import at_the_end
-from kdistill.recipe.values import as_dict
+from kdistill.recipe.values import NUMBERS, as_dict
 from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms
+from kdistill.runs.scores import images_with_a_class
 from kdistill.teachers.foreign import failures_as_messages
 
 LABELS = "_labels"  # ends the name of a student that was fine-tuned on labels alone
@@ -82,6 +83,8 @@ def _run_stage(
     objective = {}
     if with_teacher and SCHEMES[stage.scheme]:
         objective, ended = _objective(arms.recipe.distill)
+        if {output.meaning for output in (arms.splits.outputs or {}).values()} == {NUMBERS}:
+            del objective["temperature"]  # does nothing there
         objective["teacher"] = arms.models["teacher"]
         objective["cache"] = arms.teaching and arms.teaching.replay_for_stage(name, stage, cache)
         if ended:
@@ -93,7 +96,9 @@ def _run_stage(
         stage,
         # With the teacher the student also learns from images without a label.
         data=few_labels.for_student(arms.splits) if with_teacher else few_labels.for_control(arms.splits),
-        augment=arms.recipe.data,
+        # Images of other labels are compressed as they are.
+        augment=arms.recipe.data if images_with_a_class(arms.splits) else None,
+        head=arms.splits.head,
         logs=arms.folder.path / "logs" / name,
         keep=arms.folder.checkpoints(name),
         seed=arms.recipe.seed,
@@ -192,12 +197,12 @@ def write_file(result: Compressed, folder: Path, splits: Splits, about: dict | N
     """
     if result.refusal:
         raise result.refusal
-    student = prepare(result.model)
+    student, names = prepare(result.model, splits.head), splits.class_names or None
     if result.quantized:
-        built = build_converted(result.tflite(), student, QUANTIZED, splits.class_names, about)
+        built = build_converted(result.tflite(), student, QUANTIZED, names, about)
     else:
-        built = build(student, load_profile("reference"), None, splits.class_names, about)
+        built = build(student, load_profile("reference"), None, names, about)
     kept = result.check_file(built.content)
-    logits = predict(result.model, splits.test.images)
+    logits = predict(result.model, splits.test.images) if student.classifies_images else None
     file = verify.write_checked(built, folder / NAME, student, logits, splits.test)
     return {**file, "deflated": files.byte_sizes(Path(file["path"]).read_bytes())["deflated"], "kept": kept}

@@ -23,6 +23,7 @@ from kdistill.formats.kinds import format_of
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.arms import build_network, load_network
+from kdistill.runs.scores import images_with_a_class
 from kdistill.teachers.as_model import TeacherFile
 from kdistill.teachers.blend import blend_models
 from kdistill.teachers.cache_choice import human_size
@@ -73,7 +74,7 @@ def check_run(
             _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS, splits.head), splits)
             teacher = student
     if recipe.compress:
-        _check_compression(recipe, student)
+        _check_compression(recipe, student, splits)
     if profiles and not devices.strategy:
         _check_exports(student, profiles, splits)
     return cache
@@ -115,7 +116,7 @@ def _check_distillation(distiller: Distiller, splits: Splits) -> None:
 
 def _check_other_labels(recipe: Recipe, splits: Splits) -> None:
     """Raises `InputError` for what works with one class for each example only."""
-    if splits.classifies and splits.has_images:
+    if images_with_a_class(splits):
         return
     only = {
         "more_teachers": bool(recipe.more_teachers) and not splits.classifies,
@@ -130,11 +131,15 @@ def _check_other_labels(recipe: Recipe, splits: Splits) -> None:
         )
 
 
-def _check_compression(recipe: Recipe, student: keras.Model) -> None:
+def _check_compression(recipe: Recipe, student: keras.Model, splits: Splits) -> None:
     from kdistill.compression.inputs import check_student  # imports tf_keras, for those who compress
+    from kdistill.compression.other_outputs import check_student_of_others
 
     for stage in recipe.compress:
-        check_student(student, stage)
+        if images_with_a_class(splits):
+            check_student(student, stage)
+        else:
+            check_student_of_others(student, stage, splits.head)
 
 
 def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Splits) -> None:

@@ -131,7 +131,7 @@ def test_canvases_are_what_their_labels_say():
     for number in range(3):
         digits[number, 4:24, 4:24] = 200 + number  # brightness states the digit
     images, pixels, labels = compose(digits, np.array([7, 0, 9]), 50, seed=3)
-    assert images.shape == (50, 48, 48, 1) and pixels.shape == (50, 48, 48) and labels.shape == (50, 10)
+    assert images.shape == (50, 40, 40, 1) and pixels.shape == (50, 40, 40) and labels.shape == (50, 10)
     values = images[..., 0]
     for digit, brightness in ((7, 200), (0, 201), (9, 202)):
         np.testing.assert_array_equal(pixels == digit + 1, values == brightness)

@@ -9,7 +9,7 @@ import pytest
 
 from kdistill.data import load
 from kdistill.errors import InputError
-from kdistill.recipe import Data, Distill, Network, Recipe, Training
+from kdistill.recipe import Data, Distill, Network, Recipe, Stage, Training
 from kdistill.recipe.loading import load_recipe
 from kdistill.report import page
 from kdistill.report.content import check_report
@@ -171,6 +171,7 @@ def test_numbers_are_compared_by_their_squared_error(tmp_path):
         teacher_training=training,
         training=training,
         exports=("reference", "npu"),
+        compress=(Stage("prune", epochs=2, final_sparsity=0.5),),
         seeds=2,
     )
     report = run(recipe, tmp_path / "run", data_dir=tmp_path / "sine.npz", **QUIET)
@@ -181,7 +182,17 @@ def test_numbers_are_compared_by_their_squared_error(tmp_path):
     better = np.mean(verdict["student"]) < np.mean(verdict["control"])
     assert (verdict["difference"] < 0) == better
     written = {file["path"].split("/")[0] for file in report["files"]} | {row["name"] for row in report["refused"]}
-    assert written == {"reference", "npu"}
+    assert written == {"reference", "npu", "prune", "prune_labels"}
+    for name in ("prune", "prune_labels"):
+        compressed = report["compressions"][name]
+        assert compressed["file"]["check"]["agreement"] > 0.99 and compressed["layers"][0]["sparsity"] == 0.5
+    with pytest.raises(InputError, match="the scheme 'qat'"):
+        run(
+            dataclasses.replace(recipe, compress=(Stage("qat"),)),
+            tmp_path / "q",
+            data_dir=tmp_path / "sine.npz",
+            **QUIET,
+        )
     html = page.render(report)
     assert "MSE of the student" in html and "Accuracy against" not in html
     # The temperature of the recipe does nothing for numbers; one that is set is refused.
