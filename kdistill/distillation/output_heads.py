@@ -300,8 +300,8 @@ def meaning_of(student: keras.Model, name: str, stated: str | None, loss: HardLo
     end = None if tensor is None else activation_behind(tensor) or _traced_end(student, name)
     if end == "sigmoid" and loss is not None and loss.meaning == NUMBERS:
         raise InputError(
-            f"The output {f'{name!r} ' if name else ''}of the student '{student.name}' ends in a sigmoid, and the loss of "
-            "compile is one of numbers. State what it means: head='labels' (independent labels) or head='numbers' "
+            f"The output {f'{name!r} ' if name else ''}of the student '{student.name}' ends in a sigmoid, and the loss "
+            "of compile is one of numbers. State what it means: head='labels' (independent labels) or head='numbers' "
             "(numbers from 0 to 1)."
         )
     if end in ENDS:
