@@ -33,6 +33,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.files import byte_sizes
 from kdistill.networks.copying import clone
 from kdistill.networks.keras_internals import leaf_layers
+from kdistill.networks.signatures import heads_of
 from kdistill.recipe import SCHEMES, Data, Stage, Term
 from kdistill.recipe.objective import DISTILLATION_WEIGHT, TEMPERATURE
 from kdistill.teachers.input_range import normalization
@@ -177,11 +178,13 @@ def compress(
     if others.are_needed(prepared, data):
         others.check_stage_of_others(stage, mean, std, cache, prepared)
         others.check_temperature(temperature, prepared.heads)
+        heads_of(student, head)  # asks for head= where nothing tells what an output means
         start, kind = others.plain_model(prepared), None
         batches = others.batches_of_others(start, data, stage.batch_size, seed, augment)
         network = to_tf_keras(start, handlers)
         inputs.check_layers(stage, network)
         loss = others.HeadLoss(start, prepared.heads, teacher, distillation_weight, softening, terms)
+        loss.try_on(start, batches)
         more = [[name, one.meaning, one.kind] for name, one in prepared.heads.items()]
     else:
         inputs.check_head(prepared)

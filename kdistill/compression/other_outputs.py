@@ -184,6 +184,11 @@ class HeadLoss:
             names += [*(head.named_part(part) for part in parts), *(head.named(rate) for rate in rates)]
         self.names = tuple(dict.fromkeys(names))
 
+    def try_on(self, student: keras.Model, batches: Batches) -> None:
+        """Computes the loss of one batch, so that labels of another shape are refused before anything trains."""
+        inputs, labels = next(iter(batches.of_epoch(0)))
+        self(inputs, labels, student(inputs, training=False), 0)
+
     def of_step(self, step: str) -> "HeadLoss":
         """The loss for a step of a scheme: the same in each."""
         return copy.copy(self)

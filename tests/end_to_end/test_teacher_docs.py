@@ -3,11 +3,11 @@
 import re
 import shlex
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.pages import ROOT, blocks
 
 from kdistill.cli.teacher import OPTIONS, network_of, settings
 from kdistill.formats import process
@@ -15,7 +15,8 @@ from kdistill.teachers.as_model import load_teacher
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+PATH = ROOT / "docs" / "teachers.md"
+PAGE = PATH.read_text()
 
 
 def test_the_blocks_run(tmp_path, monkeypatch):
@@ -23,8 +24,9 @@ def test_the_blocks_run(tmp_path, monkeypatch):
     names = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras calls .h5 legacy; the weights of these teachers are random
-        for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-            exec(block, names)
+        for block in blocks(PATH):
+            if block.kind == "python" and not block.mark_of("not run"):
+                exec(block.code, names)
     commands = re.findall(r"^kdistill run mnist (--teacher .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 6
     images = tf.constant(names["images"])

@@ -118,11 +118,11 @@ def test_runs_ask_the_copy_which_keeps_the_layers_that_are_tapped(tmp_path):
     teacher, said = shaken(network()), []
     recipe = Recipe("corners", Network("small_cnn"), Network("small_cnn"))
 
-    def copy(taps=(), **changes):
+    def copy(taps=None, **changes):
         changed = dataclasses.replace(recipe, **changes)
         return Teaching(teacher, changed, splits, None, SINGLE_DEVICE, said.append, taps).model
 
     assert kinds(copy()) == [] and kinds(teacher) == ["norm"] and not said
     narrow = copy(teacher_precision="mixed_bfloat16")
     assert narrow.get_layer("first").compute_dtype == "bfloat16" and "in mixed_bfloat16" in said[0]
-    assert kinds(copy(["relu"])) == [] and kinds(copy(["first"])) == ["norm"]
+    assert kinds(copy({"relu": "a term"})) == [] and kinds(copy({"first": "a term"})) == ["norm"]
