@@ -4,6 +4,9 @@
     kdistill run digits_multilabel --data-dir FOLDER     all of MNIST
 
 4,000 training and 1,000 test canvases of 40x40 are made of one to three digits each, of which some overlap.
+
+2:17 minutes on 2 cores of an Intel Xeon (2026-11-27), seed 0: teacher 90.07 % of the labels, control 88.33 %, student
+88.45 %: UNDECIDED with one seed. Its int8 file of 19,790 bytes has 88.49 %.
 """
 
 import dataclasses

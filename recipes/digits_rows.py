@@ -4,6 +4,10 @@
     kdistill run digits_rows --data-dir FOLDER     all of MNIST
 
 The teacher is a bidirectional GRU, which int8 profiles do not take; the student has no recurrent layer.
+
+1:26 minutes on 2 cores of an Intel Xeon (2026-11-27), seed 0: teacher 97.35 %, control 95.35 %, student 95.20 %:
+UNDECIDED. With 500 labels (`--variant few_labels --seeds 3`, the same teacher) the control has 80.83 %, the student
+94.58 %: BETTER, +13.75 points (+11.49 to +16.01 for other seeds). The int8 file has 10,230 bytes.
 """
 
 import dataclasses

@@ -5,6 +5,10 @@
 
 4,000 training and 1,000 test canvases of 40x40 are made of one to three digits each, of which some overlap; pixels are
 background or one of ten digits. Teacher and student are U-Nets.
+
+3 minutes on 2 cores of an Intel Xeon (2026-11-27), seed 0: teacher 94.05 % of the pixels and 40.5 % mIoU, control
+90.63 % and 18.1 %, student 90.34 % and 15.7 %: WORSE. The student is too small to follow the teacher in 8 epochs; it
+shows how masks are trained, measured and drawn. Its int8 file of 29,345 bytes has 90.32 %.
 """
 
 import dataclasses
