@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdistill import archives
 from kdistill.data.lazy_images import EncodedImages
-from kdistill.data.mnist import find_archive
+from kdistill.data.mnist import find_archive, read_arrays
 from kdistill.errors import InputError
 from kdistill.recipe import Data
 from kdistill.recipe.values import CLASSES, LABELS, NUMBERS
@@ -36,21 +35,16 @@ def npz_arrays(data: Data, data_dir: Path | None, download: bool, say: Callable[
     if data_dir is None:
         raise InputError("The data set 'npz' expects --data-dir FILE.npz with x_train, y_train, x_test, y_test.")
     path = find_archive(data_dir)
-    try:
-        with archives.Arrays(path) as archive:
-            names = list(archive.shapes)
-            keys = {(kind, part): _names(names, f"{kind}_{part}") for part in PARTS for kind in "xy"}
-            for (kind, part), found in keys.items():
-                if not found:
-                    raise InputError(
-                        f"'{path}' lacks {kind}_{part}; it holds {', '.join(names) or 'nothing'}. Save the arrays "
-                        f"under these names; several inputs or outputs as {kind}_{part}_NAME."
-                    )
-            arrays = {place: {name: archive.read(key) for name, key in found.items()} for place, found in keys.items()}
-    except archives.ERRORS as error:
-        raise InputError(
-            f"'{path}' is no readable .npz file of plain arrays: {error}. Get or write it again."
-        ) from None
+    stems = {(kind, part): f"{kind}_{part}" for part in PARTS for kind in "xy"}
+    read, names = read_arrays(path, lambda key: any(_names([key], stem) for stem in stems.values()))
+    arrays = {}
+    for place, stem in stems.items():
+        arrays[place] = {name: read[key] for name, key in _names(list(read), stem).items()}
+        if not arrays[place]:
+            raise InputError(
+                f"'{path}' lacks {stem}; it holds {', '.join(names) or 'nothing'}. Save the arrays under these names; "
+                f"several inputs or outputs as {stem}_NAME."
+            )
     single = {place: found[""] if list(found) == [""] else found for place, found in arrays.items()}
     parts = {part: (single["x", part], single["y", part]) for part in PARTS}
     return parts, data.head, (), f"the file {path}"
@@ -126,8 +120,11 @@ def _as_labels(labels: np.ndarray, meaning: str, count: int, what: str) -> np.nd
         raise InputError(
             f"{what} is {labels.dtype} {labels.shape}; expected numbers for each of {count:,} examples, [n, ...]."
         )
-    missing = np.isnan(labels) if labels.dtype.kind == "f" else labels < 0 if labels.dtype.kind == "i" else None
-    values = labels if missing is None else labels[~missing]
+    labels = labels.astype(np.uint8) if labels.dtype == bool else labels
+    missing = np.isnan(labels)
+    if meaning != NUMBERS and labels.dtype.kind == "i":
+        missing = labels < 0
+    values = labels[~missing]
     if not values.size:
         raise InputError(f"{what} holds missing labels only.")
     received = f"{labels.dtype} from {values.min():g} to {values.max():g}"

@@ -74,15 +74,20 @@ def find_archive(path: Path) -> Path:
     return archives[0]
 
 
-def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_arrays(path: Path, is_wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an .npz whose names are wanted, and the names of all. Raises `InputError` for a damaged file."""
     try:
         with archives.Arrays(path) as archive:
-            wanted = [key for keys in PARTS.values() for key in keys if key in archive.shapes]
-            arrays, names = {key: archive.read(key) for key in wanted}, list(archive.shapes)
+            return {key: archive.read(key) for key in archive.shapes if is_wanted(key)}, list(archive.shapes)
     except archives.ERRORS as error:
         raise InputError(
             f"'{path}' is no readable .npz file of plain arrays: {error}. Get or write it again."
         ) from None
+
+
+def _read_npz(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    wanted = {key for keys in PARTS.values() for key in keys}
+    arrays, names = read_arrays(path, wanted.__contains__)
     missing = [key for keys in PARTS.values() for key in keys if key not in arrays]
     if missing:
         raise InputError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
+from kdistill.data.few_labels import MISSING
 from kdistill.distillation import losses
 from kdistill.distillation.batch import ClassWeights
 from kdistill.distillation.hard_loss import HardLoss
@@ -32,7 +33,6 @@ RATES = {CLASSES: ("accuracy", "agreement"), LABELS: ("accuracy", "agreement"), 
 ENDS = {"softmax": CLASSES, "sigmoid": LABELS}  # activations that tell what an output means
 UNCHANGED = (keras.layers.Reshape, keras.layers.Flatten, keras.layers.Identity, keras.layers.Dropout)
 OF_OUTPUTS = ("hard", "kd")  # the parts of the loss that every output has
-MISSING = {CLASSES: -1, LABELS: -1, NUMBERS: float("nan")}
 
 
 @dataclass

@@ -329,11 +329,11 @@ def check_fits(model: keras.Model, splits: Splits) -> None:
         received = ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())
         raise InputError(f"The network '{model.name}' expects the inputs {expected}; the data has {received}.")
     outputs, received = splits.outputs, scores.heads_in(model, splits)
-    same = len(outputs) == len(received) == 1 or set(outputs) == set(received)
-    pairs = zip(outputs.values(), received.values(), strict=True) if len(outputs) == 1 else ()
-    pairs = pairs or [(outputs[name], received.get(name)) for name in outputs]
-    for expected, head in pairs if same else ():
-        same = same and head.meaning == expected.meaning and _shapes_fit(head.shape, expected.shape)
+    of_data = dict(zip(outputs, received.values(), strict=True)) if len(outputs) == len(received) == 1 else received
+    same = set(outputs) == set(of_data) and all(
+        of_data[name].meaning == expected.meaning and _shapes_fit(of_data[name].shape, expected.shape)
+        for name, expected in outputs.items()
+    )
     if not same:
         needed = ", ".join(f"{name} {output.shape} of {output.meaning}".strip() for name, output in outputs.items())
         given = ", ".join(f"{name} {head.shape} of {head.meaning}" for name, head in received.items())

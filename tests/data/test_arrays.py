@@ -38,6 +38,16 @@ def test_a_table_with_numbers(tmp_path):
     assert np.isnan(targets[4:]).all() and not np.isnan(targets[:4]).any()
 
 
+def test_labels_may_be_bool_and_numbers_below_zero(tmp_path):
+    flags = {"y_train": np.arange(40) % 2 == 0, "y_test": np.arange(12) % 2 == 0}
+    for head in ("labels", "classes"):
+        labels = splits_of(tmp_path, {**TABLE, **flags}, head=head).test.labels
+        np.testing.assert_array_equal(labels.reshape(-1), flags["y_test"])
+    cold = {"y_train": -np.arange(1, 41), "y_test": -np.arange(1, 13)}
+    splits = splits_of(tmp_path, {**TABLE, **cold}, head="numbers")
+    np.testing.assert_array_equal(splits.test.labels[:, 0], cold["y_test"])
+
+
 def test_several_inputs_and_outputs_by_name(tmp_path):
     arrays = {}
     for part, count in (("train", 40), ("test", 12)):
@@ -90,7 +100,7 @@ def test_the_fingerprint_knows_inputs_labels_and_which_labels_are_seen(tmp_path)
 
 REFUSED = {
     "neither images nor a head": ({}, None, "state what the labels mean"),
-    "no labels": ({"y_train": None}, "numbers", "lacks y_train"),
+    "no labels": ({"y_train": None}, "numbers", "^'[^']*data.npz' lacks y_train; it holds"),
     "texts": ({"x_train": np.array([["a"] * 5] * 40)}, "numbers", "TextVectorization"),
     "not finite": ({"x_test": np.full((12, 5), np.inf)}, "numbers", "60 numbers that are NaN"),
     "another count": ({"y_train": np.zeros(39)}, "numbers", r"expected numbers for each of 40"),
