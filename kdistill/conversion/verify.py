@@ -22,6 +22,7 @@ from kdistill.conversion.comparison import (
     exceeded,
 )
 from kdistill.conversion.float32 import Prepared, prepare
+from kdistill.data.few_labels import without
 from kdistill.data.lazy_images import EncodedImages
 from kdistill.data.splits import Examples
 from kdistill.errors import FileRefused, InputError
@@ -189,9 +190,7 @@ def labels_of(sample: Gathered, heads: Mapping[str, Head]) -> dict[str, np.ndarr
     for name, weights in rows_of(sample.weights, heads, "sample_weight").items():
         hidden = weights == 0
         if name in labels and hidden.any():
-            values = labels[name].astype(np.float64)
-            shape = hidden.shape + (1,) * (values.ndim - hidden.ndim)
-            labels[name] = np.where(np.broadcast_to(hidden.reshape(shape), values.shape), np.nan, values)
+            labels[name] = without(labels[name].astype(np.float64), hidden, np.nan)
     return labels
 
 

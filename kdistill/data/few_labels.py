@@ -68,8 +68,8 @@ def for_student(splits):
 
 
 def without(labels: np.ndarray, hidden: np.ndarray, missing: float) -> np.ndarray:
-    """The labels `[n, ...]`, of the `hidden` examples (bool `[n]`) `missing`."""
-    hidden = hidden.reshape(-1, *(1,) * (labels.ndim - 1))
+    """The labels `[n, ...]`, `missing` where they are `hidden`: bool `[n]`, or `[n, ...]` for positions."""
+    hidden = hidden.reshape(hidden.shape + (1,) * (labels.ndim - hidden.ndim))
     return np.where(hidden, np.asarray(missing, labels.dtype), labels)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from kdistill.data.few_labels import without
 from kdistill.errors import InputError
 from kdistill.evaluation.metrics import check_finite, measure
 from kdistill.networks.heads import CLASSES, LABELS, Head, logits_of_probabilities
@@ -125,10 +126,9 @@ def targets(head: Head, outputs: np.ndarray, labels, name: str = "output") -> tu
 def without_hidden(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The labels `[n, ...]`, those at positions that a mask (bool `[n, positions]`) hides as missing ones."""
     labels = np.asarray(labels)
-    hidden = ~mask.reshape(mask.shape + (1,) * (labels.ndim - mask.ndim))
     if labels.dtype.kind == "f":
-        return np.where(hidden, np.asarray(np.nan, labels.dtype), labels)
-    return np.where(hidden, -1, labels.astype(np.int64))
+        return without(labels, ~mask, np.nan)
+    return without(labels.astype(np.int64), ~mask, -1)
 
 
 def probabilities_of(head: Head, outputs: np.ndarray) -> np.ndarray:
