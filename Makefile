@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: mnist quick test docs dist clean
+.PHONY: mnist quick test exhaustive docs dist clean
 
 # Without OUT the command creates a new folder under runs/, so that runs do not collide.
 mnist: .venv/installed
@@ -20,12 +20,16 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 quick: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not exhaustive" $(ARGS)
 
-# Everything, and the 15 slowest tests at the end.
+# All but the exhaustive tests, and the 15 slowest at the end.
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(PYTEST) -m "not exhaustive" --durations=15 $(ARGS)
+
+# Everything: before a release, and after a change of training, conversion or compression.
+exhaustive: .venv/installed
 	$(PYTEST) --durations=15 $(ARGS)
 
 # The pages of docs/ as a site in site/, without the network after the set-up. A warning, such as a link that leads nowhere, fails.

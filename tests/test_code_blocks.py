@@ -171,6 +171,19 @@ def no_training():
 RUNNING = [page for page in PAGES if page.name not in ELSEWHERE and any(block.page == page for block in CODE)]
 
 
+@pytest.mark.exhaustive(
+    "docs/cache.md",
+    "docs/compression.md",
+    "docs/export.md",
+    "docs/from/tfmot.md",
+    "docs/heads.md",
+    "docs/howto/few-labels.md",
+    "docs/howto/mediapipe.md",
+    "docs/howto/own-data.md",
+    "docs/howto/own-teacher.md",
+    "docs/howto/phone.md",
+    "docs/tutorial.md",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_blocks_run(page, workshop, capsys, tmp_path, monkeypatch):

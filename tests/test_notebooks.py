@@ -18,7 +18,7 @@ to_ipynb = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(to_ipynb)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name,least",
     [("ten_minutes", {"teacher": 95, "control": 90}), ("from_pytorch", {"teacher": 92})],

@@ -97,7 +97,7 @@ def test_export_evaluate_and_benchmark(student, tmp_path):
     assert told["quantization"] == "int8" and told["metadata"]["labels"] == list("0123456789")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_file_beyond_its_limit_is_status_1_and_not_kept(student, tmp_path):
     profile = tmp_path / "strict.py"
     profile.write_text(

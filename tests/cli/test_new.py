@@ -29,7 +29,7 @@ def test_what_it_writes_is_loaded_and_nothing_is_overwritten(tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["board.py", "mine_image_folder.py", "mine_npz.py"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_new_recipe_runs_on_images_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders(tmp_path / "images", parts=("train", "test"), count=10)

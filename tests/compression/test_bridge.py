@@ -87,6 +87,9 @@ def of_cifar():
         yield network.name + str(options.get("depth", "")), lambda n=network: architectures.build(n, (32, 32, 3), 10)
 
 
+@pytest.mark.exhaustive(
+    "efficientnet-<lambda>", "mobilenet_v2-<lambda>", "mobilenet_v3-<lambda>", "resnet50-<lambda>", "resnet56-<lambda>"
+)
 @pytest.mark.parametrize("name,build", [("lenet", lenet), *of_cifar(), *applications()])
 def test_whole_architectures(name, build):
     model = randomised(build())

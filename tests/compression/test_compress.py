@@ -53,6 +53,7 @@ def compressed(student):
     return get
 
 
+@pytest.mark.exhaustive("cqat", "pcqat", "pqat", "prune", "prune_2_4", "prune_cluster", "qat")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_schemes_keep_their_promises(scheme, compressed, student, tmp_path):
     before = [w.copy() for w in student.get_weights()]
@@ -131,6 +132,7 @@ def test_nothing_is_lost_quietly():
     assert np.mean(np.asarray(result.model.get_layer("sep").pointwise_kernel) == 0) == 0.5
 
 
+@pytest.mark.exhaustive
 def test_a_residual_network_is_all_int8():
     """Other architectures, which take minutes: benchmarks/architectures.py."""
     model = architectures.build(Network("resnet", {"depth": 8}), (32, 32, 3), CLASSES)
@@ -200,6 +202,7 @@ def test_kernels_before_a_relu_are_quantized_in_training(student):
     assert kernels_by_layer(parse(convert_quantized(wrapped, "logits")))["plain"].dtype == np.int8
 
 
+@pytest.mark.exhaustive
 def test_activations_of_layers_compute_in_int8():
     """tfmot by itself learns no range for what goes into a swish."""
     names = ("relu", "relu6", "sigmoid", "tanh", "silu", "gelu", "hard_sigmoid", "hard_swish")
@@ -311,6 +314,7 @@ def test_every_step_has_its_table_and_sizes(compressed):
     assert sizes["tflite"] == {"bytes": len(content), "deflated": len(zlib.compress(content, 9))}
 
 
+@pytest.mark.exhaustive("reference-prune_2_4", "reference-prune_cluster")
 @pytest.mark.parametrize("scheme", ["prune_2_4", "prune_cluster"])
 @pytest.mark.parametrize("profile", ["reference", "npu"])
 def test_zeros_and_clusters_are_in_every_export(compressed, scheme, profile, tmp_path):

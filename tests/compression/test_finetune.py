@@ -154,6 +154,7 @@ def before_clusters(folder, layer):
     return np.asarray(keras.models.load_model(folder / "1-prune.keras").get_layer(layer).kernel)
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_compression_ends_with_the_same_weights(tmp_path):
     student, data, pcqat = network(), examples(48), stage("pcqat", clusters=4)
     whole = compress(student, pcqat, student, data, **QUIET)

@@ -150,6 +150,7 @@ def test_blocks_become_the_layers_that_they_hold_and_get_their_weights_back(name
     assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_blocks_are_pruned_and_clustered():
     """The result has the same blocks, with names of their own in the table by layer."""
     own = student(DepthwiseBlock(16, 2, name="first"), Residual(16, name="second"))

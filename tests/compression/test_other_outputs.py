@@ -96,6 +96,7 @@ def zeros(kernel) -> float:
     return float(np.mean(np.asarray(kernel) == 0))
 
 
+@pytest.mark.exhaustive
 def test_a_recurrent_student_of_numbers_is_pruned_and_its_zeros_outlive_the_clustering():
     build, inputs, targets, head = CASES["numbers"]
     student = build()
@@ -116,6 +117,7 @@ def test_a_recurrent_student_of_numbers_is_pruned_and_its_zeros_outlive_the_clus
     assert result.sizes["cluster"]["deflated"] < result.sizes["student"]["deflated"]
 
 
+@pytest.mark.exhaustive
 def test_several_inputs_and_outputs_with_validation_and_a_resumed_step(tmp_path):
     build, inputs, targets, head = CASES["two"]
     student, said = build(), []

@@ -36,6 +36,7 @@ def models():
     return trained(0), trained(1)
 
 
+@pytest.mark.exhaustive("prune", "qat")
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["prune", "qat", "int8"])
 def test_what_is_new_takes_raw_pixels(models, scheme, tmp_path):

@@ -100,6 +100,14 @@ def wrapped(student, data, batch_size=64):
     return network, batches_of(data, batch_size, 0, (None, *SHAPE), None)
 
 
+@pytest.mark.exhaustive(
+    "a softmax of wide logits",
+    "a sum of wide branches",
+    "adapted normalization, then wider",
+    "keras.applications: blue first, minus the mean",
+    "pixels as they are",
+    "tiny activations",
+)
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_quantization_aware_training_keeps_what_a_student_knows(kind, tmp_path):
     keras.utils.set_random_seed(3)
@@ -162,6 +170,7 @@ def test_ranges_are_those_of_the_float_network():
         np.testing.assert_allclose(measured[(f"quant_{name}", "kernel")]["_min"], -kernel, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scheme", ["pqat", "cqat", "pcqat"])
 def test_zeros_and_clusters_are_kept_with_wide_activations(scheme, tmp_path):
     keras.utils.set_random_seed(3)
@@ -224,6 +233,7 @@ def with_validation():
     return Splits(data, examples(150, seed=8), data, tuple("abcd"), "here", "0")
 
 
+@pytest.mark.exhaustive("None", "raise")
 @pytest.mark.parametrize("check", ["raise", "warn", None])
 def test_a_file_that_is_worse_than_int8_after_training_is_refused(check, wide, unmeasured):
     lines = []
@@ -246,6 +256,7 @@ def test_a_file_that_is_worse_than_int8_after_training_is_refused(check, wide, u
     assert "% of 150 validation images right in int8, " in lines[-1]
 
 
+@pytest.mark.exhaustive
 def test_chance_refuses_no_file(wide, unmeasured):
     """One of three images is a loss of 33 points, and no proof."""
     data = examples(3)
@@ -254,6 +265,7 @@ def test_chance_refuses_no_file(wide, unmeasured):
     assert result.refusal is None and note.endswith("Chance allows this difference.") and "of 3 validation" in note
 
 
+@pytest.mark.exhaustive
 def test_examples_without_labels_cannot_tell(wide):
     data = examples(48)
     unlabeled = Examples(data.images, np.full(48, -1, "int32"))
@@ -307,6 +319,14 @@ RUNNING = {
 }
 
 
+@pytest.mark.exhaustive(
+    "PReLU",
+    "a transformer",
+    "an unrolled GRU",
+    "an unrolled LSTM, both ways",
+    "group normalization; with one group; of every channel",
+    "layer normalization",
+)
 @pytest.mark.parametrize("kind", RUNNING)
 def test_other_layers_give_a_file_that_runs(kind, tmp_path):
     """At batch 1 and more, and with the outputs of the student."""

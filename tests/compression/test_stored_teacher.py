@@ -54,6 +54,7 @@ def rounded(model):
     return lambda images: tf.cast(tf.cast(model(images, training=False), tf.float16), tf.float32)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "scheme, augment, settings",
     [

@@ -82,6 +82,7 @@ def as_dict(outputs) -> dict:
     return outputs if isinstance(outputs, dict) else {"": outputs}
 
 
+@pytest.mark.exhaustive("audio", "four heads", "segmentation", "tagging", "text", "two inputs")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_files_give_what_keras_gives_within_the_limits_of_their_profiles(name, tmp_path):

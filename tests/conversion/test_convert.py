@@ -106,6 +106,7 @@ def test_int8_has_no_float_operator_left(tmp_path):
     assert kinds == {"int8", "int32"}  # int32: biases and the axes of the average
 
 
+@pytest.mark.exhaustive
 def test_what_stays_float_is_told_with_its_layer_and_reason(tmp_path):
     net = classifier(layers.ELU(name="bend"), layers.Conv2D(16, 3, name="wide"), layers.Conv2D(4, 1, name="thin"))
     dynamic = export(net, tmp_path, "phone_cpu")

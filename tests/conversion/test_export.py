@@ -48,6 +48,7 @@ def student(digits):
     return model
 
 
+@pytest.mark.exhaustive("mediapipe", "microcontroller", "phone_cpu", "phone_gpu", "reference")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=INT4 if name == "int4" else ()) for name in names("exports")]
 )
@@ -91,6 +92,7 @@ def test_the_file_computes_what_the_model_computes(student, digits, tmp_path):
     np.testing.assert_allclose(File(fixed["path"]).predict(images), predict(student, images), atol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_softmax_ended_and_mixed_precision_models(digits, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -121,6 +123,7 @@ def test_keras_and_tflite_are_measured_by_the_same_code(student, digits, tmp_pat
     assert [row["bytes"] is None for row in rows] == [True, False, False]
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_disagrees_fails_and_is_not_kept(student, digits, tmp_path):
     keras.utils.set_random_seed(9)
     other = architectures.build(Network("small_cnn"), (28, 28, 1), 10)

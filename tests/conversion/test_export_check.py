@@ -63,6 +63,7 @@ def beyond_float16() -> keras.Model:
     return model
 
 
+@pytest.mark.exhaustive("int8 activations", "int8 weights")
 @pytest.mark.parametrize(
     "make,profile",
     [(wide_channels, "npu"), (one_large_weight, "phone_cpu"), (beyond_float16, "phone_gpu")],

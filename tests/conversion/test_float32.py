@@ -93,6 +93,7 @@ def subclassed():
     return model
 
 
+@pytest.mark.exhaustive("npu-rows", "reference-dense", "reference-rows", "reference-subclassed")
 @pytest.mark.parametrize("build", [rows, dense, subclassed])
 @pytest.mark.parametrize("profile", ["reference", "npu"])
 @pytest.mark.slow

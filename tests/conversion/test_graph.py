@@ -83,7 +83,7 @@ def test_normalization_goes_into_the_graph(tmp_path):
         export(model, tmp_path, Profile("two", mean=(1.0, 2.0)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_several_outputs_keep_their_names(tmp_path):
     keras.utils.set_random_seed(1)
     image = keras.Input((12, 12, 1))

@@ -69,6 +69,7 @@ def crashing(monkeypatch, tmp_path):
     worker.stop()
 
 
+@pytest.mark.exhaustive("Bidirectional", "stacked cells")
 @pytest.mark.parametrize(
     "middle,layer",
     [
@@ -85,6 +86,7 @@ def test_recurrent_layers_crash_the_quantizer_and_not_us(middle, layer):
     assert convert(model, GPU)[4:8] == b"TFL3"  # the profile that the message names
 
 
+@pytest.mark.exhaustive("0 to a negative power", "1 / sqrt(0)")
 @pytest.mark.parametrize(
     "function,operator",
     [(ops.rsqrt, "RSQRT"), (lambda x: ops.exp(1e3 * x), "EXP"), (lambda x: ops.power(x, -0.3), "POW")],
@@ -104,6 +106,7 @@ def test_a_loop_of_ones_own_is_named():
         convert(classifier(ROWS, Apply(scanned, name="sum")), NPU, IMAGES)
 
 
+@pytest.mark.exhaustive("GRU", "LSTM")
 @pytest.mark.parametrize("kind", [layers.LSTM, layers.SimpleRNN, layers.GRU])
 def test_unroll_is_a_way_out(kind):
     looping = classifier(ROWS, kind(6, name="words"))
@@ -115,6 +118,7 @@ def test_unroll_is_a_way_out(kind):
         assert convert(unrolled, profile, IMAGES)[4:8] == b"TFL3"
 
 
+@pytest.mark.exhaustive("LSTM", "two layers")
 @pytest.mark.parametrize(
     "middle,subject",
     [

@@ -92,7 +92,7 @@ def test_settings_that_do_nothing_are_refused():
         check_recipe(dataclasses.replace(recipe, seeds=0))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_over_two_seeds_on_few_labels(tmp_path):
     smoke = load_recipe("mnist", "smoke")
     few = dataclasses.replace(smoke.data, train_limit=400, labeled=40)

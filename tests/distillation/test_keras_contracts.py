@@ -246,6 +246,9 @@ def test_optimizers_end_with_the_weights_of_keras(name):
     equal(distiller.student, plain)
 
 
+@pytest.mark.exhaustive(
+    "validation_data-3 steps at once", "validation_split-1 steps at once", "validation_split-3 steps at once"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options,steps",

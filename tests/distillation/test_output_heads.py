@@ -63,6 +63,7 @@ def plain(case, teacher, epochs=7):
     return case.model.get_weights()
 
 
+@pytest.mark.exhaustive("segmentation", "tagging", "two_heads")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_twenty_steps_are_those_of_a_plain_loop_and_of_stored_outputs(name):

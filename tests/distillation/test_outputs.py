@@ -77,7 +77,7 @@ def test_dropout_behind_a_softmax_in_training(eager):
     assert distiller.evaluate(X, Y, verbose=0, return_dict=True)["accuracy"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_way_into_a_step():
     """`fit` of arrays, of a data set and of a generator that gives each batch once, `train_on_batch`, and by hand."""
     expected = kl(logits(0.3), logits(), 4.0)

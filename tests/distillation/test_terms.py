@@ -104,7 +104,7 @@ def test_a_term_named_kd_takes_the_place_of_the_kl():
         distiller.temperature = 3.0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_forward_of_each_layer_per_step_whatever_the_number_of_terms():
     counts = {"student": 0, "teacher": 0}
 
@@ -122,7 +122,7 @@ def test_one_forward_of_each_layer_per_step_whatever_the_number_of_terms():
     assert counts == {"student": 3, "teacher": 3}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_projectors_are_trained_saved_with_the_distiller_and_no_part_of_the_student(tmp_path):
     def fresh():
         keras.utils.set_random_seed(9)

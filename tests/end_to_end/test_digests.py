@@ -86,6 +86,7 @@ def digests(tmp_path_factory) -> dict[str, dict]:
     return of_all(tmp_path_factory.mktemp("digests"))
 
 
+@pytest.mark.exhaustive
 def test_the_same_bits_as_before(digests):
     stored = json.loads(STORED.read_text())
     assert digests.keys() == stored["digests"].keys()

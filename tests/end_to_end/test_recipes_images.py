@@ -30,7 +30,7 @@ def run(*arguments: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cifar10_smoke_from_the_binary_version(tmp_path):
     """Records whose class is their brightness."""
     random = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_imagenette_by_the_loader_of_imagenet(tmp_path):
     assert not (recipe.teacher.file or recipe.teacher.weights) and recipe.data.teacher_labels == "all"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_imagenet_smoke_from_folders_of_jpegs(tmp_path):
     """At 64 pixels in the place of 224, which takes minutes: MobileNetV3-Small, and its file, all in int8, which has
     passed the profile's limits: else the run fails."""
@@ -95,6 +95,7 @@ def test_imagenet_smoke_from_folders_of_jpegs(tmp_path):
     assert found["quantization"] == "int8" and found["float_layers"] == []
 
 
+@pytest.mark.exhaustive("imagenet-vgg16")
 @pytest.mark.slow
 @pytest.mark.parametrize("name,variant", [("imagenet", "vgg16"), ("imagenet", "default")])
 def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, monkeypatch, name, variant):

@@ -19,6 +19,7 @@ PATH = ROOT / "docs" / "teachers.md"
 PAGE = PATH.read_text()
 
 
+@pytest.mark.exhaustive
 def test_the_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

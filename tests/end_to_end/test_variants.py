@@ -58,7 +58,7 @@ TRAINED = {  # what each trains, beside control and student
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", TRAINED)
 def test_variants_of_teachers_run_from_data_to_report(tmp_path, variant):
     """Their own networks, for four steps each."""

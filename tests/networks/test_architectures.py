@@ -107,7 +107,7 @@ def test_a_residual_network_of_another_depth_is_refused():
         built("resnet", depth=9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_applications_resize_and_normalize_inside():
     """Of an image of one color, whatever its size, every network sees the same."""
     small, large = (np.full((1, size, size, 3), (200, 30, 90), np.float32) for size in (40, 90))
@@ -182,6 +182,7 @@ def test_refusals():
         built("mobilenet_v2", size=16)
 
 
+@pytest.mark.exhaustive("resnet-options1")
 @pytest.mark.slow
 @pytest.mark.parametrize("name,options", [("cifar_mini", {}), ("resnet", {"depth": 8, "width": 4})])
 def test_they_convert_to_builtin_operators(tmp_path, name, options):

@@ -60,6 +60,7 @@ def done(splits, recipe, tmp_path_factory):
     folder.close()
 
 
+@pytest.mark.exhaustive
 def test_each_stage_with_and_without_the_teacher(done):
     arms, records = done
     assert list(records) == ["prune", "prune_labels", "qat", "qat_labels"]
@@ -82,6 +83,7 @@ def test_each_stage_with_and_without_the_teacher(done):
     json.dumps(records)
 
 
+@pytest.mark.exhaustive
 def test_stages_train_on_the_stored_outputs_of_the_teacher(done, splits, recipe, tmp_path):
     """The models are those of the running teacher, except for float16. A resumed stage keeps its choice."""
     said = []
@@ -112,6 +114,7 @@ def test_what_is_finished_is_not_done_again(done, recipe, splits, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_a_stage_that_fails_leaves_the_student_of_the_stage_before(splits, recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(MOST_OF_REALS, "learning_rate", 1e30)
     broken = dataclasses.replace(recipe, compress=(STAGES[0], dataclasses.replace(STAGES[1], learning_rate=1e30)))
@@ -139,6 +142,7 @@ def other_outputs(monkeypatch):
     monkeypatch.setattr(verify, "predict_isolated", lambda *args: -original(*args))
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_is_not_good_enough_does_not_end_the_run(splits, recipe, tmp_path, other_outputs):
     folder, lines = RunFolder(tmp_path / "run"), []
     arms = arms_in(folder, splits, dataclasses.replace(recipe, compress=STAGES[:1]))
@@ -196,6 +200,7 @@ def test_a_wrong_stage_is_one_clear_error(recipe, stage, message):
         check_recipe(dataclasses.replace(recipe, compress=(stage,)))
 
 
+@pytest.mark.exhaustive
 def test_a_run_ends_with_the_compressed_student(tmp_path):
     quick = dataclasses.replace(load_recipe("mnist", "smoke", ["train_limit=160"]), exports=("reference",))
     quick = dataclasses.replace(quick, compress=(Stage("prune", epochs=1, batch_size=32, learning_rate=1e-2),))
@@ -223,6 +228,7 @@ def files(splits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_the_command(files, tmp_path):
     words = (files / "student.keras", "--scheme", "pqat", "--teacher", files / "teacher.keras", "--data", "npz")
     words += ("--data-dir", files / "data.npz", "--epochs", 1, "--batch-size", 32, "--layer-sparsity", "last=0.25")

@@ -107,6 +107,7 @@ def test_two_inputs_and_two_outputs_from_arrays_to_report(two_heads):
     assert "Student against label" in page.render(report)
 
 
+@pytest.mark.exhaustive
 def test_interrupted_inside_of_an_epoch_it_ends_with_the_same_bits(two_heads, tmp_path, monkeypatch):
     recipe, options, folder, _ = two_heads
     steps, original = [], callbacks.StopWhenNotFinite.on_train_batch_end
@@ -130,6 +131,7 @@ def test_interrupted_inside_of_an_epoch_it_ends_with_the_same_bits(two_heads, tm
             np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_stored_outputs_of_the_teacher_give_the_student_of_the_running_teacher(two_heads, tmp_path):
     recipe, options, folder, _ = two_heads
     said = []
@@ -152,6 +154,7 @@ def test_stored_outputs_of_the_teacher_give_the_student_of_the_running_teacher(t
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3)
 
 
+@pytest.mark.exhaustive
 def test_numbers_are_compared_by_their_squared_error(tmp_path):
     (tmp_path / "mlp.py").write_text(
         "import keras\ndef mlp(shape, classes, units):\n    x = keras.Input(shape)\n"
@@ -201,7 +204,7 @@ def test_numbers_are_compared_by_their_squared_error(tmp_path):
         run(hot, tmp_path / "hot", data_dir=tmp_path / "sine.npz", **QUIET)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["digits_segment", "digits_multilabel", "digits_rows"])
 def test_recipes_of_digits(name, tmp_path):
     report = run(load_recipe(name, "smoke"), tmp_path / "run", **QUIET)

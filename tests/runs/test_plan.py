@@ -47,6 +47,7 @@ def entries(folder) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith("__autograph")}
 
 
+@pytest.mark.exhaustive
 def test_the_trial_trains_what_a_run_trains_for_a_part_of_the_epochs(planned):
     result, messages = planned
     assert json.loads(json.dumps(result)) == result
@@ -94,6 +95,7 @@ def test_the_forecast_follows_from_scatter_and_seconds(planned):
     assert result["lead"]["control"] == sorted(models["control"]["accuracy"])[1]
 
 
+@pytest.mark.exhaustive
 def test_a_teacher_that_comes_trained(folder, teacher):
     out = folder / "kept"
     settings = [word for setting in (*SETTINGS, f"teacher.file={teacher}") for word in ("--set", setting)]
@@ -148,6 +150,7 @@ def test_bad_input_is_one_message_before_anything_trains(folder, words, message)
     assert entries(folder) == before
 
 
+@pytest.mark.exhaustive
 def test_a_run_warns_before_the_student_trains_and_logs_its_verdict(folder, teacher, planned):
     import tensorflow as tf
 

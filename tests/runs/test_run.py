@@ -189,6 +189,7 @@ def test_a_read_only_folder(tmp_path):
         run(QUICK, place, say=lambda text: None)
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_at_any_moment_resumes_to_the_same_student(finished, tmp_path):
     """`kill -9` from outside, twice, while it trains; then `--resume`."""
     folder, _ = finished
@@ -216,6 +217,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_student(finished, tmp_pa
             np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
     recipe = dataclasses.replace(SMOKE, precision="mixed_bfloat16")
     profile = tmp_path / "loose.py"

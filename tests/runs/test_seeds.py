@@ -32,6 +32,7 @@ def decided_at(seeds: int, monkeypatch) -> None:
     monkeypatch.setattr(results.verdict, "judge", judged)
 
 
+@pytest.mark.exhaustive
 def test_seeds_are_added_until_the_verdict_is_clear(tmp_path, monkeypatch):
     decided_at(3, monkeypatch)
     messages = []
@@ -47,12 +48,14 @@ def test_seeds_are_added_until_the_verdict_is_clear(tmp_path, monkeypatch):
     assert again["verdict"]["student"] == report["verdict"]["student"]
 
 
+@pytest.mark.exhaustive
 def test_the_most_seeds_are_the_end(tmp_path, monkeypatch):
     decided_at(9, monkeypatch)
     report = run(dataclasses.replace(TINY, max_seeds=3), tmp_path / "run", say=quiet)
     assert report["verdict"]["seeds"] == 3 and report["verdict"]["word"] == "UNDECIDED"
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_continues_with_more_seeds_without_force(tmp_path):
     one = dataclasses.replace(TINY, seeds=1)
     first = run(one, tmp_path / "run", say=quiet)

@@ -170,6 +170,7 @@ def test_seeds_that_share_their_views_train_on_one_pass(finished, tmp_path):
     assert result["verdict"]["seeds"] == 2
 
 
+@pytest.mark.exhaustive
 def test_few_labels_in_two_passes_and_one_seed(tmp_path):
     few = dataclasses.replace(TINY.data, labeled=40)
     recipe = dataclasses.replace(TINY, data=few, seeds=1)

@@ -61,6 +61,7 @@ def weights_of(run_folder) -> bytes:
         return archive.read("model.weights.h5")
 
 
+@pytest.mark.exhaustive
 def test_every_format_teaches_the_same_student(folder, tmp_path):
     """Bit by bit, with augmentation, through the cache. The report names teacher, format and fingerprint."""
     weights, said = {}, {}
@@ -96,6 +97,7 @@ def predict(images):
 """
 
 
+@pytest.mark.exhaustive
 def test_what_fails_goes_on_and_is_paid_once(folder, plain, tmp_path, monkeypatch):
     """The teacher dies while the cache is filled: one message. A resumed run computes the rest; a sweep reads it."""
     monkeypatch.setattr(replay, "PART_BYTES", 1)  # a part for each batch
@@ -125,6 +127,7 @@ def test_what_fails_goes_on_and_is_paid_once(folder, plain, tmp_path, monkeypatc
         run(recipe(script), tmp_path / "run", resume=True, **options)
 
 
+@pytest.mark.exhaustive
 def test_the_command_line_names_the_teacher(folder, tmp_path):
     """Each time: what a run folder names is not run again by itself."""
     own = tmp_path / "corners.py"
@@ -160,6 +163,7 @@ def test_the_command_line_names_the_teacher(folder, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.exhaustive
 def test_stored_outputs_teach_without_augmentation(folder, plain, tmp_path):
     with np.load(folder / "corners.npz") as data:
         images = np.concatenate([data["x_train"], data["x_test"]])
@@ -171,6 +175,7 @@ def test_stored_outputs_teach_without_augmentation(folder, plain, tmp_path):
         run(recipe(path, Data("npz", shift=1, mixup=0.2)), tmp_path / "refused", **options)
 
 
+@pytest.mark.exhaustive
 def test_several_teachers_without_a_cache(folder, tmp_path):
     more = Network("more", file=str(folder / "model.onnx"), mean=(127.5,), std=(127.5,))
     blend = dataclasses.replace(recipe(folder / "plain.py"), more_teachers=(more,))

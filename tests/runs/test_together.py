@@ -44,6 +44,7 @@ def at_once(tmp_path_factory):
     return folder, run(TINY, folder, say=said.append), said
 
 
+@pytest.mark.exhaustive
 def test_a_run_side_by_side_is_the_run_one_after_the_other(in_turn, at_once):
     same_models(in_turn[0], at_once[0])
     one, other = in_turn[1], at_once[1]
@@ -64,6 +65,7 @@ def test_a_run_side_by_side_is_the_run_one_after_the_other(in_turn, at_once):
         assert not list((at_once[0] / "checkpoints").rglob("step-*"))
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_is_not_trained_again_and_takes_more_seeds(at_once, tmp_path, monkeypatch):
     shutil.copytree(at_once[0], tmp_path / "run")
     trained, fit_together = [], runs_together.fit_together
@@ -75,6 +77,7 @@ def test_a_finished_run_is_not_trained_again_and_takes_more_seeds(at_once, tmp_p
     same_models(at_once[0], tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_group_goes_on_whatever_the_options(in_turn, tmp_path, monkeypatch):
     train = SideBySide.train
 
@@ -99,6 +102,7 @@ def test_an_interrupted_group_goes_on_whatever_the_options(in_turn, tmp_path, mo
     same_models(in_turn[0], tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_few_labels_and_looks(tmp_path):
     """The control has batches of its own; a seed that a look adds trains as a pair."""
     few = dataclasses.replace(TINY.data, labeled=40, train_limit=200)

@@ -114,7 +114,7 @@ def test_variants_of_the_recipe():
             check_recipe(dataclasses.replace(many, distill=hint))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_of_two_teachers_and_an_assistant(tmp_path):
     recipe = dataclasses.replace(
         load_recipe("mnist", "smoke", ["train_limit=320"]),

@@ -51,6 +51,7 @@ def rounded(images):
     return {name: tf.cast(tf.cast(x, tf.float16), tf.float32) for name, x in graph(images, training=False).items()}
 
 
+@pytest.mark.exhaustive("by image")
 @pytest.mark.parametrize(
     "data",
     [Data("corners"), Data("corners", shift=2, flip=True, mixup=0.4)],
@@ -96,6 +97,7 @@ def test_a_cache_with_other_features_is_refused(tmp_path):
         replay_of(tmp_path, Data("corners"), top_k=2)
 
 
+@pytest.mark.exhaustive
 def test_features_of_the_data_in_ones_own_fit():
     images, labels = SPLITS.train.images[:32].astype(np.float32), SPLITS.train.labels[:32]
     stored = {name: np.asarray(values) for name, values in rounded(images).items()}
@@ -179,6 +181,7 @@ def test_tensors_that_are_not_there(folder, file, taps, message):
         open_teacher(folder / file, taps=taps)(corners(3).images.astype(np.float32))
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_features_of_every_format_and_from_the_cache(folder, tmp_path):
     """The cached run is the online one, up to float16, and each format teaches the same student."""
     weights = []

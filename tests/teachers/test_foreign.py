@@ -65,6 +65,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.exhaustive("inside.keras", "saved", "script.py")
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_logits(folder, name):
     settings, tolerance = FORMATS[name]
@@ -80,6 +81,7 @@ def test_every_format_gives_the_same_logits(folder, name):
     assert ("python" in about["versions"]) == file.foreign
 
 
+@pytest.mark.exhaustive
 def test_probabilities_are_found_and_classes_chosen(folder):
     model = teacher_model(softmax=True)
     teacher_files.save_savedmodel(model, folder / "saved_softmax")

@@ -85,6 +85,7 @@ def folder(tmp_path_factory):
     process.close_all()
 
 
+@pytest.mark.exhaustive("layer.py", "subclassed.py")
 @pytest.mark.parametrize("name", ["subclassed.py", "layer.py", "saved"])
 def test_models_that_are_created_by_a_python_file(folder, name):
     """Their logits are those of the Keras model, and so are what the cache stores of them, up to float16."""
@@ -105,6 +106,7 @@ def test_their_keras_files_are_refused_with_the_reason(folder, name):
         load_teacher(Network("teacher", file=str(folder / name)), SHAPE, 4)
 
 
+@pytest.mark.exhaustive("int4", "int8")
 @pytest.mark.filterwarnings("ignore:Layer .* (does not have|must be)")  # of layers that have nothing to quantize
 @pytest.mark.parametrize("kind", ["int8", "int4", "float8", "lora", "mixed_bfloat16"])
 def test_quantized_and_adapted_models_teach_and_are_stored(kind, tmp_path):

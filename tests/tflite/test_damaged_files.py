@@ -21,7 +21,7 @@ from kdistill.recipe.loading import load_profile, load_recipe
 EXAMPLES, IMAGES = corners(60, seed=7), corners(60).images
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_damaged_files_at_the_command_line():
     """Three of each kind; `benchmarks/fuzz.py` tries as many as it is told."""
     fuzz = benchmark("fuzz")
@@ -50,7 +50,7 @@ def test_a_full_disk_leaves_nothing_half(call, tmp_path, monkeypatch):
     assert (folder / "student.tflite").read_bytes() == b"the old one"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_limit_of_the_system_on_files_is_one_message(tmp_path):
     """A file may not grow beyond 4 kB here, as on a disk that fills up while the command runs."""
     network().save(tmp_path / "model.keras")

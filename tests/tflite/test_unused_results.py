@@ -19,6 +19,7 @@ def content_of(network) -> bytes:
     return convert.convert(model, load_profile("reference"))
 
 
+@pytest.mark.exhaustive("<lambda>-10", "<lambda>-2")
 @pytest.mark.parametrize(
     "network, unused",
     [

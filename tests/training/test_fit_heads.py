@@ -38,6 +38,7 @@ def trained(name: str, splits: Splits, teacher=None, **options) -> keras.Model:
     return case.model
 
 
+@pytest.mark.exhaustive("binary", "depth", "multilabel", "segmentation", "tagging", "two_heads", "two_inputs")
 @pytest.mark.parametrize("name", CASES)
 def test_stored_outputs_and_resume(name, tmp_path, monkeypatch):
     splits = splits_of(CASES[name](seed=1))

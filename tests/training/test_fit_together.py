@@ -90,6 +90,7 @@ def together(teacher, tmp_path_factory):
     return group, fit_together(group, once, DATA, ADAM, folder / "logs", folder / "checkpoints", quiet), folder
 
 
+@pytest.mark.exhaustive("control", "normed", "tapped")
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_model_is_that_of_its_own_fit(together, teacher, name, tmp_path):
     group, records, folder = together
@@ -117,6 +118,7 @@ def test_each_model_is_that_of_its_own_fit(together, teacher, name, tmp_path):
     assert scalars(folder / "logs" / name) == scalars(tmp_path) != {}
 
 
+@pytest.mark.exhaustive
 def test_stored_logits_take_the_place_of_the_teacher(teacher, tmp_path):
     """Two seeds with caches of their own; the control of a seed reads the batches of its student."""
     stored = {seed: Replay(teacher, SPLITS, DATA, 16, seed, tmp_path / "cache") for seed in (0, 1)}
@@ -142,6 +144,7 @@ def test_stored_logits_take_the_place_of_the_teacher(teacher, tmp_path):
         equal(member.model.student, alone.student)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [3, 5])
 def test_stopped_inside_and_between_epochs_they_go_on_with_the_same_bits(
     together, teacher, steps, tmp_path, monkeypatch

@@ -57,6 +57,7 @@ def distilled(student, teacher, folder=None, stored=None):
     return student, found
 
 
+@pytest.mark.exhaustive("ops", "tf.nn.softmax")
 @pytest.mark.parametrize("name", ENDS)
 def test_runs(name):
     expected, logs = distilled(student(), teacher())
@@ -68,6 +69,7 @@ def test_runs(name):
     assert abs(expected.weights[0].numpy() - student().weights[0].numpy()).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_training_decides_the_same(tmp_path, monkeypatch):
     straight, _ = distilled(student(*ENDS["ops"]()), teacher(*ENDS["tf.nn.softmax"]()))
 
@@ -88,6 +90,7 @@ def test_a_resumed_training_decides_the_same(tmp_path, monkeypatch):
     equal(resumed, straight, 0.0)
 
 
+@pytest.mark.exhaustive
 def test_a_teacher_cache_stores_logits(tmp_path):
     images = tf.constant(SPLITS.train.images, tf.float32)
     for name, end in ENDS.items():
@@ -101,6 +104,7 @@ def test_a_teacher_cache_stores_logits(tmp_path):
         equal(stored, online, 2e-3)
 
 
+@pytest.mark.exhaustive
 def test_side_by_side():
     def group(*end):
         shared = side_by_side.OncePerBatch(frozen(teacher(*end)))
@@ -131,6 +135,7 @@ def test_a_blended_model_is_saved_and_loaded(tmp_path):
     equal(distilled(student(), loaded)[0], expected, 2e-4)
 
 
+@pytest.mark.exhaustive
 def test_compression():
     histories = {}
     for name, (its_student, its_teacher) in {

@@ -63,6 +63,7 @@ def together(teacher, digits):
     return made, side_by_side.fit(made, digits, DATA, SGD, seed=5, say=lambda text: None)
 
 
+@pytest.mark.exhaustive("adam", "control", "normed", "slow")
 @pytest.mark.parametrize("name", STUDENTS)
 def test_each_student_is_that_of_its_single_run(together, teacher, digits, name):
     alone = member(name, teacher)
@@ -105,6 +106,7 @@ def test_curves_and_predictions(together, digits):
         np.testing.assert_allclose(outputs[name], expected, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_group_that_was_stopped_goes_on_exactly(together, teacher, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     stopped = group(teacher)

@@ -64,6 +64,7 @@ def close(first, second, tolerance=1e-6):
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
+@pytest.mark.exhaustive("18-108", "20-108", "21-100")
 @pytest.mark.parametrize("size,count", [(20, 100), (20, 108), (18, 108), (21, 100)])
 def test_mirrored_equals_one_device_also_with_an_uneven_last_batch(mirrored_strategy, size, count):
     """4 epochs of 5 or 6 steps: 20 SGD steps and more. 8 after 20 is uneven in time, 21 among the replicas."""
@@ -119,6 +120,7 @@ def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(m
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_terms_with_a_projector_reach_the_same_weights_on_replicas(mirrored_strategy):
     """Of each example; a method over the batch compares a replica's own examples, see docs/methods.md."""
 

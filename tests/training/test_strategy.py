@@ -58,7 +58,7 @@ def assert_equal_metrics(first, second):
             assert second["training"][name]["history"][key] == pytest.approx(values, abs=2e-5), (name, key)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_on_two_replicas_is_the_plain_run(plain, tmp_path):
     """Also with an uneven share: 31 images are 16 and 15."""
     folder, expected = plain
@@ -89,7 +89,7 @@ def together(tmp_path_factory):
     return folder, two_runs(folder, exports="reference")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, together):
     folder, (told, status) = together
     assert status == [0, 0], told
@@ -102,7 +102,7 @@ def test_a_run_of_two_workers_is_the_plain_run_and_only_the_chief_writes(plain, 
     assert len(list((folder / "logs/student/train").glob("events*"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -123,7 +123,7 @@ def test_a_lost_worker_ends_the_other_and_both_resume_to_the_same_bits(together,
     assert_equal_models(out, together[0], tolerance=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_workers_with_other_settings_are_refused():
     """Every worker says so, not only the one that differs."""
     code = "import sys; from kdistill.training import strategy\n"
