@@ -9,7 +9,6 @@ from keras import layers
 
 from kdistill.errors import InputError, unknown
 from kdistill.networks.applications import APPLICATIONS, application
-from kdistill.networks.keras_internals import layers_of
 from kdistill.recipe import Network
 from kdistill.recipe.loading import function_of_file
 
@@ -27,10 +26,11 @@ def lenet(shape, classes: int, filters=(20, 50), units: int = 500, dropout: floa
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="lenet")
 
 
-def small_cnn(shape, classes: int, widths=(8, 16, 24)) -> keras.Model:
+def small_cnn(shape, classes: int, widths=(8, 16, 24), reduce: int = 1) -> keras.Model:
     """A 5x5 convolution of stride 2, then 3x3 ones with pooling, each normalized: 7,170 parameters on MNIST."""
     image = keras.Input(shape, name="image")
     x = layers.Rescaling(1 / 255, name="scale")(image)
+    x = layers.AveragePooling2D(reduce, name="reduce")(x) if reduce > 1 else x
     for index, width in enumerate(widths, 1):
         kernel, stride = (5, 2) if index == 1 else (3, 1)
         x = layers.Conv2D(width, kernel, strides=stride, padding="same", use_bias=False, name=f"conv{index}")(x)
@@ -300,6 +300,40 @@ def conv1d(shape, classes: int, widths=(16, 24, 32)) -> keras.Model:
     return keras.Model(sequence, layers.Dense(classes, name="logits")(x), name="conv1d")
 
 
+def ds_cnn(shape, classes: int, width: int = 8, depth: int = 3, reduce: int = 1) -> keras.Model:
+    """Depthwise-separable convolutions, as in DS-CNN (Zhang et al. 2017, arXiv 1711.07128) and MobileNetV1.
+
+    A 3x3 convolution of stride 2, then `depth` blocks, each normalized. Every second one has stride 2 and twice the
+    filters while the image has more than 7 pixels. `reduce`: the image is averaged over squares of so many pixels first.
+    """
+    image = keras.Input(shape, name="image")
+    x = layers.Rescaling(1 / 255, name="scale")(image)
+    x = layers.AveragePooling2D(reduce, name="reduce")(x) if reduce > 1 else x
+    x = _normalized(layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name="stem")(x), "stem")
+    for index in range(1, depth + 1):
+        stride = 2 if index % 2 == 0 and min(x.shape[1:3]) > 7 else 1
+        width *= stride
+        x = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False, name=f"depthwise{index}")(x)
+        x = _normalized(x, f"depthwise{index}")
+        x = _normalized(layers.Conv2D(width, 1, use_bias=False, name=f"point{index}")(x), f"point{index}")
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="ds_cnn")
+
+
+def _normalized(x, name: str):
+    x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def dense(shape, classes: int, width: int = 16, depth: int = 2) -> keras.Model:
+    """`depth` dense layers of `width` units with ReLU, for a row of numbers in any range, which it normalizes."""
+    x = row = keras.Input(shape, name="row")
+    x = layers.BatchNormalization(momentum=0.9, synchronized=True, name="norm")(layers.Flatten(name="flat")(x))
+    for index in range(1, depth + 1):
+        x = layers.Dense(width, activation="relu", name=f"fc{index}")(x)
+    return keras.Model(row, layers.Dense(classes, name="logits")(x), name="dense")
+
+
 NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "lenet": lenet,
     "small_cnn": small_cnn,
@@ -314,6 +348,8 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
     "unet": unet,
     "gru": gru,
     "conv1d": conv1d,
+    "ds_cnn": ds_cnn,
+    "dense": dense,
 }
 
 
@@ -361,21 +397,3 @@ def _of_file(network: Network, shape, classes) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise InputError(f"{name}() of '{file}' must return a keras.Model, returned {model!r}.")
     return model
-
-
-def architecture_of(model: keras.Model) -> dict:
-    """The config of a model with its layers' names replaced by their places: equal for equal architectures.
-
-    Names count up with all that a process has built. Raises `NotImplementedError` for a subclassed model without a
-    config.
-    """
-    names = {layer.name: f"#{i}" for i, layer in enumerate([model, *layers_of(model)])}
-    return _without_names(model.get_config(), names)
-
-
-def _without_names(config, names: dict[str, str]):
-    if isinstance(config, dict):
-        return {str(key): _without_names(value, names) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [_without_names(value, names) for value in config]
-    return names.get(config, config) if isinstance(config, str) else config

@@ -329,3 +329,21 @@ def _distance(one: np.ndarray, two: np.ndarray) -> float:
     one, two = one.astype(np.float64), two.astype(np.float64)
     gaps = np.abs(np.where(one == two, 0.0, one - two)[~(np.isnan(one) & np.isnan(two))])
     return float("inf") if np.isnan(gaps).any() else float(np.max(gaps, initial=0.0))
+
+
+def architecture_of(model: keras.Model) -> dict:
+    """The config of a model with its layers' names replaced by their places: equal for equal architectures.
+
+    Names count up with all that a process has built. Raises `NotImplementedError` for a subclassed model without a
+    config.
+    """
+    names = {layer.name: f"#{i}" for i, layer in enumerate([model, *layers_of(model)])}
+    return _without_names(model.get_config(), names)
+
+
+def _without_names(config, names: dict[str, str]):
+    if isinstance(config, dict):
+        return {str(key): _without_names(value, names) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config

@@ -23,7 +23,7 @@ from kdistill.data.splits import Examples, Splits, load
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
 from kdistill.networks import folding
-from kdistill.networks.architectures import architecture_of
+from kdistill.networks.copying import architecture_of
 from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import Data, Recipe
 from kdistill.recipe.checks import check_precision

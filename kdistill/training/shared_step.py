@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from kdistill.distillation.supervised import Supervised
-from kdistill.networks.architectures import architecture_of
+from kdistill.networks.copying import architecture_of
 from kdistill.networks.keras_internals import calls_its_graph, stand_in
 from kdistill.training.checkpoint import state_of
 from kdistill.training.optimizers import NO_INLINE
