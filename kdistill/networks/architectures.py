@@ -304,7 +304,7 @@ def ds_cnn(shape, classes: int, width: int = 8, depth: int = 3, reduce: int = 1)
     """Depthwise-separable convolutions, as in DS-CNN (Zhang et al. 2017, arXiv 1711.07128) and MobileNetV1.
 
     A 3x3 convolution of stride 2, then `depth` blocks, each normalized. Every second one has stride 2 and twice the
-    filters while the image has more than 7 pixels. `reduce`: the image is averaged over squares of so many pixels first.
+    filters while the image has more than 7 pixels. `reduce`: the image is averaged over squares of this size first.
     """
     image = keras.Input(shape, name="image")
     x = layers.Rescaling(1 / 255, name="scale")(image)
