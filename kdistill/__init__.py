@@ -27,6 +27,7 @@ _HOMES = {  # public name -> the module that defines it, or, for `losses` and th
     "load_profile": "recipe.loading",
     "load_recipe": "recipe.loading",
     "losses": "distillation.losses",
+    "repair": "repairs.repair",
     "run": "runs.run",
     "store_teacher": "teachers.foreign",
     "teacher": "teachers.foreign",

@@ -1,7 +1,7 @@
 """The two errors of kdistill: bad input (exit status 2) and a failed check (exit status 1)."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -20,11 +20,19 @@ class FileRefused(CheckFailed):
         advice: What to try.
         check: What was measured, see `kdistill.check`; None for a file that does not run.
         size: The bytes of the file, if it was converted at all.
+        attempts: What `kdistill.repair` has tried, rows of its table.
     """
 
-    def __init__(self, reason: str, advice: str = "", check: dict | None = None, size: int | None = None):
+    def __init__(
+        self,
+        reason: str,
+        advice: str = "",
+        check: dict | None = None,
+        size: int | None = None,
+        attempts: Sequence[dict] = (),
+    ):
         super().__init__(f"{reason} {advice}".strip())
-        self.reason, self.advice, self.check, self.size = reason, advice, check, size
+        self.reason, self.advice, self.check, self.size, self.attempts = reason, advice, check, size, list(attempts)
 
 
 def unknown(kind: str, name: str, available: Iterable[str], advice: str = "") -> InputError:

@@ -18,6 +18,7 @@ LAYERS = [
     {"distillation", "evaluation"},
     {"training", "conversion"},
     {"compression"},
+    {"repairs"},
     {"runs"},
     {"cli"},
 ]

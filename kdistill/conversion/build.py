@@ -16,8 +16,9 @@ from ai_edge_litert.schema_py_generated import ModelT
 from kdistill import provenance
 from kdistill.conversion import convert, graph
 from kdistill.conversion.float32 import Prepared
+from kdistill.conversion.tflite_converter import USUAL, Tuning
 from kdistill.data.lazy_images import EncodedImages
-from kdistill.errors import CheckFailed, InputError
+from kdistill.errors import CheckFailed, FileRefused, InputError
 from kdistill.evaluation.examples import gather
 from kdistill.files import PART
 from kdistill.networks.heads import LABELS, Head
@@ -28,7 +29,8 @@ from kdistill.tflite import flatbuffer, metadata, microcontroller
 from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
-CALIBRATION_IMAGES = 500  # more change nothing
+CALIBRATION_IMAGES = USUAL.images
+KEPT_FLOAT = "kept in float by repair: in int8 it loses too much"
 GIVE = "Give 100 to 500 of them."
 SCALED = (
     "Give raw pixels. If the model was trained on scaled ones, add its mean and std, such as mean=0, std=255, which "
@@ -59,21 +61,22 @@ def build(
     calibration=None,
     class_names: Sequence[str] | None = None,
     about: dict | None = None,
+    tuning: Tuning = USUAL,
 ) -> Built:
-    """Converts a student for a profile; for the other arguments see `export`."""
+    """Converts a student for a profile; for the other arguments see `export`. `tuning`: how int8 is made."""
     about = _checked_about(about)
     _check_class_names(class_names, student)
     graph.check_suits(student.model, profile, student.heads)
     if profile.quantization == "int8":
-        calibration = calibration_of(student, profile, calibration)
+        calibration = calibration_of(student, profile, calibration, tuning.images)
     model = graph.with_normalization(student.model, profile)
     model = graph.with_channels_and_softmax(model, profile, student.heads)
     if student.takes_images and calibration is not None and image_shape(model)[-1] != calibration.shape[-1]:
         calibration = np.repeat(calibration, image_shape(model)[-1], axis=-1)
-    content = convert.convert(model, profile, calibration, graph.heads_in_file(student.heads, profile))
+    content = convert.convert(model, profile, calibration, graph.heads_in_file(student.heads, profile), tuning)
     if profile.operators == "micro":
         microcontroller.check_operators(flatbuffer.parse(content), profile.name)
-    return _built(content, student, model, profile, class_names, about)
+    return _built(content, student, model, profile, class_names, about, tuning)
 
 
 def build_converted(
@@ -86,7 +89,9 @@ def build_converted(
     return _built(content, student, student.model, profile, class_names, _checked_about(about))
 
 
-def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profile, class_names, about: dict) -> Built:
+def _built(
+    content: bytes, student: Prepared, model: keras.Model, profile: Profile, class_names, about: dict, tuning=USUAL
+) -> Built:
     return Built(
         content,
         profile,
@@ -94,7 +99,7 @@ def _built(content: bytes, student: Prepared, model: keras.Model, profile: Profi
         student.takes_images,
         tuple(student.inputs),
         None if class_names is None else tuple(str(name) for name in class_names),
-        _float_layers(flatbuffer.parse(content), profile, model),
+        _float_layers(flatbuffer.parse(content), profile, model, tuning.float_tensors),
         student.precision,
         student.weights_sha256,
         {**about, "name": about.get("name") or student.model.name},
@@ -113,7 +118,11 @@ def write(built: Built, path: Path, measure: Callable[[Path], dict | None] | Non
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{PART}{path.stem}-") as part_folder:
         part = Path(part_folder, path.name)
         part.write_bytes(built.content)
-        file = File(part)
+        try:
+            file = File(part)
+        except InputError as error:
+            reason = str(error).replace(f"'{part}'", "it")
+            raise FileRefused(f"The file for '{built.profile.name}' cannot be used: {reason}") from None
         document = _document(built, file, measure(part) if measure else None)
         content = metadata.write(built.content, document, built.class_names)
         if metadata.bare(content) != metadata.bare(built.content):
@@ -165,23 +174,28 @@ def _report(built: Built, file: File, content: bytes, path: Path) -> dict:
     }
 
 
-def _float_layers(content: ModelT, profile: Profile, model: keras.Model) -> list[dict]:
+def _float_layers(content: ModelT, profile: Profile, model: keras.Model, kept: Sequence[str]) -> list[dict]:
+    """What stayed float. `kept`: the tensors that were kept in float on purpose."""
     names = graph.layer_names(model)
     return [
-        {"operator": row["operator"], "layer": graph.layer_of(row["tensor"], names), "reason": row["reason"]}
+        {
+            "operator": row["operator"],
+            "layer": graph.layer_of(row["tensor"], names),
+            "reason": KEPT_FLOAT if row["tensor"] in kept else row["reason"],
+        }
         for row in flatbuffer.stayed_float(content, profile.quantization)
     ]
 
 
-def calibration_of(student: Prepared, profile: Profile, calibration):
-    """Up to 500 calibration examples, evenly spaced, checked: images, or arrays by the names of the inputs."""
+def calibration_of(student: Prepared, profile: Profile, calibration, limit: int = CALIBRATION_IMAGES):
+    """Up to `limit` calibration examples, evenly spaced, checked: images, or arrays by the names of the inputs."""
     if student.takes_images:
-        return calibration_images(calibration, student.image_shape, graph.keeps_range(profile))
+        return calibration_images(calibration, student.image_shape, graph.keeps_range(profile), limit)
     if calibration is None:
         raise InputError(
             f"calibration expects training examples of '{student.model.name}', for int8; received none. {GIVE}"
         )
-    inputs = inputs_by_name(calibration, student, "calibration")
+    inputs = inputs_by_name(calibration, student, "calibration", limit)
     for name, array in inputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"calibration has numbers that are NaN or infinite in the input '{name}'.")
@@ -201,17 +215,19 @@ def inputs_by_name(examples, student: Prepared, what: str = "examples", limit: i
         inputs = {next(iter(student.inputs)): text.numbers(strings)}
     if limit is None:
         return inputs
-    return {name: evenly_spaced(array) for name, array in inputs.items()}
+    return {name: evenly_spaced(array, limit) for name, array in inputs.items()}
 
 
-def evenly_spaced(images) -> np.ndarray:
-    """Up to 500 of these images, in their order."""
-    places = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES))
+def evenly_spaced(images, limit: int = CALIBRATION_IMAGES) -> np.ndarray:
+    """Up to `limit` of these images, in their order."""
+    places = np.linspace(0, len(images) - 1, min(len(images), limit))
     return images[places.round().astype(int)]
 
 
-def calibration_images(images, shape: tuple[int, int, int], any_range: bool = False) -> np.ndarray:
-    """Up to 500 of these images, evenly spaced, checked: raw pixels, or with `any_range` numbers as the model takes."""
+def calibration_images(
+    images, shape: tuple[int, int, int], any_range: bool = False, limit: int = CALIBRATION_IMAGES
+) -> np.ndarray:
+    """Up to `limit` of these images, evenly spaced, checked: raw pixels, or with `any_range` any finite numbers."""
 
     def check(holds: bool, received: str, advice: str = GIVE) -> None:
         if not holds:
@@ -227,7 +243,7 @@ def calibration_images(images, shape: tuple[int, int, int], any_range: bool = Fa
     check(images.ndim == 4 and images.shape[1:] == shape, f"an array {images.shape}")
     check(len(images) > 0, "no image")
     check(images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating), str(images.dtype))
-    images = evenly_spaced(images)
+    images = evenly_spaced(images, limit)
     check(bool(np.isfinite(images).all()), "pixels that are NaN or infinite")
     low, high = float(images.min()), float(images.max())
     check(bool((images != images[0]).any()), f"the same image {len(images)} time(s)")

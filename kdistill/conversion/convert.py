@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kdistill.conversion import worker
 from kdistill.conversion.refusals import crashed, refused
-from kdistill.conversion.tflite_converter import Job, Refusal, calibration_file
+from kdistill.conversion.tflite_converter import USUAL, Job, Refusal, Tuning, calibration_file
 from kdistill.conversion.tflite_converter import convert as convert_here
 from kdistill.errors import InputError
 from kdistill.files import temporary_folder
@@ -26,7 +26,13 @@ from kdistill.recipe import Profile
 from kdistill.tflite.interpreter import first_line, quiet
 
 
-def convert(model: keras.Model, profile: Profile, calibration=None, heads: Mapping[str, Head] | None = None) -> bytes:
+def convert(
+    model: keras.Model,
+    profile: Profile,
+    calibration=None,
+    heads: Mapping[str, Head] | None = None,
+    tuning: Tuning = USUAL,
+) -> bytes:
     """The bytes of a `.tflite` file, with builtin operators only. Equal models give equal bytes.
 
     Args:
@@ -34,6 +40,7 @@ def convert(model: keras.Model, profile: Profile, calibration=None, heads: Mappi
         profile: The profile; its quantization, types and batch size are used here.
         calibration: For int8: raw pixels `[n, height, width, channels]`, or arrays by the names of the inputs.
         heads: What its outputs mean, see `heads_of`. Default: what the model tells.
+        tuning: How int8 is made.
 
     Returns:
         The bytes. The signature is `serving_default`. A single image is called `image`, a single other input `input`,
@@ -63,7 +70,8 @@ def convert(model: keras.Model, profile: Profile, calibration=None, heads: Mappi
 
     with temporary_folder() as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # from TensorFlow, about its own interpreter, which calibrates
-        job = Job(folder, profile.quantization, profile.input_type, profile.output_type, profile.batch or 1, names)
+        types = profile.quantization, profile.input_type, profile.output_type
+        job = Job(folder, *types, profile.batch or 1, names, tuning)
         if profile.quantization == "int8":
             worker.start()  # while the model is traced here
         try:

@@ -17,10 +17,30 @@ from pathlib import Path
 
 import numpy as np
 
+from kdistill.tflite.activation_ranges import EXTREMES
 from kdistill.tflite.interpreter import first_line
 
 IDLE_SECONDS = 300  # a worker without a job for so long ends
 CONTENT = "content.tflite"  # beside the SavedModel
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How int8 is made where the usual way loses too much, see `kdistill.repairs`.
+
+    `images`: calibration examples at most. `ranges`: one of `activation_ranges.KINDS`. `equalized`: whether channels
+    get the same width, see `tflite.equalization`. `float_tensors`: the outputs of operators that compute in float.
+    `activations`: int8, or int16.
+    """
+
+    images: int = 500  # more change nothing
+    ranges: str = EXTREMES
+    equalized: bool = False
+    float_tensors: tuple[str, ...] = ()
+    activations: str = "int8"
+
+
+USUAL = Tuning()
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class Job:
     output_type: str = "float32"
     batch: int = 1  # of the calibration
     inputs: tuple[str, ...] = ("image",)  # their names
+    tuning: Tuning = USUAL
 
 
 def calibration_file(folder: str | Path, place: int) -> Path:
@@ -62,7 +83,7 @@ class Refusal(Exception):
 def convert(job: Job) -> bytes:
     """The bytes of the `.tflite` file, the same for equal models. Raises `Refusal`."""
     try:
-        with _repeatable_quantizer():
+        with _repeatable_quantizer(job):
             return _converter(job).convert()
     except OSError:  # such as a full disk: not the fault of the model
         raise
@@ -89,7 +110,16 @@ def _converter(job: Job):
         # setting for this; `test_the_converter_has_its_private_setting` fails first when TensorFlow renames it.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     elif job.quantization == "int8":
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        ops, tuning = tf.lite.OpsSet, job.tuning
+        if tuning.activations == "int16":
+            converter.target_spec.supported_ops = [
+                ops.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+                ops.TFLITE_BUILTINS,
+            ]
+        else:
+            converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS_INT8] + [ops.TFLITE_BUILTINS] * bool(
+                tuning.float_tensors
+            )
         converter.representative_dataset = lambda: calibration_batches(job)
         converter.inference_input_type = tf.as_dtype(job.input_type)
         converter.inference_output_type = tf.as_dtype(job.output_type)
@@ -97,8 +127,8 @@ def _converter(job: Job):
 
 
 @contextlib.contextmanager
-def _repeatable_quantizer():
-    """Makes TensorFlow's quantizer of activations give the same bytes each time.
+def _repeatable_quantizer(job: Job):
+    """Makes TensorFlow's quantizer of activations give the same bytes each time, and obey the job's tuning.
 
     Where a result of an operator is not used, such as a part of a SPLIT, the quantizer computes the operator in int8 or
     in float32 depending on addresses in memory. So each such result is an output while the quantizer runs. There is no
@@ -109,13 +139,38 @@ def _repeatable_quantizer():
     from kdistill.tflite import unused_results
 
     quantize = lite._mlir_quantize
-    lite._mlir_quantize = lambda calibrated, *args, **kwargs: unused_results.with_outputs(
-        calibrated, lambda content: quantize(content, *args, **kwargs)
-    )
+
+    def tuned(calibrated: bytes, *args, **kwargs) -> bytes:
+        if job.tuning.float_tensors:
+            kwargs["denylisted_nodes"] = list(job.tuning.float_tensors)
+        return unused_results.with_outputs(
+            _with_ranges(calibrated, job), lambda content: quantize(content, *args, **kwargs)
+        )
+
+    lite._mlir_quantize = tuned
     try:
         yield
     finally:
         lite._mlir_quantize = quantize
+
+
+def _with_ranges(calibrated: bytes, job: Job) -> bytes:
+    """A calibrated float model with the channels and ranges of the job's tuning."""
+    from kdistill.tflite import flatbuffer
+    from kdistill.tflite.activation_ranges import activations_of, set_ranges
+    from kdistill.tflite.equalization import equalize
+
+    if not job.tuning.equalized and job.tuning.ranges == EXTREMES:
+        return calibrated
+    if job.tuning.equalized:
+        model = flatbuffer.parse(calibrated)
+        equalize(model, activations_of(calibrated, lambda: calibration_batches(job), distributions=False))
+        calibrated = flatbuffer.pack(model)
+    model = flatbuffer.parse(calibrated)
+    distributions = job.tuning.ranges != EXTREMES
+    activations = activations_of(calibrated, lambda: calibration_batches(job), distributions)
+    set_ranges(model, activations, job.tuning.ranges)
+    return flatbuffer.pack(model)
 
 
 def batches(images: np.ndarray, size: int):
@@ -161,7 +216,7 @@ def find_fault(job: Job) -> dict | None:
 def answer(line: str) -> dict:
     """The answer to one job, a line of JSON: `content` (the name of a file), `fault`, or `refusal`."""
     request = json.loads(line)
-    job = Job(**request["job"])
+    job = Job(**{**request["job"], "tuning": Tuning(**request["job"]["tuning"])})
     try:
         if request["task"] == "find_fault":
             return {"fault": find_fault(job)}

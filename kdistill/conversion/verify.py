@@ -336,9 +336,7 @@ def measured(built: Built, path: Path, student: Prepared, model_logits, images, 
     Of other heads than one row of classes for an image, the last three are those of `check_heads`.
     """
     try:
-        if isinstance(model_logits, Mapping):
-            return check_heads(path, model_logits, images, labels, built.heads, built.profile)
-        return check_against(path, model_logits, images, labels, built.profile)
+        return compare_built(built, path, model_logits, images, labels, built.profile)
     except FileRefused as error:
         costly = ""
         if error.check and built.profile.quantization in ("int8", "dynamic"):
@@ -346,8 +344,24 @@ def measured(built: Built, path: Path, student: Prepared, model_logits, images, 
         raise FileRefused(error.reason + costly, error.advice, error.check, len(built.content)) from None
 
 
+def compare_built(built: Built, path: Path, model_logits, images, labels, profile: Profile) -> dict:
+    """`check_against`, or of other heads `check_heads`, of a built file at `path`, with the limits of `profile`."""
+    if isinstance(model_logits, Mapping):
+        return check_heads(path, model_logits, images, labels, built.heads, profile)
+    return check_against(path, model_logits, images, labels, profile)
+
+
 def _costly_layers(student: Prepared, built: Built, path: Path, images) -> str:
     """A sentence with the layers whose quantization costs most; empty if the file does not even run."""
+    rows = layer_costs(student, built, path, images)
+    return f" Most of the loss comes from: {quantization_error.sentence(rows)}." if rows else ""
+
+
+def layer_costs(student: Prepared, built: Built, path: Path, images) -> list[dict]:
+    """The operators of a built file at `path`, those that cost most first, see `quantization_error.compare`.
+
+    Empty for a file that does not run, or that has several inputs.
+    """
     plain = dataclasses.replace(
         built.profile,
         quantization="none",
@@ -358,14 +372,13 @@ def _costly_layers(student: Prepared, built: Built, path: Path, images) -> str:
     )
     if isinstance(images, Mapping):
         if len(images) > 1:
-            return ""
+            return []
         images = next(iter(images.values()))
     reference = path.with_name("reference.tflite")
     try:
         reference.write_bytes(build(student, plain).content)
-        rows = quantization_error.compare(path, reference, images)
+        return quantization_error.compare(path, reference, images)
     except InputError:
-        return ""
+        return []
     finally:
         reference.unlink(missing_ok=True)
-    return f" Most of the loss comes from: {quantization_error.sentence(rows)}."

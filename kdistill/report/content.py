@@ -66,6 +66,10 @@ EXAMPLE = {"file": str, "index": COUNT, "score": NUMBER}
 EXAMPLE |= {"label?": [str], "teacher?": [str], "student?": [str]}
 # What the report shows of test examples, by output.
 EXAMPLES = {"output": str, "kind": str, "names?": [str], "pictures?": [EXAMPLE], "points?": [[NUMBER]]}
+# A row of what `kdistill.repair` has tried for a file.
+ATTEMPT = {"action": str, "holds": bool, "skipped": bool, "reason": str, "seconds": Between(0, 1e12)}
+ATTEMPT |= {"bytes": (Whole(1), None), "microseconds": (NUMBER, None), "agreement": (SHARE, None)}
+ATTEMPT |= {"accuracy": (SHARE, None), "drop": (NUMBER, None)}
 LAYER = {"layer": str, "kind": str, "parameters": COUNT, "sparsity": (SHARE, None), "clusters?": (COUNT, None)}
 LAYER |= {"pruned?": str, "clustered?": str, "quantized?": str}
 FILE = {
@@ -78,8 +82,10 @@ FILE = {
     "float_layers?": ([{"layer?": (str, None), "operator?": str, "reason?": str}], None),
     "min_runtime?": (str, None),
     "sha256?": str,
+    "attempts?": [ATTEMPT],
 }
 REFUSED = {"name": str, "reason": str, "advice": str, "check?": (CHECK, None), "bytes?": (Whole(1), None)}
+REFUSED |= {"attempts?": [ATTEMPT]}
 COMPRESSED = {"seconds": Between(0, 1e12), "scheme": str, "notes": [str], "layers": [LAYER], "teacher": bool}
 COMPRESSED |= {"file": (FILE, None), "refused": (REFUSED, None)}
 METRICS = {"accuracy": SHARE, "agreement?": (SHARE, None), "kl?": (NUMBER, None), "ece?": (SHARE, None)}
