@@ -29,6 +29,7 @@ _HOMES = {  # public name -> the module that defines it, or, for `losses` and th
     "losses": "distillation.losses",
     "repair": "repairs.repair",
     "run": "runs.run",
+    "shrink": "shrinking.shrink",
     "store_teacher": "teachers.foreign",
     "teacher": "teachers.foreign",
     "weights": "networks.weights",

@@ -20,6 +20,7 @@ LAYERS = [
     {"compression"},
     {"repairs"},
     {"runs"},
+    {"shrinking"},
     {"cli"},
 ]
 LAYER_OF = {room: place for place, layer in enumerate(LAYERS) for room in layer}

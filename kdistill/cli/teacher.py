@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
 import typer
 
@@ -33,8 +33,13 @@ OPTIONS = {
 
 
 def takes_teacher(function: Callable) -> Callable:
-    """Adds the options to a command, which gets them as `teacher`: settings such as `teacher.mean=127.5`."""
+    """Adds the options to a command, which gets them as `teacher`: settings such as `teacher.mean=127.5`.
+
+    If the parameter `teacher` is an argument of the command, not an option, the first item is its text as it is.
+    """
     signature = inspect.signature(function)
+    argument = signature.parameters["teacher"].annotation
+    is_argument = get_origin(argument) is Annotated
     own = {
         f"teacher_{name}": inspect.Parameter(
             f"teacher_{name}",
@@ -46,6 +51,8 @@ def takes_teacher(function: Callable) -> Callable:
     }
     annotation = Annotated[str | None, typer.Option("--teacher", help=HELP)]
     first = inspect.Parameter("teacher", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    if is_argument:
+        first = first.replace(default=inspect.Parameter.empty, annotation=Annotated[str, *get_args(argument)[1:]])
     plain = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in signature.parameters.items()
@@ -55,7 +62,9 @@ def takes_teacher(function: Callable) -> Callable:
     @wraps(function)
     def command(**arguments):
         given = {name: arguments.pop(f"teacher_{name}") for name in OPTIONS}
-        return function(**{**arguments, "teacher": settings(arguments["teacher"], given)})
+        file = arguments["teacher"]
+        of_teacher = [file, *settings(None, given)] if is_argument else settings(file, given)
+        return function(**{**arguments, "teacher": of_teacher})
 
     command.__signature__ = signature.replace(parameters=[*plain, first, *own.values()])
     command.__annotations__ = {
@@ -69,9 +78,14 @@ def settings(file: str | None, given: dict) -> list[str]:
     values = {name: value for name, value in given.items() if value is not None}
     if file is None:
         return [f"teacher.{name}={_text(value)}" for name, value in values.items()]
+    return [*settings_of_file(file), *(f"teacher.{name}={_text(v)}" for name, v in values.items())]
+
+
+def settings_of_file(file: str) -> list[str]:
+    """The settings of a recipe whose teacher is this file. Raises `InputError` if it is missing."""
     if not file.startswith(("http://", "https://")) and not Path(file).exists():
         raise InputError(f"There is no file '{file}'. Check the path of --teacher.")
-    return ["teacher.weights=", f"teacher.file={file}", *(f"teacher.{name}={_text(v)}" for name, v in values.items())]
+    return ["teacher.weights=", f"teacher.file={file}"]
 
 
 def network_of(teacher: list[str]) -> Network:

@@ -1,0 +1,362 @@
+"""The story of a search, top to bottom: budget, teacher, students that fit, rounds, the winner's run, the folder."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kdistill import files
+from kdistill.data.splits import Splits, load
+from kdistill.errors import CheckFailed, InputError
+from kdistill.evaluation.evaluate import predict
+from kdistill.recipe import Network, Profile, Recipe
+from kdistill.recipe.checks import check_precision
+from kdistill.recipe.loading import load_profile
+from kdistill.report import shrink as report_of_shrink
+from kdistill.runs.arms import Arms, build_network, load_network
+from kdistill.runs.folder import RunFolder, new_path
+from kdistill.runs.preflight import check_run
+from kdistill.runs.run import run
+from kdistill.runs.scores import check_classifies
+from kdistill.shrinking import result as results
+from kdistill.shrinking.budget import Budget, check_budget, read_budget
+from kdistill.shrinking.fit import Ruler, describe, fitting, refusal
+from kdistill.shrinking.search import (
+    FIRST_EPOCHS,
+    KEPT,
+    TRACING_SECONDS,
+    Search,
+    halve,
+    methods,
+    number_of_rounds,
+    ranked,
+)
+from kdistill.shrinking.space import Candidate, families_for
+from kdistill.shrinking.template import as_file, check_trained, teacher_network, template
+from kdistill.teachers.foreign import failures_as_messages
+from kdistill.teachers.input_range import little_above_chance
+from kdistill.training.strategy import SINGLE_DEVICE
+
+CHECKED = 1000  # validation examples on which the teacher is checked
+NARROWER = (0.75, 0.5)  # of the winner's width: the files that show what fewer bytes cost
+FINISHING_SECONDS = 90.0  # exports, measurements and pages at the end, roughly
+SAFETY = 0.85  # the share of the hours that is planned
+
+
+@failures_as_messages()
+def shrink(
+    teacher: str | Path | Network,
+    data="mnist",
+    profile: str = "npu",
+    budget: Budget | Mapping | str | int | None = None,
+    *,
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    resume: bool = False,
+    student: str | None = None,
+    families: Sequence[str] = (),
+    seeds: int = 3,
+    settings: Sequence[str] = (),
+    cache: str | Path = "auto",
+    together: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Finds the best student whose file meets a budget, taught by a trained teacher, and proves what it is worth.
+
+    Students of several families are converted untrained, so that only what fits is trained. Successive halving picks
+    one on the validation examples; a run with `seeds` seeds trains it and its control.
+
+    Args:
+        teacher: a file of any format that `docs/teachers.md` lists, `shipped:mnist_cnn`, or a `Network`.
+        data: the name of a data set, or a `kdistill.recipe.Data`.
+        profile: the name of an export profile, or the path of a `.py` file with one.
+        budget: such as `"16kB"`, or a dict of max_bytes, max_us, max_arena, min_accuracy and hours.
+        out: a new folder, by default one under `runs/`; with `resume` the folder of the search.
+        data_dir, download: as for `kdistill.run`.
+        resume: continues the search in `out`, which ends as it would have without the interruption.
+        student: `FILE.py:FUNCTION` of (shape, classes, width, depth) or (width, depth), in place of the families.
+        families: of these names alone: small_cnn, ds_cnn, resnet (images), conv1d (sequences), dense (rows).
+        seeds: of the winner and its control.
+        settings: `key=value` of a recipe, such as `training.epochs=12` (of the winner) or `data.flip=true`.
+        cache: the folder of the teacher's stored outputs, `auto` for one in `out`, or `off`.
+        together: the most students that train at a time. None: as many as the memory takes.
+        say: receives each line of progress.
+
+    Returns:
+        The content of `shrink.json`, with `folder`. The winner's file is `folder`/`file`["path"].
+
+    Raises:
+        InputError: the budget cannot be met, or something in the arguments cannot work; nothing has been trained.
+        CheckFailed: the winner's file is refused, or does not reach `min_accuracy`.
+
+    Example:
+
+    ```python
+    result = kdistill.shrink("shipped:mnist_cnn", "mnist", "npu", "16kB")
+    print(result["file"]["path"], result["verdict"]["sentence"])
+    ```
+    """
+    started = time.monotonic()
+    budget, chosen = read_budget({} if budget is None else budget), load_profile(profile)
+    recipe = template(teacher_network(teacher), data, profile, seeds, settings)
+    check_precision(recipe.precision)
+    splits = load(recipe.data, data_dir, download, say=say)
+    check_classifies(splits, "kdistill shrink")
+    check_trained(recipe, splits.sizes)
+    check_budget(budget, chosen, _input_bytes(splits, chosen), labeled=True)
+    accuracy, parameters = _check_teacher(recipe, splits, budget, download)
+    families = families_for(splits.input_shape, families, student)
+    ruler = Ruler(recipe, splits, chosen, budget, parameters)
+    with _folder(Path(out) if out else new_path(recipe), resume) as folder:
+        candidates = _candidates(ruler, families, folder.path, resume, say)
+        recipe = dataclasses.replace(recipe, student=next(iter(candidates.values())).network)
+        cache = check_run(recipe, splits, cache=str(cache), download=download, say=say, profiles=[chosen])
+        folder.settle(recipe, splits.fingerprint, False, say)
+        _keep(folder, budget, candidates, ruler)
+        say(f"Data: {splits.source}. Teacher: {accuracy:.2%} on validation. Folder: {folder.path}")
+        arms = Arms(recipe, splits, folder, say, download=download)
+        arms.fit_teacher()
+        search = Search(arms, str(folder.path / "cache") if cache == "auto" else cache, together)
+        plan = Plan(search, candidates, budget, started)
+        plan.announce()
+        rounds = halve(search, candidates, plan.epochs, recipe.distill)
+        winner = candidates[next(iter(rounds[-1]["students"]))]
+        kept = [*rounds[-1]["students"]]
+        taught, distill, narrower = _teach_winner(search, ruler, winner, rounds[-1], say)
+        final = results.with_settings(recipe, winner, distill, plan.final())
+        heading = f"The student that kdistill shrink picked for {chosen.name}: {budget.text()}."
+        files.write_text(folder.path / "recipe.py", as_file(final, heading))
+        report = _train_winner(final, folder.path, data_dir, download, search.cache, say)
+        tried = {
+            "budget": budget.as_dict(),
+            "teacher": {"validation_accuracy": accuracy, "parameters": parameters},
+            "candidates": {name: ruler.costs[name] for name in candidates},
+            "rounds": rounds,
+            "methods": taught,
+        }
+        rows = []
+        for name in [name for name in kept if name != winner.name] + narrower:
+            say(f"Exporting {name}")
+            rows.append(results.export_student(search, name, recipe, chosen, rounds[-1]["epochs"]))
+        if not (Path(report["folder"]) / chosen.name / "student.tflite").is_file():
+            reasons = "; ".join(row["reason"] for row in report["refused"])
+            raise CheckFailed(f"The winner {winner.name} has no file that holds its limits: {reasons}")
+        result = results.gather(search, winner, final, chosen, report, tried, rows)
+        report_of_shrink.save(result, folder.path)
+        say(f"Report: {folder.path / 'shrink.html'}")
+        _check_result(result, budget, folder.path)
+        return {**result, "folder": str(folder.path)}
+
+
+class Plan:
+    """How long each round trains: from the hours, if there are any, and the time that the first round took.
+
+    What was planned is kept in the folder, so that a resumed search has the same rounds.
+    """
+
+    def __init__(self, search: Search, candidates: Mapping[str, Candidate], budget: Budget, started: float):
+        self.search, self.candidates, self.budget, self.started = search, candidates, budget, started
+        self.recipe, self.folder, self.say = search.arms.recipe, search.arms.folder, search.arms.say
+        self.counts = number_of_rounds(len(candidates))
+        self.most = self.recipe.training.epochs
+        self.seconds_per_epoch = 0.0  # of one student
+
+    def announce(self) -> None:
+        """States the number of candidates and the time. Raises `InputError` if the hours are too few for one round."""
+        if self.folder.is_finished("round-1") or any(self.folder.path.glob("checkpoints/round-1*/finished.json")):
+            return
+        largest = next(iter(self.candidates.values()))
+        step = self.search.seconds_per_step((largest.network, self.recipe.distill))
+        self.seconds_per_epoch = step * self.search.steps
+        least, likely = self.seconds(1), self.seconds(self.most)
+        text = f"{len(self.candidates)} students fit and will be trained, in rounds of {_listed(self.counts)}"
+        if not self.budget.hours:
+            self.say(f"{text}. This takes about {_duration(likely)}; --hours limits it.")
+            return
+        left = self.left()
+        if least > left:
+            needed = math.ceil((least + time.monotonic() - self.started) / SAFETY / 36) / 100
+            raise InputError(
+                f"--hours {self.budget.hours:g} is too little for one round: {len(self.candidates)} students, and the "
+                f"winner with {self.recipe.seeds} seeds and controls for one epoch, take about {needed:g} hours here. "
+                "Give that, fewer --seeds, or fewer families (--family)."
+            )
+        self.say(f"{text}, within {self.budget.hours:g} hours.")
+
+    def left(self) -> float:
+        """Seconds that may be planned from now on."""
+        return SAFETY * 3600 * self.budget.hours - (time.monotonic() - self.started)
+
+    def seconds(self, epochs: int, begin: int = 0) -> float:
+        """The time from this round on, where the winner trains for so many epochs."""
+        students, passes = 0, 0.0
+        for place in range(begin, len(self.counts)):
+            students += self.counts[place]
+            passes += self.counts[place] * self._epochs_of(place, epochs)
+        others = len(methods(self.recipe.distill)) - 1 + len(NARROWER)
+        students += others + 2
+        passes += others * self._epochs_of(len(self.counts) - 1, epochs) + 2 * self.recipe.seeds * epochs
+        return passes * self.seconds_per_epoch + students * TRACING_SECONDS + FINISHING_SECONDS
+
+    def epochs(self, place: int) -> int:
+        """The epochs of a round, from 0 on."""
+        if place == 0 and len(self.counts) > 1:
+            return FIRST_EPOCHS
+        return self._epochs_of(place, self.final())
+
+    def final(self) -> int:
+        """The epochs of the winner; decided once, before the second round."""
+        return int(self.folder.choice("plan", "epochs", lambda: str(self._final())))
+
+    def _final(self) -> int:
+        if not self.budget.hours:
+            return self.most
+        record = self.folder.path / "checkpoints" / "round-1" / "finished.json"
+        if record.exists():
+            seconds = self.folder.record("round-1", {"seconds": float})["seconds"] / len(self.candidates)
+            self.seconds_per_epoch = max(seconds - TRACING_SECONDS, self.seconds_per_epoch / 2, seconds / 10)
+        left, begin = self.left(), 1 if len(self.counts) > 1 else 0
+        epochs = max([count for count in range(1, self.most + 1) if self.seconds(count, begin) <= left], default=1)
+        self.say(f"The winner will be trained for {epochs} of {self.most} epochs, to end within the hours.")
+        return epochs
+
+    def _epochs_of(self, place: int, final: int) -> int:
+        if place == 0 and len(self.counts) > 1:
+            return FIRST_EPOCHS
+        return max(1, final // KEPT ** (len(self.counts) - place))
+
+
+def _check_teacher(recipe: Recipe, splits: Splits, budget: Budget, download: bool) -> tuple[float, int | None]:
+    """The teacher's accuracy on validation examples, and its parameters. Raises `InputError` if it is near chance."""
+    if recipe.teacher.file:
+        model = load_network(recipe.teacher, splits, SINGLE_DEVICE).model
+    else:
+        model = build_network(recipe.teacher, splits, recipe.seed, SINGLE_DEVICE, download)[0]
+    examples = splits.validation.select(slice(CHECKED))
+    logits = predict(model, examples.inputs)
+    accuracy, classes = float((logits.argmax(axis=1) == examples.labels).mean()), logits.shape[1]
+    if accuracy < little_above_chance(classes):
+        raise InputError(
+            f"The teacher is right on {accuracy:.1%} of {len(examples):,} validation examples; chance is "
+            f"{1 / classes:.1%}. It teaches noise. Check its normalization (--teacher-mean, --teacher-std), the order "
+            "of its classes and its training."
+        )
+    if budget.min_accuracy and accuracy < budget.min_accuracy:
+        raise InputError(
+            f"--min-accuracy {100 * budget.min_accuracy:g} contradicts the teacher, which is right on {accuracy:.2%} "
+            f"of {len(examples):,} validation examples. Give less, or a better teacher."
+        )
+    parameters = model.count_params() if hasattr(model, "count_params") else 0
+    return accuracy, parameters or None
+
+
+@contextlib.contextmanager
+def _folder(path: Path, resume: bool):
+    """The folder of the search. A search that is refused before it trains leaves nothing."""
+    is_new = not path.exists()
+    folder = RunFolder(path, resume)
+    try:
+        with folder:
+            yield folder
+    except InputError:
+        if is_new and not (path / "checkpoints").exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _candidates(ruler: Ruler, families, path: Path, resume: bool, say) -> dict[str, Candidate]:
+    """The students that fit, by name: those that an earlier session has measured, or measured now."""
+    record = path / "fit.json"
+    if resume and record.exists():
+        content = files.read_json(record, {"budget": dict, "costs": dict, "candidates": [list]})
+        if content["budget"] != ruler.budget.as_dict():
+            raise InputError(
+                f"The search in '{path}' was started with another budget: {content['budget']}. Give the same, or a new "
+                "folder."
+            )
+        ruler.costs |= content["costs"]
+        by_name = {family.name: family for family in families}
+        if all(len(row) == 4 and row[0] in by_name for row in content["candidates"]):
+            rows = [Candidate(by_name[name], *sizes) for name, *sizes in content["candidates"]]
+            return {candidate.name: candidate for candidate in rows}
+    say(f"Students within {ruler.budget.text()} for {ruler.profile.name}, converted and run untrained:")
+    candidates, narrowest = fitting(ruler, families, say)
+    if not candidates:
+        raise InputError(refusal(ruler, narrowest))
+    return {candidate.name: candidate for candidate in candidates}
+
+
+def _keep(folder: RunFolder, budget: Budget, candidates: Mapping[str, Candidate], ruler: Ruler) -> None:
+    """Keeps what was measured, for a resumed search."""
+    rows = [[one.family.name, one.width, one.depth, one.reduce] for one in candidates.values()]
+    content = {"budget": budget.as_dict(), "costs": ruler.costs, "candidates": rows}
+    files.write_text(folder.path / "fit.json", json.dumps(content, indent=1) + "\n")
+
+
+def _teach_winner(search: Search, ruler: Ruler, winner: Candidate, last: dict, say) -> tuple[dict, object, list[str]]:
+    """The small sweep: other ways to teach the winner, and narrower ones, for as long as the last round.
+
+    Returns the scores of each way, the best way, and the names of the narrower students.
+    """
+    ways = methods(search.arms.recipe.distill)
+    as_given = next(iter(ways))
+    members = {name: (winner.network, way) for name, way in ways.items() if name != as_given}
+    narrower = {}
+    for share in NARROWER:
+        width = max(1, round(share * winner.width))
+        if width < winner.width:
+            candidate = dataclasses.replace(winner, width=width)
+            narrower[candidate.name] = candidate
+    members |= {name: (candidate.network, ways[as_given]) for name, candidate in narrower.items()}
+    students = search.train("methods", members, last["epochs"])
+    scores = {as_given: last["students"][winner.name]} | {name: students[name] for name in ways if name != as_given}
+    order = ranked(scores)
+    say(f"{winner.name} is taught with: {order[0]}")
+    taught = {"epochs": last["epochs"], "students": {name: scores[name] for name in order}, "best": order[0]}
+    return taught, ways[order[0]], list(narrower)
+
+
+def _train_winner(recipe: Recipe, folder: Path, data_dir, download: bool, cache: str, say) -> dict:
+    """The run of the winner: its seeds, its control, the file and its check, a page."""
+    path = folder / "run"
+    resume = (path / "recipe.json").exists()
+    say(f"The winner: a run of {recipe.seeds} seed{'s' * (recipe.seeds > 1)} and its control, in {path}")
+    options = {"data_dir": data_dir, "download": download, "cache": cache, "resume": resume, "say": say}
+    return run(recipe, path, strategy="none", **options)
+
+
+def _check_result(result: dict, budget: Budget, folder: Path) -> None:
+    """Raises `CheckFailed` if the trained file exceeds the budget, or is not as accurate as it has to be."""
+    exceeded = budget.exceeded(result["file"])
+    if "max_bytes" in exceeded or "max_arena" in exceeded:
+        raise CheckFailed(
+            f"The file of {result['winner']} exceeds the budget of {budget.text()}: {describe(result['file'])}. See "
+            f"'{folder / 'shrink.html'}'."
+        )
+    accuracy = result["files"][0]["accuracy"]
+    if budget.min_accuracy and accuracy < budget.min_accuracy:
+        raise CheckFailed(
+            f"The best of {len(result['candidates'])} students that fit, {result['winner']}, reaches {accuracy:.2%} on "
+            f"the test examples, below --min-accuracy {100 * budget.min_accuracy:g}. Give a larger budget or more "
+            f"--hours. See '{folder / 'shrink.html'}'."
+        )
+
+
+def _input_bytes(splits: Splits, profile: Profile) -> int:
+    """The bytes of one input in the type of the file."""
+    shape = splits.input_shape
+    shapes = shape.values() if isinstance(shape, Mapping) else [shape]
+    return sum(map(math.prod, shapes)) * (4 if profile.input_type == "float32" else 1)
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
