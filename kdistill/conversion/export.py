@@ -171,10 +171,13 @@ def export_profiles(
 
 
 def refused_row(name: str, error: Exception) -> dict:
-    """Why a file is not written, for a report: name, reason, advice, check (see `kdistill.check`) and bytes or None."""
+    """Why a file is not written, for a report: name, reason, advice, check (see `kdistill.check`) and bytes or None.
+
+    After a repair also its attempts.
+    """
     refusal = error if isinstance(error, FileRefused) else FileRefused(str(error))
     row = {"name": name, "reason": refusal.reason, "advice": refusal.advice, "check": refusal.check}
-    return {**row, "bytes": refusal.size}
+    return {**row, "bytes": refusal.size, **({"attempts": refusal.attempts} if refusal.attempts else {})}
 
 
 def input_warning(student: Prepared, profile: Profile, images, labels: np.ndarray | None = None) -> str | None:

@@ -144,6 +144,7 @@ class Recipe:
     cache: Cache = Cache()
     compress: tuple[Stage, ...] = ()  # compressions of the student, one after the other
     exports: tuple[str, ...] = ("reference", "phone_gpu", "phone_cpu", "npu")
+    repair: bool = False  # makes a file that loses too much in other ways, see `kdistill.repair`
     seed: int = 0
     seeds: int = 1  # control and student are trained with this many seeds, from `seed` on; the teacher once
     max_seeds: int | None = None  # adds seeds up to this number until the verdict is clear; None: never
@@ -178,12 +179,19 @@ FILE_SETTINGS = tuple(field.name for field in dataclasses.fields(Network))[5:]  
 
 
 def as_dict(value) -> dict:
-    """A recipe or profile as plain, JSON-ready values, without the settings of a teacher's file that are not given."""
+    """A recipe or profile as plain, JSON-ready values, without the settings of a teacher's file that are not given.
+
+    `repair` is there only where it is on, so that folders of earlier versions stay what they are.
+    """
     return json.loads(json.dumps(dataclasses.asdict(value, dict_factory=_without_unset)))
 
 
 def _without_unset(items: list) -> dict:
-    return {name: value for name, value in items if value is not None or name not in FILE_SETTINGS}
+    return {
+        name: value
+        for name, value in items
+        if (value is not None or name not in FILE_SETTINGS) and not (name == "repair" and value is False)
+    }
 
 
 def from_dict(kind: type, values: dict):

@@ -133,6 +133,8 @@ def costly_layers(case: Case, tuning: Tuning) -> list[tuple[str, tuple[str, ...]
 
     Empty where the costs cannot be measured: with several inputs.
     """
+    if case.profile.quantization == "int8":  # so that the output has the name that it has in the float file
+        case = replace(case, profile=replace(case.profile, input_type="int8", output_type="int8"))
     built = case.built(replace(tuning, equalized=False))  # equalized channels differ from those of the float file
     with temporary_folder() as folder:
         path = Path(folder, "candidate.tflite")
@@ -140,7 +142,7 @@ def costly_layers(case: Case, tuning: Tuning) -> list[tuple[str, tuple[str, ...]
         rows = layer_costs(case.student, built, path, case.sample())
     names, layers = layer_names(case.student.model), {}
     for row in rows:
-        name = layer_of(row["tensor"], names) or row["tensor"]
+        name = layer_of(row["tensor"], names) or ("the output" if ":" in row["tensor"] else row["tensor"])
         cost, tensors = layers.get(name, (0.0, ()))
         layers[name] = cost + row["cost"], (*tensors, row["tensor"])
     ordered = sorted(layers.items(), key=lambda item: -item[1][0])

@@ -3,20 +3,22 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from kdistill.conversion.build import Built, remove, write
-from kdistill.conversion.float32 import prepare
+from kdistill.conversion.build import NAME, Built, remove, write
+from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.conversion.graph import keeps_range
 from kdistill.conversion.refusals import recurrent_layers
 from kdistill.conversion.tflite_converter import USUAL, Tuning
 from kdistill.conversion.verify import METRICS, as_examples, compare_built, logits_of, outputs_to_compare
 from kdistill.errors import CheckFailed, FileRefused, InputError
+from kdistill.networks import saving
 from kdistill.recipe import Profile
 from kdistill.recipe.values import as_dict
 from kdistill.repairs.attempts import Step, Steps, attempt, digest_of, refused_attempt, sentence, summary
@@ -47,18 +49,23 @@ class Ladder:
         path: of the file.
         examples: on which files are checked.
         max_bytes, keep, say: as for `repair`.
-        retraining: quantization-aware training; None: there is none.
+        retraining: gives the quantization-aware training once it is needed, or None where there is none.
     """
 
     def __init__(self, case: Case, path: Path, examples, max_bytes=None, retraining=None, keep=None, say=print):
         self.case, self.path, self.examples, self.max_bytes = case, path, examples, max_bytes
-        self.retraining, self.say = retraining, say
+        self.say, self._retraining_of = say, retraining
         self._first_refusal = self._last_refusal = None
         self.rows: list[dict] = []
         self.best = Step()  # its tuning is the best one so far, with its error
-        self._steps = Steps(None if keep is None else Path(keep))
+        self._keep = None if keep is None else Path(keep)
+        self._steps = Steps(self._keep)
         self._references: dict[str, tuple] = {}  # by hash of the weights
         self._data: str | None = None  # a hash of what files are compared on
+
+    @cached_property
+    def retraining(self) -> Retraining | None:
+        return None if self._retraining_of is None else self._retraining_of()
 
     @property
     def profile(self) -> Profile:
@@ -223,6 +230,8 @@ class Ladder:
             profile = dataclasses.replace(profile, mean=(), std=())
         try:
             model = self.retraining.train(self.case.student.model)
+            if self._keep is not None:
+                saving.save_model(model, self._keep / "trained.keras")
             meanings = {name: head.meaning for name, head in self.case.student.heads.items()}
             student = prepare(model, meanings if len(meanings) > 1 else next(iter(meanings.values())))
             case = dataclasses.replace(self.case, student=student, profile=profile, _reference=[])
@@ -347,3 +356,35 @@ def _words(tuning: Tuning) -> str:
         SQUARED_ERROR: f"ranges of the least squared error on up to {tuning.images:,} examples",
         PERCENTILE: f"ranges without 0.1 % of the numbers at each end, on up to {tuning.images:,} examples",
     }[tuning.ranges]
+
+
+def repair_profiles(
+    student: Prepared,
+    folder: Path,
+    profiles: Sequence[Profile],
+    calibration,
+    examples,
+    refused: dict[str, Exception],
+    retraining: Callable[[Profile], Retraining | None],
+    *,
+    class_names=None,
+    about: dict | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict]:
+    """Repairs the files of the profiles that `conversion.export.export_profiles` has refused.
+
+    Removes from `refused` what holds its limits now, and puts the attempts into the other errors. Finished steps are
+    stored in `folder`/repair/PROFILE. `retraining`: gives the training for a profile. Returns the files by profile.
+    """
+    files = {}
+    for profile in profiles:
+        case = Case(student, profile, calibration, class_names, about)
+        path, keep = folder / profile.name / NAME, folder / "repair" / profile.name
+        try:
+            ladder = Ladder(case, path, examples, retraining=partial(retraining, profile), keep=keep, say=say)
+            files[profile.name] = ladder.climb(refused[profile.name])
+            del refused[profile.name]
+        except (FileRefused, InputError) as error:
+            refused[profile.name] = error
+            say(f"Refused: {error}")
+    return files

@@ -88,7 +88,11 @@ def repair(
     if data is not None:
         from kdistill.repairs.retraining import with_teacher  # imports tf_keras, for those who train
 
-        retraining = with_teacher(teacher, data, stage, profile, say)
+        training = with_teacher(teacher, data, stage, profile, say)  # a wrong stage is refused before anything runs
+
+        def retraining():
+            return training
+
     ladder = Ladder(
         Case(prepared, profile, calibration, class_names, about), path, examples, max_bytes, retraining, keep, say
     )

@@ -12,7 +12,6 @@ from kdistill.compression.inputs import check_student, checked_stage
 from kdistill.conversion.graph import keeps_range
 from kdistill.errors import InputError
 from kdistill.recipe import SCHEMES, Profile, Stage
-from kdistill.recipe.values import as_dict
 from kdistill.repairs.ladder import Retraining
 
 
@@ -39,7 +38,8 @@ def with_teacher(
         check_student(model, stage)
         return compress(model, stage, teacher, data, say=say, check=None, **options).model
 
-    settings = json.dumps([as_dict(stage), None if teacher is None else _digest(teacher), sorted(map(str, options))])
+    numbers = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
+    settings = json.dumps([repr(stage), None if teacher is None else _digest(teacher), numbers])
     return Retraining(train, settings)
 
 

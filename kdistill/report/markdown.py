@@ -26,6 +26,11 @@ COLUMNS = (
 COSTS = ("parameters", "bytes", "deflated", "microseconds")  # of the model, not of an output
 BY_MEANING = ("top5", "mean_iou", "auc", "f1", "mse", "mae", "kl", "ece")  # which not every kind of labels has
 Table = tuple[list[str], list[list[str]]]  # titles, and rows of cells
+ATTEMPT_TITLES = ["file", "attempt", "bytes", "µs/image", "agreement %", "accuracy %", "result"]
+ATTEMPT_NOTE = (
+    "Where a file loses too much, repair makes it in other ways, one after the other, until it holds its limits. What "
+    "an attempt chooses, it chooses on training examples; each is checked once on the test examples."
+)
 
 
 def model_table(models: list[dict]) -> Table:
@@ -81,6 +86,28 @@ def file_notes(report: dict) -> list[str]:
             names.setdefault(f"{limits}: {check['resolution']}", []).append(name)
     notes = [f"{sentence} ({', '.join(of)})" for sentence, of in names.items()]
     return notes + [f"{name}: {check['note']}" for name, check in checks.items() if check.get("note")]
+
+
+def attempt_table(report: dict) -> Table:
+    """The table of what repair has tried for each file; without rows where nothing was repaired."""
+    of_files = [
+        (row.get("profile") or row.get("name") or "a file", row.get("attempts") or ())
+        for row in [*(report.get("files") or ()), *(report.get("refused") or ())]
+    ]
+    return ATTEMPT_TITLES, [[name, *attempt_cells(row)] for name, attempts in of_files for row in attempts]
+
+
+def attempt_cells(row: dict) -> list[str]:
+    """The cells of an attempt, without the name of its file."""
+    ends = "skipped" if row["skipped"] else "holds its limits" if row["holds"] else "refused"
+    return [
+        row["action"],
+        "–" if row["bytes"] is None else f"{row['bytes']:,}",
+        "–" if row["microseconds"] is None else f"{row['microseconds']:.0f}",
+        "–" if row["agreement"] is None else f"{100 * row['agreement']:.2f}",
+        "–" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}",
+        f"{ends}: {row['reason']}" if row["reason"] else ends,
+    ]
 
 
 def layer_table(layers: list[dict]) -> Table:
@@ -229,6 +256,9 @@ def warnings(report: dict) -> list[str]:
 def _files(report: dict) -> list[str]:
     refused, notes = refusals(report), file_notes(report)
     lines = ["Refused, and not written:", "", *(f"- {sentence}" for sentence in refused), ""] if refused else []
+    attempts = attempt_table(report)
+    if attempts[1]:
+        lines += ["Repair:", "", *markdown_table(attempts, left=(0, 1, 6)), "", ATTEMPT_NOTE, ""]
     return [*lines, *(line for note in notes for line in (note, ""))]
 
 

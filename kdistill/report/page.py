@@ -356,6 +356,9 @@ def _files(report: dict) -> Markup:
     if reasons:
         titles = ["profile", "layer", "operator", "why it stayed float"]
         content += details("What stayed float, and why", table(titles, reasons, "What stayed float"))
+    attempts = markdown.attempt_table(report)
+    if attempts[1]:
+        content += note(markdown.ATTEMPT_NOTE) + table(*attempts, "Repair")
     return content
 
 

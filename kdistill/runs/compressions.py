@@ -19,10 +19,12 @@ from kdistill.data.splits import Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.networks import saving
-from kdistill.recipe import SCHEMES, Distill, Schedule, Stage
+from kdistill.recipe import SCHEMES, Distill, Profile, Schedule, Stage
 from kdistill.recipe.loading import load_profile
 from kdistill.recipe.objective import at_the_end
 from kdistill.recipe.values import NUMBERS, as_dict
+from kdistill.repairs.ladder import Retraining
+from kdistill.repairs.retraining import with_teacher
 from kdistill.report.markdown import refused_model
 from kdistill.runs.arms import Arms
 from kdistill.runs.scores import images_with_a_class
@@ -119,6 +121,32 @@ def _run_stage(
     }
     arms.folder.finish(name, result.model, record)
     return result.model, record
+
+
+def retraining(arms: Arms, profile: Profile, cache: str) -> Retraining:
+    """Quantization-aware training of a run's student for the repair of its file: with the teacher and its loss.
+
+    The stage is the first of the recipe that quantizes, if there is one. `cache`: as for `kdistill.run`.
+    """
+    stages = [stage for stage in arms.recipe.compress if "qat" in SCHEMES[stage.scheme]]
+    own = Stage("qat", batch_size=arms.recipe.training.batch_size)
+    stage, name = dataclasses.replace(stages[0], scheme="qat") if stages else own, f"repair_{profile.name}"
+    objective, _ = _objective(arms.recipe.distill)
+    is_normalized = bool(profile.mean or profile.std)
+    if images_with_a_class(arms.splits) and arms.teaching and not is_normalized:
+        objective["cache"] = arms.teaching.replay_for_stage(name, stage, cache)
+    return with_teacher(
+        arms.models["teacher"],
+        few_labels.for_student(arms.splits),
+        stage,
+        profile,
+        arms.say,
+        augment=arms.recipe.data if images_with_a_class(arms.splits) else None,
+        head=arms.splits.head,
+        logs=arms.folder.path / "logs" / name,
+        seed=arms.recipe.seed,
+        **objective,
+    )
 
 
 def _objective(distill: Distill) -> tuple[dict, list[str]]:

@@ -219,8 +219,11 @@ def new_path(recipe: Recipe, kind: str = "") -> Path:
 
 
 def _only_adds_seeds(before: dict, now: dict) -> bool:
-    """Whether a run differs in nothing but more seeds, or the margin of its verdict: what is finished stays valid."""
-    free = {"seeds": None, "max_seeds": None, "margin": None}
+    """Whether a run differs in nothing but more seeds, the margin of its verdict, or the repair of its files.
+
+    What is finished stays valid then.
+    """
+    free = {"seeds": None, "max_seeds": None, "margin": None, "repair": None}
     fewer = (now.get("seeds") or 0) < (before.get("seeds") or 0)
     return not fewer and {**before, **free} == {**now, **free}
 

@@ -22,6 +22,7 @@ from kdistill.files import cache_root
 from kdistill.formats.kinds import format_of
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
+from kdistill.repairs.unrolled import unrolled
 from kdistill.runs.arms import build_network, load_network
 from kdistill.runs.scores import images_with_a_class
 from kdistill.teachers.as_model import TeacherFile
@@ -76,7 +77,7 @@ def check_run(
     if recipe.compress:
         _check_compression(recipe, student, splits)
     if profiles and not devices.strategy:
-        _check_exports(student, profiles, splits)
+        _check_exports(student, profiles, splits, recipe.repair)
     return cache
 
 
@@ -142,14 +143,23 @@ def _check_compression(recipe: Recipe, student: keras.Model, splits: Splits) -> 
             check_student_of_others(student, stage, splits.head)
 
 
-def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Splits) -> None:
-    """Builds what the profiles add to the student; converts a recurrent one, which many profiles do not take."""
+def _check_exports(student: keras.Model, profiles: Sequence[Profile], splits: Splits, repair: bool) -> None:
+    """Builds what the profiles add to the student; converts a recurrent one, which many profiles do not take.
+
+    `repair`: a recurrent one that is refused may be unrolled.
+    """
     prepared = prepare(student, splits.head)
     for profile in profiles:
         model = graph.with_normalization(prepared.model, profile)
         graph.with_channels_and_softmax(model, profile, prepared.heads)
         if recurrent_layers(prepared.model):
-            build(prepared, profile, splits.train.select(slice(CALIBRATION_IMAGES)).inputs)
+            calibration = splits.train.select(slice(CALIBRATION_IMAGES)).inputs
+            try:
+                build(prepared, profile, calibration)
+            except InputError:
+                if not repair:
+                    raise
+                build(unrolled(prepared), profile, calibration)
 
 
 def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:

@@ -16,17 +16,18 @@ from kdistill.evaluation.metrics import measure
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
+from kdistill.repairs.ladder import repair_profiles
 from kdistill.report.markdown import refused_model
 from kdistill.runs import head_pictures, scores
 from kdistill.runs.arms import Arms, needs_training, numbered
 
 
-def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict:
+def measure_run(arms: Arms, profiles: list[Profile], compressions: dict, cache: str = "off") -> dict:
     """Exports the first seed's student for every profile, and measures all models and files: the run's report.
 
     The first seed's student, because a file picked by its test accuracy would be reported better than it is.
     `compressions` are those of `compressions.run_stages`. A file that is not good enough is not written: it is a row of
-    `refused`, with its reason, and of `models`.
+    `refused`, with its reason, and of `models`. `cache`: as for `kdistill.run`, for a repair that trains.
     """
     recipe, splits, models = arms.recipe, arms.splits, arms.models
     if any(profile.quantization == "int8" for profile in profiles):
@@ -34,7 +35,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict) -> dict
     outputs = {name: arms.test_outputs(name) for name in models}
     teacher = outputs["teacher"]
     rows = [{"name": name, **measure_model(arms, name, splits.test, teacher, outputs[name])} for name in models]
-    files, refused = _exported(arms, profiles, outputs["student"])
+    files, refused = _exported(arms, profiles, outputs["student"], cache)
     seen = scores.as_seen(models["student"], splits.test, splits)
     for name, record in compressions.items():
         written = record["file"] is not None
@@ -170,10 +171,14 @@ def _scores(arms: Arms, arm: str) -> np.ndarray:
     return np.stack([arms.test_scores(numbered(arm, place)) for place in range(arms.seeds)])
 
 
-def _exported(arms: Arms, profiles: list[Profile], outputs: scores.Outputs) -> tuple[dict[str, dict], dict[str, dict]]:
+def _exported(
+    arms: Arms, profiles: list[Profile], outputs: scores.Outputs, cache: str
+) -> tuple[dict[str, dict], dict[str, dict]]:
     """Profile -> its checked file, and profile -> why there is none. `outputs`: the student's on the test examples."""
     splits, folder = arms.splits, arms.folder.path
     student = prepare(arms.models["student"], splits.head)
+    options = {"class_names": splits.class_names or None}
+    options["about"] = {"recipe": as_dict(arms.recipe), "data": splits.fingerprint}
     files, refused = export_profiles(
         student,
         folder,
@@ -182,10 +187,25 @@ def _exported(arms: Arms, profiles: list[Profile], outputs: scores.Outputs) -> t
         splits.test,
         # A student in mixed precision computes other logits than its files, which are float32.
         model_logits=outputs if student.model is arms.models["student"] and splits.classifies else None,
-        class_names=splits.class_names or None,
-        about={"recipe": as_dict(arms.recipe), "data": splits.fingerprint},
         say=arms.say,
+        **options,
     )
+    if arms.recipe.repair and refused:
+        from kdistill.runs.compressions import retraining  # imports tf_keras, for those whose files are refused
+
+        by_name = {profile.name: profile for profile in profiles}
+        files |= repair_profiles(
+            student,
+            folder,
+            [by_name[name] for name in refused],
+            splits.train.inputs,
+            splits.test,
+            refused,
+            lambda profile: retraining(arms, profile, cache),
+            say=arms.say,
+            **options,
+        )
+        files = {name: files[name] for name in by_name if name in files}
     for name in refused:
         remove(folder / name / NAME)  # of an earlier session, with other settings
     files = {name: {**file, "path": str(Path(file["path"]).relative_to(folder))} for name, file in files.items()}

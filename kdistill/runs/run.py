@@ -132,7 +132,7 @@ def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str, 
         from kdistill.runs.compressions import run_stages  # imports tf_keras, for those who compress
 
         compressions = run_stages(arms, cache)
-    report = results.measure_run(arms, profiles, compressions)
+    report = results.measure_run(arms, profiles, compressions, cache)
     page.save(report, arms.folder.path)
     results.log_verdict(report["verdict"], arms.folder.path / "logs" / "verdict")
     arms.devices.wait()
