@@ -25,7 +25,7 @@ from kdistill.networks.heads import LABELS, Head
 from kdistill.networks.signatures import image_shape
 from kdistill.recipe import Profile
 from kdistill.recipe.values import as_dict
-from kdistill.tflite import flatbuffer, metadata, microcontroller
+from kdistill.tflite import compact, flatbuffer, metadata, microcontroller
 from kdistill.tflite.interpreter import File
 
 NAME = "student.tflite"
@@ -93,7 +93,7 @@ def _built(
     content: bytes, student: Prepared, model: keras.Model, profile: Profile, class_names, about: dict, tuning=USUAL
 ) -> Built:
     return Built(
-        content,
+        compact.with_short_names(content) if profile.compact else content,
         profile,
         graph.heads_in_file(student.heads, profile),
         student.takes_images,
@@ -124,7 +124,7 @@ def write(built: Built, path: Path, measure: Callable[[Path], dict | None] | Non
             reason = str(error).replace(f"'{part}'", "it")
             raise FileRefused(f"The file for '{built.profile.name}' cannot be used: {reason}") from None
         document = _document(built, file, measure(part) if measure else None)
-        content = metadata.write(built.content, document, built.class_names)
+        content = metadata.write(built.content, document, built.class_names, deflated=built.profile.compact)
         if metadata.bare(content) != metadata.bare(built.content):
             raise CheckFailed(
                 f"The file for '{built.profile.name}' changed when its metadata were written into it. This is a bug of "
@@ -308,7 +308,7 @@ def _document(built: Built, file: File, metrics: dict | None) -> dict:
         "float_layers": built.float_layers,
         "provenance": {
             "weights_sha256": built.weights_sha256,
-            "recipe": about.get("recipe"),
+            **({} if built.profile.compact else {"recipe": about.get("recipe")}),
             "data": about.get("data"),
             "metrics": metrics,
         },

@@ -1,5 +1,6 @@
 """Recipes and profiles by name, or from a user's own file."""
 
+import dataclasses
 import importlib.util
 import pkgutil
 import uuid
@@ -12,6 +13,8 @@ from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.overrides import override
 from kdistill.recipe.profile import check_profile
 from kdistill.recipe.values import Profile, Recipe
+
+COMPACT = ":compact"
 
 
 def names(package: str) -> list[str]:
@@ -46,10 +49,14 @@ def load_recipe(name_or_path: str, variant: str = "default", overrides: list[str
 def load_profile(profile: str | Profile) -> Profile:
     """The export profile of this name, or of a `.py` file that defines `profile()`, or this `Profile`; checked.
 
+    `:compact` behind a name turns on `compact`, as in `npu:compact`.
+
     Raises `InputError` for a name or file that cannot be loaded, and for a value out of its range.
     """
     if isinstance(profile, Profile):
         return check_profile(profile)
+    if str(profile).endswith(COMPACT):
+        return dataclasses.replace(load_profile(str(profile).removesuffix(COMPACT)), compact=True)
     module = _module(profile, "exports", "profile")
     try:
         value = module.profile()

@@ -173,6 +173,7 @@ class Profile:
     std: tuple[float, ...] = ()
     max_drop: float = 0.002  # largest accuracy loss against the Keras model, as a share of 1
     min_agreement: float = 0.99  # share of test images with the same predicted class
+    compact: bool = False  # short names of tensors, and metadata without the recipe; `npu:compact` names such a profile
 
 
 FILE_SETTINGS = tuple(field.name for field in dataclasses.fields(Network))[5:]  # of a teacher's file
@@ -181,7 +182,7 @@ FILE_SETTINGS = tuple(field.name for field in dataclasses.fields(Network))[5:]  
 def as_dict(value) -> dict:
     """A recipe or profile as plain, JSON-ready values, without the settings of a teacher's file that are not given.
 
-    `repair` is there only where it is on, so that folders of earlier versions stay what they are.
+    `repair` and `compact` are there only where they are on, so that folders of earlier versions stay what they are.
     """
     return json.loads(json.dumps(dataclasses.asdict(value, dict_factory=_without_unset)))
 
@@ -190,7 +191,7 @@ def _without_unset(items: list) -> dict:
     return {
         name: value
         for name, value in items
-        if (value is not None or name not in FILE_SETTINGS) and not (name == "repair" and value is False)
+        if (value is not None or name not in FILE_SETTINGS) and not (name in ("repair", "compact") and value is False)
     }
 
 

@@ -35,7 +35,7 @@ class Budget:
     def exceeded(self, costs: Mapping) -> list[str]:
         """The names of the limits that these costs (bytes, arena, microseconds) exceed."""
         limits = self.as_dict()
-        return [name for name, cost in LIMITS.items() if name in limits and costs[cost] > limits[name]]
+        return [name for name, cost in LIMITS.items() if name in limits and (costs[cost] or math.inf) > limits[name]]
 
     def text(self) -> str:
         """The limits of the file, in words."""

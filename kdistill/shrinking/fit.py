@@ -27,7 +27,7 @@ from kdistill.tflite.interpreter import File
 
 EXAMPLES = 16  # for the ranges of an untrained student; they do not change its size
 METADATA_MARGIN = 64  # bytes by which the metadata of files of one recipe differ: numbers have more or fewer digits
-FIRST_CONTAINER = 8000  # bytes, a guess for the first student
+FIRST_CONTAINER, FIRST_METADATA = 6000, 3500  # bytes, guesses for the first student
 BYTES_OF_A_WEIGHT = {"none": 4, "float16": 2, "dynamic": 1, "int8": 1, "int4": 0.5}
 METRICS = {"accuracy": 0.123456789012345, "model_accuracy": 0.123456789012345, "agreement": 0.123456789012345}
 METRICS |= {"max_difference": 12.34567890123456, "images": 100000}  # with as many digits as they may have
@@ -72,24 +72,24 @@ class Ruler:
         self._built[candidate.name] = built
         if self._metadata is None:
             self._metadata = self._written_size(built) - len(built.content)
-        with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
-            path = Path(folder, "student.tflite")
-            path.write_bytes(built.content)
-            microseconds = File(path, trusted=True).latency()["median_us"]
         size, parsed = len(built.content) + self._metadata, flatbuffer.parse(built.content)
         return {
             "parameters": model.count_params(),
             "bytes": size,
             "container": size - round(BYTES_OF_A_WEIGHT[self.profile.quantization] * model.count_params()),
             "arena": None if self.profile.batch is None else microcontroller.arena(parsed)["total"],
-            "microseconds": microseconds,
+            "microseconds": _microseconds(built),
             "exact": False,
         }
 
     def _written_size(self, built: Built) -> int:
         """The bytes of a file with its metadata, which has run in a process of its own."""
         with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
-            return write(built, Path(folder, "student.tflite"), lambda part: METRICS)["bytes"] + METADATA_MARGIN
+            try:
+                size = write(built, Path(folder, "student.tflite"), lambda part: METRICS)["bytes"]
+            except InputError:  # untrained numbers may be such that no kernel takes them, see `_microseconds`
+                size = len(built.content) + (self._metadata or FIRST_METADATA)
+        return size + METADATA_MARGIN
 
     def widest(self, family: Family, depth: int, reduce: int) -> Candidate | None:
         """The widest student of this shape that fits; None if none does, or if it cannot be built for the inputs."""
@@ -156,9 +156,23 @@ class Ruler:
                 room = (limit - costs["bytes"]) / BYTES_OF_A_WEIGHT[self.profile.quantization]
                 wanted = max(1.0, costs["parameters"] + room)
                 guesses.append(width * math.sqrt(wanted / costs["parameters"]))
-            elif limit:
+            elif limit and costs[cost]:
                 guesses.append(width * limit / costs[cost])
-        return int(min(guesses))
+        return int(min(guesses, default=width - 1))
+
+
+def _microseconds(built: Built) -> float | None:
+    """The time of a file; None if it does not run.
+
+    Untrained, a channel may give nothing but zeros, for which int8 kernels have no scale. Training changes that.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        path = Path(folder, "student.tflite")
+        path.write_bytes(built.content)
+        try:
+            return File(path, trusted=True).latency()["median_us"]
+        except InputError:
+            return None
 
 
 def fitting(
@@ -187,7 +201,8 @@ def fitting(
 def describe(costs: dict) -> str:
     """The costs of a student in words."""
     arena = f", arena {costs['arena']:,}" if costs["arena"] else ""
-    return f"{costs['parameters']:,} parameters, {costs['bytes']:,} bytes{arena}, {costs['microseconds']:.0f} µs"
+    time = f", {costs['microseconds']:.0f} µs" if costs["microseconds"] else ""
+    return f"{costs['parameters']:,} parameters, {costs['bytes']:,} bytes{arena}{time}"
 
 
 def refusal(ruler: Ruler, narrowest: list[Candidate]) -> str:
@@ -198,12 +213,12 @@ def refusal(ruler: Ruler, narrowest: list[Candidate]) -> str:
 
     def excess(candidate: Candidate) -> float:
         costs = ruler.costs[candidate.name]
-        return max(costs[LIMITS[name]] / getattr(ruler.budget, name) for name in limits)
+        return max((costs[LIMITS[name]] or math.inf) / getattr(ruler.budget, name) for name in limits)
 
     best = min(narrowest, key=excess)
     costs = ruler.measure(best, exact=True)
     too_much = ruler.budget.exceeded(costs) or limits
-    advice = " and ".join(f"--{name.replace('_', '-')} {math.ceil(costs[LIMITS[name]])}" for name in too_much)
+    advice = " and ".join(f"--{name.replace('_', '-')} {math.ceil(costs[LIMITS[name]] or 0)}" for name in too_much)
     container = f" {costs['container']:,} of its bytes are the container: graph, scales, metadata." * (
         "max_bytes" in too_much
     )

@@ -15,7 +15,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.evaluation.evaluate import predict
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.checks import check_precision
-from kdistill.recipe.loading import load_profile
+from kdistill.recipe.loading import COMPACT, load_profile
 from kdistill.report import shrink as report_of_shrink
 from kdistill.runs.arms import Arms, build_network, load_network
 from kdistill.runs.folder import RunFolder, new_path
@@ -43,6 +43,7 @@ from kdistill.training.strategy import SINGLE_DEVICE
 
 CHECKED = 1000  # validation examples on which the teacher is checked
 NARROWER = (0.75, 0.5)  # of the winner's width: the files that show what fewer bytes cost
+COMPACT_BELOW = 1 << 16  # bytes; in smaller files names and metadata take a large share
 FINISHING_SECONDS = 90.0  # exports, measurements and pages at the end, roughly
 SAFETY = 0.85  # the share of the hours that is planned
 
@@ -74,7 +75,8 @@ def shrink(
     Args:
         teacher: a file of any format that `docs/teachers.md` lists, `shipped:mnist_cnn`, or a `Network`.
         data: the name of a data set, or a `kdistill.recipe.Data`.
-        profile: the name of an export profile, or the path of a `.py` file with one.
+        profile: the name of an export profile, or the path of a `.py` file with one. Below 64 KiB files are compact,
+            see `Profile.compact`.
         budget: such as `"16kB"`, or a dict of max_bytes, max_us, max_arena, min_accuracy and hours.
         out: a new folder, by default one under `runs/`; with `resume` the folder of the search.
         data_dir, download: as for `kdistill.run`.
@@ -102,7 +104,10 @@ def shrink(
     ```
     """
     started = time.monotonic()
-    budget, chosen = read_budget({} if budget is None else budget), load_profile(profile)
+    budget = read_budget({} if budget is None else budget)
+    if budget.max_bytes and budget.max_bytes <= COMPACT_BELOW and not profile.endswith(COMPACT):
+        profile += COMPACT
+    chosen = load_profile(profile)
     recipe = template(teacher_network(teacher), data, profile, seeds, settings)
     check_precision(recipe.precision)
     splits = load(recipe.data, data_dir, download, say=say)

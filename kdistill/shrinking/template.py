@@ -48,6 +48,7 @@ def template(teacher: Network, data: str | Data, profile: str, seeds: int, setti
         cache=Cache(seed=0),
         exports=(profile,),
         seeds=seeds,
+        repair=True,
     )
     for setting in settings:
         if setting.strip().startswith(("student", "seeds", "exports", "compress")):

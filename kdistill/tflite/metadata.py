@@ -32,8 +32,8 @@ _FEATURE, _IMAGE = 1, 2
 _RGB, _GRAYSCALE = 1, 2
 
 
-def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes:
-    """The bytes of a `.tflite` file with this metadata instead of its own.
+def write(content: bytes, document: dict, labels: Sequence[str] | None, deflated: bool = False) -> bytes:
+    """The bytes of a `.tflite` file with this metadata instead of its own. `deflated`: `model.json` is compressed.
 
     `document` becomes `model.json`. The entry takes from it name, description, version, author, license, input (a dict
     with shape, values, mean, std) or inputs (dicts with name, values), and outputs (dicts with name, values, position;
@@ -50,7 +50,7 @@ def write(content: bytes, document: dict, labels: Sequence[str] | None) -> bytes
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
         if labels is not None:
             _add(archive, LABELS, "".join(f"{label}\n" for label in labels))
-        _add(archive, DOCUMENT, json.dumps(document, separators=(",", ":")) + "\n")
+        _add(archive, DOCUMENT, json.dumps(document, separators=(",", ":")) + "\n", deflated)
     return file.getvalue()
 
 
@@ -96,10 +96,10 @@ def of_file(path: str | Path) -> dict | None:
         raise InputError(f"'{path}': {error}") from None
 
 
-def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
+def _add(archive: zipfile.ZipFile, name: str, text: str, deflated: bool = False) -> None:
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr = 3, 0o644 << 16
-    archive.writestr(info, text.encode())
+    archive.writestr(info, text.encode(), zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED)
 
 
 def _files(content: bytes) -> dict[str, bytes]:
