@@ -180,18 +180,16 @@ def ranked(students: Mapping[str, dict]) -> list[str]:
     )
 
 
-def methods(distill: Distill) -> dict[str, Distill]:
+def methods(distill: Distill, classes: int) -> dict[str, Distill]:
     """How the winner may be taught: the template's way, other weights and temperatures, and another loss."""
     plain = {
-        "weight 0.9, T 4": Distill(0.9, 4.0),
         "weight 0.9, T 2": Distill(0.9, 2.0),
-        "weight 0.9, T 8": Distill(0.9, 8.0),
-        "weight 0.5, T 4": Distill(0.5, 4.0),
         "weight 1, T 4": Distill(1.0, 4.0),
-        "DIST": Distill(0.9, None, {"kd": Term("dist")}),
+        "DIST": Distill(0.9, None, {"kd": Term("dist")}),  # Huang et al. 2022, arXiv 2205.10536
     }
-    ways = {"as given": distill} | {name: way for name, way in plain.items() if way != distill}
-    return ways
+    if classes == 2:  # whose correlation over classes has no gradient
+        plain.pop("DIST")
+    return {"as given": distill} | {name: way for name, way in plain.items() if way != distill}
 
 
 def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:

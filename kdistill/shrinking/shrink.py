@@ -203,7 +203,7 @@ class Plan:
         for place in range(begin, len(self.counts)):
             students += self.counts[place]
             passes += self.counts[place] * self._epochs_of(place, epochs)
-        others = len(methods(self.recipe.distill)) - 1 + len(NARROWER)
+        others = len(methods(self.recipe.distill, len(self.search.splits.class_names))) - 1 + len(NARROWER)
         students += others + 2
         passes += others * self._epochs_of(len(self.counts) - 1, epochs) + 2 * self.recipe.seeds * epochs
         return passes * self.seconds_per_epoch + students * TRACING_SECONDS + FINISHING_SECONDS
@@ -308,7 +308,7 @@ def _teach_winner(search: Search, ruler: Ruler, winner: Candidate, last: dict, s
 
     Returns the scores of each way, the best way, and the names of the narrower students.
     """
-    ways = methods(search.arms.recipe.distill)
+    ways = methods(search.arms.recipe.distill, len(search.splits.class_names))
     as_given = next(iter(ways))
     members = {name: (winner.network, way) for name, way in ways.items() if name != as_given}
     narrower = {}
