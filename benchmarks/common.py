@@ -21,9 +21,12 @@ import numpy as np
 import tensorflow as tf
 
 from kdistill import provenance
+from kdistill.conversion.litert_teacher import faster_teacher
 from kdistill.data.batches import without_autotuning
+from kdistill.errors import CheckFailed, InputError
 from kdistill.networks import architectures
 from kdistill.recipe import Network
+from kdistill.recipe.values import LITERT
 
 STEPS_PER_EXECUTION = 16
 INK, PAPER, BARS = "#222222", "#ffffff", "#3b6ea5"
@@ -85,10 +88,18 @@ def resnet50_pair(side: int = 224) -> tuple[keras.Model, Callable[[], keras.Mode
     return teacher, student
 
 
+def mobilenet_pair() -> tuple[keras.Model, Callable[[], keras.Model]]:
+    """MobileNetV2 and MobileNetV3-Small of keras.applications for 96x96 images, random weights."""
+    shape = (96, 96, 3)
+    teacher = architectures.build(Network("mobilenet_v2", {"weights": None}), shape, 10)
+    return modest(teacher), lambda: architectures.build(Network("mobilenet_v3_small", {"weights": None}), shape, 10)
+
+
 # name -> pair, batch size, steps of a timed epoch
 PAIRS = {
     "lenet": (lenet_pair, 128, 128),
     "resnet": (resnet_pair, 128, 16),
+    "mobilenet": (mobilenet_pair, 64, 8),
     "resnet50": (resnet50_pair, 16, 4),
     "resnet50_96": (partial(resnet50_pair, 96), 16, 4),
 }
@@ -126,6 +137,17 @@ def forward(teacher: keras.Model) -> Callable[[tf.data.Dataset], None]:
         outputs.numpy()
 
     return run
+
+
+def faster_teachers(teacher: keras.Model, images: np.ndarray) -> dict[str, keras.Model]:
+    """The teacher in each `teacher_precision` that is accepted, by name."""
+    copies = {}
+    for precision in ("mixed_bfloat16", *LITERT):
+        try:
+            copies[precision] = faster_teacher(teacher, images[:256], precision, print, (), images[-256:])
+        except (CheckFailed, InputError) as error:
+            print(f"  {error}")
+    return copies
 
 
 # -- timing ---------------------------------------------------------------------------------------------------------

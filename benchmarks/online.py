@@ -1,18 +1,30 @@
 """Distilling online against keras.distillation, against the way of keras.io, and against the limit.
 
-    python benchmarks/online.py [--pair lenet resnet resnet50] [--repeats 7]
+    python benchmarks/online.py [--pair lenet resnet mobilenet resnet50] [--repeats 7]
 
 All sides train the same student from the same teacher on the same batches with Adam, temperature 4, weight 0.9 and 16
 steps per execution. keras.distillation gets a `KLDivergence()` instance: with its default loss it computes something
 else. The *limit* is the teacher's forward pass plus plain `fit` of the student on labels, each measured alone: what one
 cannot save without leaving the teacher out or changing it. `as in runs` is what `kdistill run` does besides: a teacher
-with its normalization folded, and the fused Adam. `stock` sides are what a user types: NumPy arrays, one step per
-execution.
+with its normalization folded, and the fused Adam; `teacher in ...` is the same with a `teacher_precision`. `stock`
+sides are what a user types: NumPy arrays, one step per execution.
 """
 
 import keras
 import tensorflow as tf
-from common import PAIRS, STEPS_PER_EXECUTION, arguments, batches, forward, images_for, measured, plain, ratio, save
+from common import (
+    PAIRS,
+    STEPS_PER_EXECUTION,
+    arguments,
+    batches,
+    faster_teachers,
+    forward,
+    images_for,
+    measured,
+    plain,
+    ratio,
+    save,
+)
 from keras import distillation
 
 import kdistill
@@ -99,6 +111,9 @@ def one_pair(name: str, repeats: int) -> dict:
         "by hand, as on keras.io": by_hand(student(), teacher),
         "student alone": plain(student()),
     }
+    faster = faster_teachers(teacher, images)
+    names = {precision: f"kdistill, teacher in {precision}" for precision in faster}
+    models |= {names[precision]: ours(student(), copy, own=True) for precision, copy in faster.items()}
     sides = {each: (lambda model=model: model.fit(data, **once)) for each, model in models.items()}
     stock = of_keras(student(), teacher, steps_per_execution=1)
     sides["keras.distillation, stock"] = lambda: stock.fit(pixels, labels, batch_size=batch_size, **once)
@@ -111,6 +126,7 @@ def one_pair(name: str, repeats: int) -> dict:
         "sides": timings,
         "kdistill / limit": ratio(timings, "kdistill", limit),
         "kdistill, as in runs / limit": ratio(timings, "kdistill, as in runs", limit),
+        **{f"{name} / limit": ratio(timings, name, limit) for name in names.values()},
         "kdistill, as in runs / keras.distillation": ratio(timings, "kdistill, as in runs", "keras.distillation"),
         "kdistill / keras.distillation": ratio(timings, "kdistill", "keras.distillation"),
         "kdistill / by hand": ratio(timings, "kdistill", "by hand, as on keras.io"),

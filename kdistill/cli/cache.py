@@ -43,10 +43,11 @@ def build(
     if not settings.teacher.file:
         raise InputError("cache build expects a trained teacher. Give --teacher, its file.")
     import_tensorflow()
-    from kdistill.teachers import cache_choice, replay
+    from kdistill.runs.teaching import of_recipe
+    from kdistill.teachers import cache_choice
 
     say = say_to(as_json)
-    stored, views = replay.of_recipe(settings, data_dir, download, cache, say)
+    stored, views = of_recipe(settings, data_dir, download, cache, say)
     needed, missing = stored.bytes(views), stored.missing(views, say)
     say(
         f"{views} views, {cache_choice.human_size(needed)} in {stored.root}; {missing:.3g} passes over "

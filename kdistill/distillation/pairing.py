@@ -78,7 +78,7 @@ def warn_if_swapped(student: keras.Model, teacher) -> None:
     if not (teachers and student.built):
         return
     teacher_size, size = max(model.count_params() for model in teachers), student.count_params()
-    if size > LARGER * teacher_size:
+    if 0 < LARGER * teacher_size < size:  # one that runs in a process of its own has no weights here
         warnings.warn(
             f"The student '{student.name}' has {size:,} weights, its teacher {teacher_size:,}. Distiller "
             "takes (student, teacher), keras.distillation.Distiller takes (teacher, student): in the wrong order the "

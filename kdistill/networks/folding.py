@@ -4,10 +4,12 @@ Batch normalization after a convolution or a dense layer becomes part of its wei
 compute in bfloat16. The copy is a snapshot: it does not follow later changes of the model's weights.
 """
 
+import time
 from collections.abc import Collection
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kdistill.errors import CheckFailed, InputError
 from kdistill.networks.copying import clone, copy_weights, difference
@@ -15,6 +17,9 @@ from kdistill.networks.keras_internals import call_count, consumers_of, graph_of
 from kdistill.networks.outputs import as_logits
 
 FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+MOST_CHANGE = 0.1  # largest mean difference of the logits in another precision, as a share of their spread
+LEAST_AGREEMENT = 0.95  # smallest share of images with the same predicted class in another precision
+TIMED_IMAGES = 64
 TOLERANCE = 1e-3  # largest mean difference of the logits through folding in float32, as a share of their spread
 
 
@@ -118,7 +123,7 @@ def checked_inference_copy(
     """`inference_copy`, compared with the model on images. Reports through `say` how another precision changes logits.
 
     Raises:
-        CheckFailed: if folding alone changes the logits.
+        CheckFailed: if folding alone changes the logits, or another precision by too much, see `state_change`.
         InputError: if the model cannot be copied in `precision`.
     """
     folded = inference_copy(model, taps=taps)
@@ -142,9 +147,41 @@ def checked_inference_copy(
             f"The teacher '{model.name}' cannot be copied in {precision}: it is a subclassed model, or contains "
             "another model. Omit teacher_precision."
         )
-    change, agreement = logit_difference(model, twin, images)
-    say(
-        f"The teacher runs in {precision}: its logits change by {change:.2%} of their spread on average; it predicts "
-        f"the same class for {agreement:.1%} of {len(images)} images."
-    )
+    state_change(model, folded, twin, images, precision, say)
     return twin
+
+
+def state_change(
+    model: keras.Model, folded: keras.Model, twin: keras.Model, images: np.ndarray, precision: str, say=print
+) -> None:
+    """States how a teacher in another precision changes its logits, its classes on images, and its speed here.
+
+    `folded` is what runs without another precision. Raises `CheckFailed` where the logits or classes change too much.
+    """
+    change, agreement = logit_difference(model, twin, images)
+    effect = (
+        f"its logits change by {change:.2%} of their spread on average; it predicts the same class for "
+        f"{agreement:.1%} of {len(images)} images"
+    )
+    if not change <= MOST_CHANGE or agreement < LEAST_AGREEMENT:
+        raise CheckFailed(
+            f"The teacher in {precision} is another teacher: {effect}. At most {MOST_CHANGE:.0%} and at least "
+            f"{LEAST_AGREEMENT:.0%} are accepted. Use another teacher_precision, or omit it."
+        )
+    few = np.asarray(images[:TIMED_IMAGES], np.float32)
+    times = _seconds(folded, few) / _seconds(twin, few)
+    slower = "" if times >= 0.95 else " Omit teacher_precision: without it the teacher is faster here."
+    say(
+        f"The teacher runs in {precision}: {effect}. Its forward pass is {times:.2g} times as fast as without, on "
+        f"{len(few)} images at a time.{slower}"
+    )
+
+
+def _seconds(model: keras.Model, images: np.ndarray) -> float:
+    """The time of a compiled forward pass, the shortest of three."""
+    call, batch, times = tf.function(lambda batch: model(batch, training=False)), tf.constant(images), []
+    for _ in range(4):  # the first compiles
+        start = time.perf_counter()
+        np.asarray(call(batch))
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

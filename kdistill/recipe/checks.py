@@ -4,7 +4,7 @@ import math
 
 from kdistill.errors import InputError, unknown
 from kdistill.recipe.objective import LARGEST, check_distill, is_number, require
-from kdistill.recipe.values import FILE_SETTINGS, MEANINGS, SCHEMES, Data, Network, Recipe, Stage, Training
+from kdistill.recipe.values import FILE_SETTINGS, LITERT, MEANINGS, SCHEMES, Data, Network, Recipe, Stage, Training
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 MOST_SEEDS = 200  # of a run that adds seeds
@@ -33,7 +33,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
         require(recipe.seeds < recipe.max_seeds <= MOST_SEEDS, "max_seeds", expected, recipe.max_seeds)
     require(0 < recipe.margin < 1, "margin", "a share between 0 and 1", recipe.margin)
     precision = recipe.teacher_precision
-    require(precision in (None, *PRECISIONS), "teacher_precision", f"none or one of {', '.join(PRECISIONS)}", precision)
+    ways = (*PRECISIONS, *LITERT)
+    require(precision in (None, *ways), "teacher_precision", f"none or one of {', '.join(ways)}", precision)
     require(recipe.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", recipe.precision)
     check_distill(recipe.distill, 1 + len(recipe.more_teachers))
     _check_networks(recipe)

@@ -15,6 +15,8 @@ from kdistill.recipe.objective import Term as Term  # recipes import from here a
 
 # What an output means: exclusive classes, labels that do not exclude each other, or numbers.
 MEANINGS = CLASSES, LABELS, NUMBERS = "classes", "labels", "numbers"
+# The precisions of a teacher that LiteRT runs, and how its file is quantized.
+LITERT = {"litert": "none", "litert_dynamic": "dynamic", "litert_int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class Recipe:
     max_seeds: int | None = None  # adds seeds up to this number until the verdict is clear; None: never
     margin: float = 0.002  # the verdict counts smaller differences of accuracy, a share of 1, as equal
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
-    teacher_precision: str | None = None  # precision of the teacher's forward pass for students; None: its own
+    # Of the teacher's forward pass for students: one of those for `precision`, or of `LITERT`; None: its own.
+    teacher_precision: str | None = None
     variant: str = "default"
     grid: tuple[str, ...] = ()  # the grid of `kdistill sweep` without --grid: ("training.learning_rate=0.01,0.1",)
     published: tuple[tuple[str, float], ...] = ()  # published accuracies by row of a sweep, shown beside ours

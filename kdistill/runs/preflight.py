@@ -3,6 +3,7 @@
 Nothing is trained here, and nothing is written, so that a refused command can be given again, corrected.
 """
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import keras
 from kdistill.conversion import graph
 from kdistill.conversion.build import build
 from kdistill.conversion.float32 import prepare
+from kdistill.conversion.litert_teacher import teacher_file
 from kdistill.conversion.refusals import recurrent_layers
 from kdistill.data.batches import evaluation_batches
 from kdistill.data.splits import Splits
@@ -22,6 +24,7 @@ from kdistill.files import cache_root
 from kdistill.formats.kinds import format_of
 from kdistill.recipe import Network, Profile, Recipe
 from kdistill.recipe.objective import teacher_taps
+from kdistill.recipe.values import LITERT
 from kdistill.repairs.unrolled import unrolled
 from kdistill.runs.arms import build_network, load_network
 from kdistill.runs.scores import images_with_a_class
@@ -73,7 +76,9 @@ def check_run(
         for spec in (*recipe.assistants, recipe.student):
             student = network(spec)
             _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS, splits.head), splits)
-            teacher = student
+            last_teacher, teacher = teacher, student
+    if recipe.teacher_precision in LITERT and not all(spec.file for spec in (recipe.teacher, *recipe.more_teachers)):
+        teacher_file(last_teacher, recipe.teacher_precision, splits.train.images[:CALIBRATION_IMAGES])
     if recipe.compress:
         _check_compression(recipe, student, splits)
     if profiles and not devices.strategy:
@@ -83,11 +88,14 @@ def check_run(
 
 def check_students(recipes: list[Recipe], splits: Splits) -> None:
     """Tries the students of a sweep's settings, each network and each set of terms once. Raises `InputError`."""
-    tried = set()
+    tried, precisions = set(), set()
     for recipe in recipes:
         key = repr((recipe.student, recipe.distill.terms))
         if key not in tried:
             tried.add(key)
+            if recipe.teacher_precision in precisions:  # the teacher is converted once
+                recipe = dataclasses.replace(recipe, teacher_precision=None)
+            precisions.add(recipe.teacher_precision)
             check_run(recipe, splits, cache="off" if not recipe.cache.top_k else "auto", say=lambda text: None)
 
 

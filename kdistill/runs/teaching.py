@@ -5,19 +5,23 @@ from pathlib import Path
 
 import keras
 
+from kdistill.conversion.litert_teacher import faster_teacher
 from kdistill.data.few_labels import for_student
-from kdistill.data.splits import Splits
+from kdistill.data.splits import Splits, load
 from kdistill.formats.kinds import file_fingerprint
-from kdistill.networks import folding
+from kdistill.networks.precision import dtype_policy
 from kdistill.recipe import SCHEMES, Recipe, Stage
+from kdistill.recipe.checks import check_precision
+from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.folder import RunFolder
 from kdistill.schema import plain
+from kdistill.teachers.as_model import load_teacher
 from kdistill.teachers.cache_choice import cache_pays
 from kdistill.teachers.normalizations import time_sentence
 from kdistill.teachers.replay import Replay
 from kdistill.training.strategy import Devices
 
-IMAGES = 256  # validation images on which the copy for inference is compared with the teacher
+IMAGES = 256  # validation images on which the copy for inference is compared with the teacher; for the ranges of int8
 
 
 class Teaching:
@@ -26,8 +30,7 @@ class Teaching:
     Attributes:
         foreign: whether the teacher is no Keras model; then its outputs are always stored, unless the cache is off.
         taps: the layers of the teacher that the students use, with the settings that name them.
-        model: the teacher for forward passes: on one device a copy for inference, with normalization folded into the
-            weights and in `recipe.teacher_precision`. The layers in `taps` keep their outputs.
+        model: the teacher for forward passes: on one device a copy for inference, see `for_students`.
     """
 
     def __init__(
@@ -46,8 +49,7 @@ class Teaching:
         self.model = teacher
         self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
         if not devices.strategy and splits.classifies and splits.has_images:
-            images = splits.validation.images[:IMAGES]
-            self.model = folding.checked_inference_copy(teacher, images, recipe.teacher_precision, say, self.taps)
+            self.model = for_students(teacher, recipe, splits, say, self.taps)
 
     def views(self, seed: int) -> dict:
         """Seed and repetition of the views of the training images, for control and student of this seed."""
@@ -145,3 +147,33 @@ class Teaching:
             for file in origins
             if isinstance(file, str) or file.exists()  # weights of Keras have no file
         ]
+
+
+def for_students(
+    teacher: keras.Model, recipe: Recipe, splits: Splits, say: Callable[[str], None], taps: dict[str, str]
+) -> keras.Model:
+    """A copy of the teacher for inference, with normalization folded into the weights, in `recipe.teacher_precision`.
+
+    The layers in `taps` keep their outputs. Raises `CheckFailed` if it gives other logits, `InputError` if the teacher
+    cannot run in this precision.
+    """
+    images, calibration = splits.validation.images[:IMAGES], splits.train.images[:IMAGES]
+    return faster_teacher(teacher, images, recipe.teacher_precision, say, taps, calibration)
+
+
+def of_recipe(
+    recipe: Recipe, data_dir=None, download: bool = False, root: Path | None = None, say: Callable[[str], None] = print
+) -> tuple[Replay, int]:
+    """The replay for the students of a recipe whose teacher is a file, and the number of views that they need."""
+    check_precision(recipe.precision)
+    with dtype_policy(recipe.precision):
+        splits = load(recipe.data, data_dir, download, say=say)
+        shape, classes = splits.train.images.shape[1:], len(splits.class_names)
+        taps = teacher_taps(recipe.distill.terms)
+        file = load_teacher(recipe.teacher, shape, classes, say, taps)
+        origin = [{"file": file.file, "fingerprint": file.fingerprint}]
+        teacher = for_students(file.model, recipe, splits, say, taps)
+    cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed
+    batch_size = recipe.training.batch_size
+    replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin, taps=taps)
+    return replay, replay.views(recipe.training.epochs, cache.views)

@@ -43,6 +43,7 @@ class Foreign:
         process: that runs it; None for stored outputs.
         about: what the file says of itself, see `formats.process.Process`.
         width: the number of classes, where it is known without a batch.
+        keeps: the temporary folder of a file that was written for it; it is deleted when nothing uses the teacher.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Foreign:
     ):
         self.name, self.kind, self.channels_first, self.taps = name, kind, channels_first, tuple(taps)
         self.classes = None if classes is None else [int(place) for place in classes]
-        self.process, self.about, self.width = None, {}, None
+        self.process, self.about, self.width, self.keeps = None, {}, None, None
         self._shapes: dict[tuple, dict[str, tuple]] = {}
         self._predict, self._identity = predict, identity
 

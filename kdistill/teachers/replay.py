@@ -19,17 +19,12 @@ import tensorflow as tf
 
 from kdistill.data import batches
 from kdistill.data.arrays import Output
-from kdistill.data.splits import Examples, Splits, load
+from kdistill.data.splits import Examples, Splits
 from kdistill.errors import CheckFailed, InputError
 from kdistill.files import cache_root
-from kdistill.networks import folding
 from kdistill.networks.copying import architecture_of
-from kdistill.networks.precision import dtype_policy
-from kdistill.recipe import Data, Recipe
-from kdistill.recipe.checks import check_precision
-from kdistill.recipe.objective import teacher_taps
+from kdistill.recipe import Data
 from kdistill.recipe.values import CLASSES
-from kdistill.teachers.as_model import load_teacher
 from kdistill.teachers.cache import PART_BYTES, Cache, bytes_per_row, pack, unpack
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
@@ -333,23 +328,3 @@ def teacher_fingerprint(models, weights=None) -> str:
             digest.update(repr((array.shape, str(array.dtype))).encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def of_recipe(
-    recipe: Recipe, data_dir=None, download: bool = False, root: Path | None = None, say: Callable[[str], None] = print
-) -> tuple[Replay, int]:
-    """The replay for the students of a recipe whose teacher is a file, and the number of views that they need."""
-    check_precision(recipe.precision)
-    with dtype_policy(recipe.precision):
-        splits = load(recipe.data, data_dir, download, say=say)
-        shape, classes = splits.train.images.shape[1:], len(splits.class_names)
-        taps = teacher_taps(recipe.distill.terms)
-        file = load_teacher(recipe.teacher, shape, classes, say, taps)
-        origin = [{"file": file.file, "fingerprint": file.fingerprint}]
-        teacher = folding.checked_inference_copy(
-            file.model, splits.validation.images[:256], recipe.teacher_precision, say, taps
-        )
-    cache, seed = recipe.cache, recipe.seed if recipe.cache.seed is None else recipe.cache.seed
-    batch_size = recipe.training.batch_size
-    replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin, taps=taps)
-    return replay, replay.views(recipe.training.epochs, cache.views)

@@ -17,7 +17,7 @@ from kdistill.errors import CheckFailed, InputError
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
 from kdistill.runs.sweep import sweep
-from kdistill.teachers import replay
+from kdistill.runs.teaching import of_recipe
 from kdistill.training import strategy
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_float16_without_a_gpu_names_bfloat16(tmp_path):
     with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
         sweep(recipe, ["temperature=1,2"], tmp_path / "out")
     with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
-        replay.of_recipe(recipe, root=tmp_path / "caches")
+        of_recipe(recipe, root=tmp_path / "caches")
     assert not (tmp_path / "out").exists()
 
 
