@@ -67,6 +67,8 @@ def number(low: float | None, high: float, help: str):
     return typer.Option(min=low, max=high, callback=finite, help=help)
 
 
+Ray = Annotated[str | None, typer.Option(help="Train in processes of a Ray cluster: auto, or HOST:PORT of its head.")]
+RayCpus = Annotated[int | None, number(1, 4096, "Cores of each process of --ray. Default: all of a machine.")]
 WorkerTimeout = Annotated[float, number(0, 7 * 86400, "Seconds that a worker waits for the others, with multiworker.")]
 ImageSize = Annotated[
     int | None,

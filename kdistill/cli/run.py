@@ -14,6 +14,8 @@ from kdistill.cli.app import (
     Force,
     Json,
     Open,
+    Ray,
+    RayCpus,
     RecipeName,
     Resume,
     Settings,
@@ -57,6 +59,8 @@ def run(
     together: Annotated[
         str, typer.Option(help="Controls and students of several seeds that train at a time: a number, or auto.")
     ] = "auto",
+    ray: Ray = None,
+    ray_cpus: RayCpus = None,
     profile: Annotated[bool, typer.Option("--profile", help="Record a trace of some steps for TensorBoard.")] = False,
     open_page: Open = False,
     as_json: Json = False,
@@ -77,7 +81,7 @@ def run(
     from kdistill.runs.run import run as run_recipe
 
     options |= {"strategy": strategy, "worker_timeout": worker_timeout, "profile": profile}
-    options |= {"together": _number_together(together)}
+    options |= {"together": _number_together(together), "ray": ray, "ray_cpus": ray_cpus}
     # Keras prints its progress on standard output, which --json reserves for the result.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         result = run_recipe(settings, **options, say=say_to(as_json))

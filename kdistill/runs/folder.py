@@ -31,13 +31,14 @@ class RunFolder:
         path: the folder.
         resume: whether it has to hold a run to continue.
         temporary: whether `close` deletes it.
+        lock: whether this process locks it. False: a process that works for the one that does.
 
     Raises:
         InputError: the folder holds another run, cannot be written, or is in use.
     """
 
-    def __init__(self, path: Path, resume: bool = False, temporary: bool = False):
-        self.path, self.temporary = path, temporary
+    def __init__(self, path: Path, resume: bool = False, temporary: bool = False, lock: bool = True):
+        self.path, self.temporary, self._lock = path, temporary, None
         if path.exists() and not path.is_dir():
             raise InputError(f"'{path}' is a file; --out expects a folder.")
         recipe_file = path / "recipe.json"
@@ -54,13 +55,13 @@ class RunFolder:
         message = f"The folder '{path}' is in use by another run. Wait until it ends, or give --out another folder."
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.exclusive_lock(path / ".lock", message)
+            self._lock = files.exclusive_lock(path / ".lock", message) if lock else None
         except OSError as error:
             raise InputError(
                 f"Cannot write to the run folder '{path}': {error.strerror}. Give --out another folder."
             ) from None
         self._lock_number = os.stat(path / ".lock").st_ino
-        for part in [*path.rglob(f"{files.PART}*")]:  # left by a session that was killed while writing
+        for part in [*path.rglob(f"{files.PART}*")] if lock else []:  # left by a session that was killed while writing
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunFolder":
@@ -75,7 +76,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Unlocks the folder for other runs; deletes a temporary one."""
-        self._lock.release()
+        if self._lock:
+            self._lock.release()
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -20,8 +20,9 @@ from kdistill.runs import results
 from kdistill.runs.arms import Arms
 from kdistill.runs.folder import open_folder
 from kdistill.runs.preflight import check_run
-from kdistill.runs.together import check_together, fit_seeds
+from kdistill.runs.together import Workers, check_together, fit_seeds
 from kdistill.teachers.foreign import failures_as_messages
+from kdistill.training.ray_tasks import connected
 from kdistill.training.strategy import choose_devices, readable_error
 
 
@@ -39,6 +40,8 @@ def run(
     worker_timeout: float = 120.0,
     profile: bool = False,
     together: int | None = None,
+    ray: str | None = None,
+    ray_cpus: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains teacher, control and student, exports and checks the student, writes the report.
@@ -56,6 +59,9 @@ def run(
         profile: records a trace of some steps of each model under `logs`.
         together: trains at most this many controls and students side by side. None: with several seeds as many as the
             memory takes, on one device; else one after the other. The weights are the same, except for rounding.
+        ray: trains control and student of each seed as tasks of a Ray cluster: `auto`, or the `HOST:PORT` of its head.
+            All machines see run folder, data and teacher under the same paths.
+        ray_cpus: cores of a task, by default those of the smallest machine. The same number gives the same bits.
         say: receives each line of progress.
 
     Returns:
@@ -77,19 +83,22 @@ def run(
     profiles = [load_profile(name) for name in recipe.exports]
     check_precision(recipe.precision)
     devices = choose_devices(strategy, worker_timeout, say)
-    check_together(together, devices, profile)
+    check_together(together, devices, profile, ray)
     # With images in a folder and weights of Keras, --download is for the weights.
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, devices, str(cache), download, say, profiles)
-        with open_folder(recipe, out, resume, devices) as folder:
-            folder.settle(recipe, splits.fingerprint, force, say, str(devices))
+        with connected(ray, ray_cpus, say) as cluster, open_folder(recipe, out, resume, devices) as folder:
+            folder.settle(recipe, splits.fingerprint, force, say, str(cluster or devices))
             devices.agree({**as_dict(recipe), "data": splits.fingerprint, **provenance.versions()})
             say(f"Data: {splits.source}. Run folder: {folder.path}")
             arms = ComparingArms(recipe, splits, folder, say, devices, profile, download)
             try:
-                return _train_and_report(arms, profiles, cache, together)
+                workers = Workers(cluster, recipe, data_dir, folder.path) if cluster else None
+                return _train_and_report(
+                    arms, profiles, lambda seeds: fit_seeds(arms, seeds, cache, together, workers), cache
+                )
             except tf.errors.OpError as error:
                 raise readable_error(error, devices) from error
 
@@ -116,12 +125,15 @@ class ComparingArms(Arms):
             self.warnings.append(warning)
 
 
-def _train_and_report(arms: ComparingArms, profiles: list[Profile], cache: str, together: int | None) -> dict:
+def _train_and_report(
+    arms: ComparingArms, profiles: list[Profile], fit_next: Callable[[int], None], cache: str
+) -> dict:
+    """`fit_next` trains control and student of the next seeds, as many as it receives."""
     arms.fit_teacher()
-    fit_seeds(arms, arms.recipe.seeds, cache, together)
+    fit_next(arms.recipe.seeds)
     arms.compare()
     while _next_seed_is_needed(arms):
-        fit_seeds(arms, 1, cache, together)
+        fit_next(1)
     if not arms.devices.chief:
         arms.say("Training is finished. The chief measures, exports and reports.")
         arms.devices.wait()

@@ -31,9 +31,11 @@ from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run, check_students
 from kdistill.runs.results import describe_data, log_verdict, measure_model, teaching_name
 from kdistill.runs.scores import check_classifies
+from kdistill.runs.together import Workers, joined
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
+from kdistill.training.ray_tasks import connected
 from kdistill.training.side_by_side import OncePerBatch, SideBySide
 
 Groups = dict[str, list[grid.Setting]]
@@ -52,6 +54,8 @@ def sweep(
     force: bool = False,
     together: int | None = None,
     cache: str | Path = "auto",
+    ray: str | None = None,
+    ray_cpus: int | None = None,
     say: Callable[[str], None] = print,
 ) -> dict:
     """Trains the student of each setting of the grid, for each of `recipe.seeds` seeds.
@@ -62,7 +66,9 @@ def sweep(
 
     Args:
         grids: such as `["temperature=1,2,4"]`, see `kdistill.recipe.grid.axes`; by default the recipe's grid.
-        together: trains at most this many students at a time, where memory is short. None: all.
+        together: trains at most this many students at a time, where memory is short. None: all; with `ray`, each of the
+            tasks that run at the same time gets the same number.
+        ray, ray_cpus: as for `kdistill.run`; a task trains students side by side.
         out, data_dir, download, resume, force, cache, say: as for `kdistill.run`.
 
     Returns:
@@ -80,15 +86,16 @@ def sweep(
     with dtype_policy(recipe.precision):
         cache = check_run(recipe, splits, cache=str(cache), download=download, say=say)
         check_students([group[0].recipe for group in groups.values()], splits)
-        with RunFolder(Path(out) if out else new_path(recipe, "sweep"), resume) as folder:
-            folder.settle(recipe, splits.fingerprint, force, say)
+        path = Path(out) if out else new_path(recipe, "sweep")
+        with connected(ray, ray_cpus, say) as cluster, RunFolder(path, resume) as folder:
+            folder.settle(recipe, splits.fingerprint, force, say, str(cluster or "none"))
             same = "" if len(settings) == len(groups) else " (with weight 0 the temperature has no effect)"
             say(f"Data: {splits.source}. Sweep folder: {folder.path}")
             say(f"{len(settings)} settings need {len(groups)} students{same}; seeds: {recipe.seeds}")
             arms = Arms(recipe, splits, folder, say, download=download)
-            terms = [group[0].recipe.distill.terms for group in groups.values()]
-            arms.fit_teacher({tap: setting for own in terms for tap, setting in teacher_taps(own).items()})
-            by_seed = _train_all(arms, groups, together, cache)
+            arms.fit_teacher(_taps(groups))
+            workers = Workers(cluster, recipe, data_dir, folder.path) if cluster else None
+            by_seed = _train_all(arms, groups, together, cache, workers)
             name = teaching_name(recipe)
             row = measure_model(arms, name, splits.test, None, arms.test_outputs(name))
             result = _result(arms, axes, groups, by_seed) | {"teacher": row}
@@ -101,46 +108,88 @@ def sweep(
             return {**result, "folder": str(folder.path)}
 
 
-def _train_all(arms: Arms, groups: Groups, together: int | None, cache: str) -> dict[int, dict]:
+def _taps(groups: Groups) -> dict[str, str]:
+    """The layers of the teacher that the students use, with the settings that name them."""
+    terms = [group[0].recipe.distill.terms for group in groups.values()]
+    return {tap: setting for own in terms for tap, setting in teacher_taps(own).items()}
+
+
+@dataclasses.dataclass
+class Pass:
+    """Students that train side by side on one pass of the data.
+
+    Args:
+        stage: its name in the run folder.
+        recipes: the students' settings by `seed/name`, the path of their files.
+        sharing: the number of passes that can share a cache.
+    """
+
+    stage: str
+    recipes: dict[str, Recipe]
+    sharing: int
+
+
+def _train_all(
+    arms: Arms, groups: Groups, together: int | None, cache: str, workers: Workers | None
+) -> dict[int, dict]:
     """Trains every student of every seed. Returns by seed `students` (measurements by name), `curves` and `cost`."""
     seeds = [arms.recipe.seed + place for place in range(arms.recipe.seeds)]
-    # Seeds differ in the order of the images too, unless the recipe has one seed for all views: then one pass will do.
-    shared = arms.recipe.cache.seed is not None
     by_seed = {seed: {"students": {}, "curves": {}, "cost": []} for seed in seeds}
-    for seeds_of_pass in [seeds] if shared else [[seed] for seed in seeds]:
-        _train_seeds(arms, groups, seeds_of_pass, by_seed, together, cache)
-    return by_seed
-
-
-def _train_seeds(arms: Arms, groups: Groups, seeds: list[int], by_seed: dict, together: int | None, cache: str) -> None:
-    """Trains every student of seeds that see the same batches, and adds the results to `by_seed`."""
-    recipes = {name: group[0].recipe for name, group in groups.items()}
-    if arms.splits.labeled_mask is None:
-        recipes = {"control": arms.recipe, **recipes}
-    else:  # the control's batches hold labeled images only, so it cannot train on those of the students
+    if arms.splits.labeled_mask is not None:
+        # The control's batches hold labeled images only, so it cannot train on those of the students.
         for seed in seeds:
             control = arms.fit_control(seed - arms.recipe.seed, f"control-{seed}")
             outputs = [predict(control, part.images) for part in (arms.splits.validation, arms.splits.test)]
             by_seed[seed]["students"]["control"] = _measure_student(arms, control, *outputs, None)
-    # A member's name is the path of its file: seed/name.
-    members = {f"{seed}/{name}": recipe for seed in seeds for name, recipe in recipes.items()}
-    size, names = together or len(members), list(members)
-    for place, start in enumerate(range(0, len(names), size)):
-        part = {name: members[name] for name in names[start : start + size]}
-        stage = "students-" + "+".join(map(str, seeds)) + (f"-{place}" if place else "")
-        record = _train_pass(arms, part, stage, cache, passes=-(-len(names) // size))
+    if workers and together is None:  # what is resumed keeps its passes, whatever the cluster is by then
+        count = (len(groups) + 1) * len(seeds)
+        size = arms.folder.choice("students", "together", lambda: str(-(-count // workers.cluster.slots)))
+        together = int(size) if str(size).isdecimal() and int(size) else None
+    passes = _passes(arms, groups, seeds, together)
+    if workers:
+        unfinished = [one for one in passes if not arms.folder.is_finished(one.stage)]
+        workers.train(
+            {one.stage: (train_pass_alone, one.stage, list(one.recipes), one.sharing, cache) for one in unfinished}
+        )
+    for one in passes:
+        record = _train_pass(arms, one, cache)
         for key in ("students", "curves"):
             for member, value in record[key].items():
                 seed, _, name = member.partition("/")
                 by_seed[int(seed)][key][name] = value
-        by_seed[seeds[0]]["cost"].append(record["cost"])
+        by_seed[int(next(iter(one.recipes)).partition("/")[0])]["cost"].append(record["cost"])
+    return by_seed
 
 
-def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, passes: int) -> dict:
-    """Trains the students of one pass of the data, by `seed/name`, or returns what an earlier session has recorded.
+def _passes(arms: Arms, groups: Groups, seeds: list[int], together: int | None) -> list[Pass]:
+    recipes = {name: group[0].recipe for name, group in groups.items()}
+    if arms.splits.labeled_mask is None:
+        recipes = {"control": arms.recipe, **recipes}
+    passes = []
+    # Seeds differ in the order of the images too, unless the recipe has one seed for all views: then one pass will do.
+    for seeds_of_pass in [seeds] if arms.recipe.cache.seed is not None else [[seed] for seed in seeds]:
+        members = {f"{seed}/{name}": recipe for seed in seeds_of_pass for name, recipe in recipes.items()}
+        size, names = together or len(members), list(members)
+        for place, start in enumerate(range(0, len(names), size)):
+            part = {name: members[name] for name in names[start : start + size]}
+            stage = "students-" + "+".join(map(str, seeds_of_pass)) + (f"-{place}" if place else "")
+            passes.append(Pass(stage, part, -(-len(names) // size)))
+    return passes
 
-    `passes`: number of passes that can share a cache.
-    """
+
+def train_pass_alone(
+    recipe: Recipe, data_dir: Path | None, folder: Path, stage: str, names: list[str], sharing: int, cache: str
+) -> None:
+    """Trains the students of one pass, and leaves them in the folder of the sweep. `names`: those of its recipes."""
+    groups = grid.students(grid.settings(recipe, grid.axes(recipe, list(recipe.grid))))
+    recipes = {"control": recipe, **{name: group[0].recipe for name, group in groups.items()}}
+    with joined(recipe, data_dir, folder, stage, _taps(groups)) as arms:
+        _train_pass(arms, Pass(stage, {name: recipes[name.partition("/")[2]] for name in names}, sharing), cache)
+
+
+def _train_pass(arms: Arms, one: Pass, cache: str) -> dict:
+    """Trains the students of one pass, or returns what an earlier session has recorded."""
+    stage, recipes = one.stage, one.recipes
     if arms.folder.is_finished(stage):
         arms.say(f"{stage}: already finished")
         record, size = arms.folder.record(stage, PASS), -(-len(arms.splits.test) // 8)
@@ -157,7 +206,7 @@ def _train_pass(arms: Arms, recipes: dict[str, Recipe], stage: str, cache: str, 
         f"{memory['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
     seed = int(next(iter(recipes)).partition("/")[0])
-    options = {**arms.teaching.views(seed), "stored": arms.teaching.replay(stage, seed, cache, passes)}
+    options = {**arms.teaching.views(seed), "stored": arms.teaching.replay(stage, seed, cache, one.sharing)}
     group, checkpoints = SideBySide(members, teacher), arms.folder.checkpoints(stage)
     fit = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=arms.say, **options)
     cost = {"seconds": fit["seconds"], "students": len(members), "steps": fit["steps"], "memory": memory}

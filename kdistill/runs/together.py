@@ -1,23 +1,46 @@
-"""Controls and students of several seeds side by side, with the weights that they would have one after the other."""
+"""Controls and students of several seeds side by side, or as tasks of a cluster, with the weights of each alone."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from kdistill.data import few_labels
+from kdistill.data.splits import load
 from kdistill.errors import InputError
+from kdistill.files import exclusive_lock
+from kdistill.networks.precision import dtype_policy
+from kdistill.recipe import Recipe
 from kdistill.recipe.objective import teacher_taps
 from kdistill.runs.arms import Arms, numbered, unscaled_warning, with_warning
+from kdistill.runs.folder import RunFolder
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
 from kdistill.training import side_by_side
 from kdistill.training.fit_together import Member, fit_together
+from kdistill.training.ray_tasks import Cluster
 from kdistill.training.side_by_side import OncePerBatch
 from kdistill.training.strategy import Devices
 
 STAGE = "together-"  # and the name of its first model: a stage in the run folder
 
 
-def check_together(together: int | None, devices: Devices, profile: bool) -> None:
-    """Raises `InputError` for a number of models at a time that cannot be."""
+class Workers:
+    """The processes of a cluster that train stages of one run, in its folder."""
+
+    def __init__(self, cluster: Cluster, recipe: Recipe, data_dir: str | Path | None, folder: Path):
+        self.cluster = cluster
+        self.run = recipe, data_dir and Path(data_dir).resolve(), folder.resolve()
+
+    def train(self, stages: dict[str, tuple]) -> None:
+        """Trains stages by name; each is a function and its arguments after those of `joined`."""
+        self.cluster.run({name: (function, (*self.run, *own)) for name, (function, *own) in stages.items()})
+
+
+def check_together(together: int | None, devices: Devices, profile: bool, ray: str | None = None) -> None:
+    """Raises `InputError` for a number of models at a time, or tasks of Ray, that cannot be."""
+    if ray is not None and (devices.strategy or profile or together is not None):
+        option = "--strategy" if devices.strategy else "--profile" if profile else "--together"
+        raise InputError(f"--ray trains each model in a process of its own, so it excludes {option}. Leave out one.")
     if together is not None and together < 1:
         raise InputError(f"together expects a number of models from 1 on, or auto, received {together}.")
     if together is not None and together > 1 and (devices.strategy or profile):
@@ -25,11 +48,11 @@ def check_together(together: int | None, devices: Devices, profile: bool) -> Non
         raise InputError(f"--together {together}: {option}. Leave out one of the two.")
 
 
-def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -> None:
+def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None, workers: Workers | None = None) -> None:
     """Trains control and student of the next `count` seeds.
 
-    They train side by side on one device; with a strategy, or with a profile, one after the other. What an earlier
-    session has begun goes on as it was begun.
+    They train side by side on one device; with a strategy, or with a profile, one after the other; with `workers`, each
+    is a task of its own. What an earlier session has begun goes on as it was begun.
 
     Args:
         cache: as for `Teaching.replay`.
@@ -40,7 +63,7 @@ def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -
     names = {numbered(kind, place): (kind, place) for place in places for kind in ("control", "student")}
     several = max(arms.recipe.seeds, arms.recipe.max_seeds or 1) > 1
     alone = arms.devices.strategy or arms.profile or together == 1 or (together is None and not several)
-    alone = alone or not arms.splits.classifies
+    alone = alone or workers or not arms.splits.classifies
     if not arms.devices.strategy:
         for stage, members in _begun(arms, names).items():
             _fit_group(arms, stage, {name: names[name] for name in members}, cache)
@@ -50,6 +73,9 @@ def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -
             for start in range(0, len(open_names), size):
                 part = open_names[start : start + size]
                 _fit_group(arms, STAGE + part[0], {name: names[name] for name in part}, cache)
+    if workers:
+        open_names = [name for name in names if not arms.folder.is_finished(name)]
+        workers.train({name: (fit_alone, *names[name], cache) for name in open_names})
     for name, (kind, place) in names.items():
         if name in arms.models:  # in the order of the seeds, whatever the order of training
             arms.models[name], arms.fits[name] = arms.models.pop(name), arms.fits.pop(name)
@@ -58,6 +84,39 @@ def fit_seeds(arms: Arms, count: int, cache: str, together: int | None = None) -
         else:
             arms.fit_student(place, cache)
     arms.seeds += count
+
+
+@contextlib.contextmanager
+def joined(recipe: Recipe, data_dir: Path | None, folder: Path, stage: str, taps=None) -> Iterator[Arms]:
+    """The models of a run whose teacher is trained, in a process that trains one stage for it.
+
+    Args:
+        data_dir: as for `load`.
+        folder: the folder of the run, which another process has locked.
+        stage: what is trained here. Only one process does: Ray can lose sight of a task that goes on.
+        taps: as for `Arms.fit_teacher`.
+    """
+    lines: list[str] = []
+    splits = load(recipe.data, data_dir, say=lines.append)
+    with dtype_policy(recipe.precision), RunFolder(folder, resume=True, lock=False) as run_folder:
+        stage_folder = run_folder.checkpoints(stage)
+        stage_folder.mkdir(parents=True, exist_ok=True)
+        lock = exclusive_lock(stage_folder / ".lock", f"Another process trains '{stage}' in '{folder}'.")
+        try:
+            arms = Arms(recipe, splits, run_folder, lines.append)
+            arms.fit_teacher(taps)
+            yield arms
+        finally:
+            lock.release()
+
+
+def fit_alone(recipe: Recipe, data_dir: Path | None, folder: Path, kind: str, place: int, cache: str) -> None:
+    """Trains control or student of a seed, and leaves it in the folder of the run."""
+    with joined(recipe, data_dir, folder, numbered(kind, place)) as arms:
+        if kind == "control":
+            arms.fit_control(place)
+        else:
+            arms.fit_student(place, cache)
 
 
 def _begun(arms: Arms, names: Collection[str]) -> dict[str, list[str]]:
