@@ -1,5 +1,6 @@
 """The networks that recipes name. Raw pixels (0..255) in, logits out; each network scales the pixels itself."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +61,7 @@ def mlp(shape, classes: int, units=(16, 16), slope: float = 0.1, scale: float = 
     return keras.Model(image, x, name="mlp")
 
 
-# The mean pixel of CIFAR-10's training images: red, green, blue.
-CIFAR_MEAN = (125.3, 123.0, 113.9)
+CIFAR_MEAN = (125.3, 123.0, 113.9)  # the mean pixel of CIFAR-10's training images: red, green, blue
 
 
 def cifar_quick(shape, classes: int, filters=(32, 32, 64)) -> keras.Model:
@@ -301,19 +301,19 @@ def conv1d(shape, classes: int, widths=(16, 24, 32)) -> keras.Model:
 
 
 def ds_cnn(shape, classes: int, width: int = 8, depth: int = 3, reduce: int = 1) -> keras.Model:
-    """Depthwise-separable convolutions, as in DS-CNN (Zhang et al. 2017, arXiv 1711.07128) and MobileNetV1.
+    """Depthwise-separable convolutions, as in DS-CNN (Zhang et al. 2017, arXiv 1711.07128).
 
-    A 3x3 convolution of stride 2, then `depth` blocks, each normalized. Every second one has stride 2 and twice the
-    filters while the image has more than 7 pixels. `reduce`: the image is averaged over squares of this size first.
+    Every second block has stride 2 and twice the filters while the image has more than 7 pixels. `reduce`: the image is
+    averaged over squares of this size first.
     """
     image = keras.Input(shape, name="image")
     x = layers.Rescaling(1 / 255, name="scale")(image)
     x = layers.AveragePooling2D(reduce, name="reduce")(x) if reduce > 1 else x
-    x = _normalized(layers.Conv2D(width, 3, 2, padding="same", use_bias=False, name="stem")(x), "stem")
+    x = _normalized(layers.Conv2D(width, 3, 2, "same", use_bias=False, name="stem")(x), "stem")
     for index in range(1, depth + 1):
         stride = 2 if index % 2 == 0 and min(x.shape[1:3]) > 7 else 1
         width *= stride
-        x = layers.DepthwiseConv2D(3, stride, padding="same", use_bias=False, name=f"depthwise{index}")(x)
+        x = layers.DepthwiseConv2D(3, stride, "same", use_bias=False, name=f"depthwise{index}")(x)
         x = _normalized(x, f"depthwise{index}")
         x = _normalized(layers.Conv2D(width, 1, use_bias=False, name=f"point{index}")(x), f"point{index}")
     x = layers.GlobalAveragePooling2D(name="mean")(x)
@@ -321,8 +321,8 @@ def ds_cnn(shape, classes: int, width: int = 8, depth: int = 3, reduce: int = 1)
 
 
 def _normalized(x, name: str):
-    x = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"{name}_norm")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
+    norm = layers.BatchNormalization(momentum=0.9, synchronized=True, name=f"{name}_norm")
+    return layers.ReLU(name=f"{name}_relu")(norm(x))
 
 
 def dense(shape, classes: int, width: int = 16, depth: int = 2) -> keras.Model:
@@ -387,11 +387,12 @@ def build(network: Network, shape, classes, download: bool = False) -> keras.Mod
 
 
 def _of_file(network: Network, shape, classes) -> keras.Model:
-    """The network of a function in a Python file, which the recipe names as FILE.py:FUNCTION."""
+    """The network of FILE.py:FUNCTION. A function whose parameters are the options gets no shape and no classes."""
     file, _, name = network.name.rpartition(":")
     function = function_of_file(Path(file), name)
+    given = () if {*inspect.signature(function).parameters} == {*network.options} else (shape, classes)
     try:
-        model = function(shape, classes, **network.options)
+        model = function(*given, **network.options)
     except Exception as error:  # whatever a user's own function may raise
         raise InputError(f"{name}({shape}, {classes}) of '{file}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, keras.Model):
