@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from kdistill.cli.app import DataDir, Download, Json, app, command, import_tensorflow, number, say_to, show_lines
+from kdistill.cli.app import (
+    DataDir,
+    Download,
+    Json,
+    Ray,
+    RayCpus,
+    app,
+    command,
+    import_tensorflow,
+    number,
+    say_to,
+    show_lines,
+)
 from kdistill.cli.teacher import takes_teacher
 from kdistill.errors import CheckFailed, InputError
 
@@ -31,6 +43,8 @@ def build(
     data_dir: DataDir = None,
     download: Download = False,
     cache: Root = None,
+    ray: Ray = None,
+    ray_cpus: RayCpus = None,
     as_json: Json = False,
 ):
     """Fill the cache that runs of a recipe use with this teacher. Several processes can share the work.
@@ -43,8 +57,9 @@ def build(
     if not settings.teacher.file:
         raise InputError("cache build expects a trained teacher. Give --teacher, its file.")
     import_tensorflow()
-    from kdistill.runs.teaching import of_recipe
+    from kdistill.runs.teaching import fill_alone, of_recipe
     from kdistill.teachers import cache_choice
+    from kdistill.training.ray_tasks import connected
 
     say = say_to(as_json)
     stored, views = of_recipe(settings, data_dir, download, cache, say)
@@ -54,6 +69,10 @@ def build(
         f"{len(stored.splits.train):,} images are missing."
     )
     started = time.perf_counter()
+    with connected(ray, ray_cpus, say) as cluster:
+        if cluster and missing:
+            own = settings, data_dir and data_dir.resolve(), download, stored.root.resolve()
+            cluster.run({f"process {place + 1}": (fill_alone, own) for place in range(cluster.slots)})
     stored.build(views, say)
     seconds = time.perf_counter() - started
     if as_json:

@@ -177,3 +177,10 @@ def of_recipe(
     batch_size = recipe.training.batch_size
     replay = Replay(teacher, splits, recipe.data, batch_size, seed, root, cache.top_k, files=origin, taps=taps)
     return replay, replay.views(recipe.training.epochs, cache.views)
+
+
+def fill_alone(recipe: Recipe, data_dir: Path | None, download: bool, root: Path) -> None:
+    """Fills the cache of a recipe, in a process of several that share the work."""
+    lines: list[str] = []
+    stored, views = of_recipe(recipe, data_dir, download, root, lines.append)
+    stored.build(views, lines.append)

@@ -14,6 +14,8 @@ import pytest
 import ray  # noqa: F401  these tests must not be skipped in silence
 
 from kdistill.errors import InputError
+from kdistill.networks import architectures
+from kdistill.recipe import Network
 from kdistill.training import ray_tasks
 
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -134,6 +136,21 @@ def test_a_sweep_on_two_processes_is_the_plain_sweep(tmp_path):
     ]:
         for a, b in zip(weights(plain, name), weights(tasks, name), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_fill_a_cache_with_the_same_files(tmp_path):
+    keras.utils.set_random_seed(0)
+    architectures.build(Network("small_cnn"), (28, 28, 1), 10).save(tmp_path / "teacher.keras")
+    words = ["cache", "build", "mnist", "--set", "cache.views=2", "--teacher", tmp_path / "teacher.keras"]
+    folders = tmp_path / "alone", tmp_path / "tasks"
+    for folder, more in zip(folders, ([], ["--ray", "auto", "--ray-cpus", "1"]), strict=True):
+        done = kdistill(*words, *more, "--cache", folder)
+        output = done.communicate(timeout=600)[0]
+        assert done.returncode == 0, output
+    assert output.count("finished after") == 2
+    first, second = ({path.relative_to(folder) for path in folder.rglob("*.npy")} for folder in folders)
+    assert first == second and len(first) == 3  # their names hold their checksums
 
 
 def _kill_one(run: subprocess.Popen, folder: Path) -> bool:
