@@ -44,6 +44,7 @@ class Ruler:
         self.recipe, self.splits, self.profile, self.budget, self.most = recipe, splits, profile, budget, most
         self.costs: dict[str, dict] = {}
         self._built: dict[str, Built] = {}
+        self._counts: dict[str, int] = {}  # of parameters, by the name of a candidate
         self._metadata: int | None = None
 
     def model(self, candidate: Candidate) -> keras.Model:
@@ -98,7 +99,7 @@ class Ruler:
         except InputError:
             return None
         low, high = 0, self._first_too_large(family, depth, reduce)  # low fits, high does not
-        width = self._first_guess(family, depth, reduce, high)
+        width, before = self._first_guess(family, depth, reduce, high), None
         while high - low > 1:
             candidate = Candidate(family, width, depth, reduce)
             costs = self.measure(candidate)
@@ -108,7 +109,8 @@ class Ruler:
                 low = width
                 if self._weights_exceed(Candidate(family, low + 1, depth, reduce), costs):
                     break
-            width = min(max(self._guess(candidate, costs), low + 1), high - 1)
+            width = min(max(self._guess(candidate, costs, before), low + 1), high - 1)
+            before = costs
         return Candidate(family, low, depth, reduce) if low else None
 
     def _weights_exceed(self, wider: Candidate, costs: dict) -> bool:
@@ -117,6 +119,17 @@ class Ruler:
             return False
         more = self._parameters(wider) - costs["parameters"]
         return costs["bytes"] + BYTES_OF_A_WEIGHT[self.profile.quantization] * more > self.budget.max_bytes
+
+    def _width_with(self, candidate: Candidate, parameters: float) -> int:
+        """The widest student of a candidate's shape that has no more parameters than these."""
+        low, high = 0, 2 * candidate.width
+        while self._parameters(dataclasses.replace(candidate, width=high)) <= parameters and high < WIDEST:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._parameters(dataclasses.replace(candidate, width=middle)) <= parameters
+            low, high = (middle, high) if fits else (low, middle)
+        return low
 
     def _first_guess(self, family: Family, depth: int, reduce: int, high: int) -> int:
         """The widest student whose weights fit beside a container such as that of the student measured last."""
@@ -133,7 +146,9 @@ class Ruler:
         return low
 
     def _parameters(self, candidate: Candidate) -> int:
-        return self.model(candidate).count_params()
+        if candidate.name not in self._counts:
+            self._counts[candidate.name] = self.model(candidate).count_params()
+        return self._counts[candidate.name]
 
     def _first_too_large(self, family: Family, depth: int, reduce: int) -> int:
         """The first width whose student has more parameters than the teacher, or weights that exceed the budget."""
@@ -147,15 +162,20 @@ class Ruler:
             low, high = (middle, high) if fits else (low, middle)
         return high
 
-    def _guess(self, candidate: Candidate, costs: dict) -> int:
-        """The width at which the tightest limit is reached, if bytes grow with weights, and memory with the width."""
-        width, guesses = candidate.width, []
+    def _guess(self, candidate: Candidate, costs: dict, before: dict | None) -> int:
+        """The width at which the tightest limit is reached, if bytes grow with weights, and memory with the width.
+
+        `before`: the costs of another width, which show how many bytes a weight takes with its scales.
+        """
+        width, guesses, weight = candidate.width, [], BYTES_OF_A_WEIGHT[self.profile.quantization]
+        more = costs["parameters"] - before["parameters"] if before else 0
+        if more:
+            weight = max(weight, (costs["bytes"] - before["bytes"]) / more)
         for name, cost in LIMITS.items():
             limit = getattr(self.budget, name)
             if limit and cost == "bytes":
-                room = (limit - costs["bytes"]) / BYTES_OF_A_WEIGHT[self.profile.quantization]
-                wanted = max(1.0, costs["parameters"] + room)
-                guesses.append(width * math.sqrt(wanted / costs["parameters"]))
+                wanted = costs["parameters"] + (limit - costs["bytes"]) / weight
+                guesses.append(self._width_with(candidate, wanted))
             elif limit and costs[cost]:
                 guesses.append(width * limit / costs[cost])
         return int(min(guesses, default=width - 1))
