@@ -50,7 +50,8 @@ def stored_features(stored, terms: dict[str, Term]) -> tuple[object, dict[str, t
     """
     taps = [tap for tap in teacher_taps(terms) if tap != "logits"]
     outputs = stored if isinstance(stored, dict) else {"logits": stored}
-    if missing := [tap for tap in ("logits", *taps) if tap not in outputs]:
+    missing = [tap for tap in ("logits", *taps) if tap not in outputs]
+    if missing:
         tapping = [name for name, term in terms.items() if term.teacher_tap in missing]
         subject = f"The terms {', '.join(tapping)} need" if tapping else "A Distiller needs"
         raise InputError(

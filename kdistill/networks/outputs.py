@@ -127,7 +127,8 @@ def _end(operation: "tf.Operation", depth: int) -> str | None:
         return "unknown" if source.type in ("Softmax", "Sigmoid") else "scores"
     if operation.type not in MIXED | CLIPS or not depth:
         return "unknown"
-    ends = [end for tensor in operation.inputs if (end := _end(tensor.op, depth - 1))]
+    # Without an assignment expression, which AutoGraph cannot read: it would warn in the middle of a training.
+    ends = [end for end in [_end(tensor.op, depth - 1) for tensor in operation.inputs] if end]
     if not ends:
         return None
     if operation.type in CLIPS and len(ends) == 1:
