@@ -6,14 +6,18 @@
     kdistill run mnist --variant lenet                  a LeNet teacher, trained in the run on the same images
     kdistill sweep mnist --variant lenet_lambda         He's study (2017): the same LeNet as student, lambda 0 to 1
     kdistill run mnist --variant pcqat                  prunes, clusters and quantizes the student (or any scheme)
+    kdistill run mnist --variant assistant              a network of intermediate size between teacher and student
     kdistill run mnist --variant late                   the teacher's weight falls late in training, from 0.9 to 0.1
     kdistill run mnist --variant blend                  two teachers: the trained one, and a recurrent one of the run
-    kdistill run mnist --variant assistant              a network of intermediate size between teacher and student
     kdistill run mnist --variant born_again             three LeNets, each taught by the one before
     kdistill run mnist --variant smoke                  LeNet and student, tiny: for tests
 
 The teacher ships with kdistill, as people have one: trained elsewhere, on more data than is at hand (all 60,000 images;
 `kdistill/networks/shipped/README.md`). On the sample it knows what the control cannot learn from 9,000 images.
+
+Points ahead of the control on the sample, means over three seeds (`docs/experiments.md` has the intervals): default
++0.45, assistant +0.55, late +0.47 (all BETTER); born_again 0.00 (UNDECIDED: no LeNet is ahead of the one before);
+blend -0.52 (WORSE: the recurrent teacher has 96.60 %).
 """
 
 import dataclasses
