@@ -109,7 +109,8 @@ def shrink(
         str | None, typer.Option(help="FILE.py:FUNCTION of width and depth, in place of the families.")
     ] = None,
     family: Annotated[
-        list[str] | None, typer.Option(help="small_cnn, ds_cnn, resnet, conv1d, dense; may be repeated.")
+        list[str] | None,
+        typer.Option(help="small_cnn, ds_cnn, resnet, conv1d, dense, teacher (made narrower); repeated."),
     ] = None,
     seeds: Annotated[int, number(1, MOST["seeds"], "Of the winner and its control.")] = 3,
     set_: Settings = None,

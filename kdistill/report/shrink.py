@@ -62,6 +62,11 @@ def summary(result: dict) -> list[str]:
         f"tried; the {result['validation']:,} validation examples picked. The {result['test']:,} test examples were "
         "looked at once, for the winner and its control.",
     ]
+    if result["unlabeled"]:
+        lines.append(
+            f"The {' and '.join(result['unlabeled'])} examples had no labels: what is called accuracy there is "
+            "agreement with the teacher."
+        )
     if result["verdict"]:
         lines.append(f"Against its control: {result['verdict']['sentence']}")
     return lines

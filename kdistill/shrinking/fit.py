@@ -21,7 +21,7 @@ from kdistill.networks import architectures
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.values import as_dict
 from kdistill.shrinking.budget import LIMITS, Budget
-from kdistill.shrinking.space import WIDEST, Candidate, Family
+from kdistill.shrinking.space import Candidate, Family
 from kdistill.tflite import flatbuffer, microcontroller
 from kdistill.tflite.interpreter import File
 
@@ -123,8 +123,10 @@ class Ruler:
     def _width_with(self, candidate: Candidate, parameters: float) -> int:
         """The widest student of a candidate's shape that has no more parameters than these."""
         low, high = 0, 2 * candidate.width
-        while self._parameters(dataclasses.replace(candidate, width=high)) <= parameters and high < WIDEST:
+        widest = candidate.family.widest
+        while high < widest and self._parameters(dataclasses.replace(candidate, width=high)) <= parameters:
             low, high = high, 2 * high
+        high = min(high, widest + 1)
         while high - low > 1:
             middle = (low + high) // 2
             fits = self._parameters(dataclasses.replace(candidate, width=middle)) <= parameters
@@ -155,7 +157,7 @@ class Ruler:
         most = math.inf if self.most is None else self.most
         if self.budget.max_bytes:
             most = min(most, self.budget.max_bytes / BYTES_OF_A_WEIGHT[self.profile.quantization])
-        low, high = 1, WIDEST + 1
+        low, high = 1, family.widest + 1
         while high - low > 1:
             middle = (low + high) // 2
             fits = self._parameters(Candidate(family, middle, depth, reduce)) <= most

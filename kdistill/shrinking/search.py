@@ -182,10 +182,11 @@ def ranked(students: Mapping[str, dict]) -> list[str]:
 
 def methods(distill: Distill, classes: int) -> dict[str, Distill]:
     """How the winner may be taught: the template's way, other weights and temperatures, and another loss."""
+    weight = 1.0 if distill.distillation_weight == 1 else 0.9  # 1: there may be no labels
     plain = {
-        "weight 0.9, T 2": Distill(0.9, 2.0),
+        f"weight {weight:g}, T 2": Distill(weight, 2.0),
         "weight 1, T 4": Distill(1.0, 4.0),
-        "DIST": Distill(0.9, None, {"kd": Term("dist")}),  # Huang et al. 2022, arXiv 2205.10536
+        "DIST": Distill(weight, None, {"kd": Term("dist")}),  # Huang et al. 2022, arXiv 2205.10536
     }
     if classes == 2:  # whose correlation over classes has no gradient
         plain.pop("DIST")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import keras
+
 from kdistill import files
 from kdistill.data.splits import Splits, load
 from kdistill.errors import CheckFailed, InputError
@@ -24,7 +26,9 @@ from kdistill.runs.run import run
 from kdistill.runs.scores import check_classifies
 from kdistill.shrinking import result as results
 from kdistill.shrinking.budget import Budget, check_budget, read_budget
+from kdistill.shrinking.examples import examples_of
 from kdistill.shrinking.fit import Ruler, describe, fitting, refusal
+from kdistill.shrinking.narrow import family_of
 from kdistill.shrinking.search import (
     FIRST_EPOCHS,
     KEPT,
@@ -74,7 +78,8 @@ def shrink(
 
     Args:
         teacher: a file of any format that `docs/teachers.md` lists, `shipped:mnist_cnn`, or a `Network`.
-        data: the name of a data set, or a `kdistill.recipe.Data`.
+        data: the name of a data set, a `kdistill.recipe.Data`, or a dict of arrays: x_train, x_test, y_train, y_test.
+            Without labels students learn from the teacher alone, and the teacher's classes stand for y_test.
         profile: the name of an export profile, or the path of a `.py` file with one. Below 64 KiB files are compact,
             see `Profile.compact`.
         budget: such as `"16kB"`, or a dict of max_bytes, max_us, max_arena, min_accuracy and hours.
@@ -82,7 +87,8 @@ def shrink(
         data_dir, download: as for `kdistill.run`.
         resume: continues the search in `out`, which ends as it would have without the interruption.
         student: `FILE.py:FUNCTION` of (shape, classes, width, depth) or (width, depth), in place of the families.
-        families: of these names alone: small_cnn, ds_cnn, resnet (images), conv1d (sequences), dense (rows).
+        families: of these names alone: small_cnn, ds_cnn, resnet (images), conv1d (sequences), dense (rows), teacher
+            (narrower copies of the teacher, where it is a chain of ordinary layers).
         seeds: of the winner and its control.
         settings: `key=value` of a recipe, such as `training.epochs=12` (of the winner) or `data.flip=true`.
         cache: the folder of the teacher's stored outputs, `auto` for one in `out`, or `off`.
@@ -108,17 +114,25 @@ def shrink(
     if budget.max_bytes and budget.max_bytes <= COMPACT_BELOW and not profile.endswith(COMPACT):
         profile += COMPACT
     chosen = load_profile(profile)
-    recipe = template(teacher_network(teacher), data, profile, seeds, settings)
-    check_precision(recipe.precision)
-    splits = load(recipe.data, data_dir, download, say=say)
-    check_classifies(splits, "kdistill shrink")
-    check_trained(recipe, splits.sizes)
-    check_budget(budget, chosen, _input_bytes(splits, chosen), labeled=True)
-    accuracy, parameters = _check_teacher(recipe, splits, budget, download)
-    families = families_for(splits.input_shape, families, student)
-    ruler = Ruler(recipe, splits, chosen, budget, parameters)
-    with _folder(Path(out) if out else new_path(recipe), resume) as folder:
-        candidates = _candidates(ruler, families, folder.path, resume, say)
+    trained = teacher_network(teacher)
+    with _folder(Path(out) if out else new_path(Recipe("shrink", trained, trained)), resume) as folder:
+        data, data_dir, unlabeled = examples_of(data, data_dir, trained, folder.path, say)
+        recipe = template(trained, data, profile, seeds, settings, labeled="train" not in unlabeled)
+        check_precision(recipe.precision)
+        splits = load(recipe.data, data_dir, download, say=say)
+        check_classifies(splits, "kdistill shrink")
+        check_trained(recipe, splits.sizes)
+        check_budget(budget, chosen, _input_bytes(splits, chosen), labeled="test" not in unlabeled)
+        model, accuracy = _check_teacher(recipe, splits, budget, download)
+        parameters = model.count_params() if isinstance(model, keras.Model) else None
+        tried = families_for(splits.input_shape, [name for name in families if name != "teacher"], student)
+        narrower = None if student else family_of(model, folder.path / "narrowed")
+        if "teacher" in families and narrower is None:
+            raise InputError("This teacher cannot be made narrower: it is no chain of ordinary layers of Keras.")
+        if narrower and (not families or "teacher" in families):
+            tried = [narrower] if list(families) == ["teacher"] else [*tried, narrower]
+        ruler = Ruler(recipe, splits, chosen, budget, parameters)
+        candidates = _candidates(ruler, tried, folder.path, resume, say)
         recipe = dataclasses.replace(recipe, student=next(iter(candidates.values())).network)
         cache = check_run(recipe, splits, cache=str(cache), download=download, say=say, profiles=[chosen])
         folder.settle(recipe, splits.fingerprint, False, say)
@@ -132,26 +146,27 @@ def shrink(
         rounds = halve(search, candidates, plan.epochs, recipe.distill)
         winner = candidates[next(iter(rounds[-1]["students"]))]
         kept = [*rounds[-1]["students"]]
-        taught, distill, narrower = _teach_winner(search, ruler, winner, rounds[-1], say)
+        taught, distill, smaller = _teach_winner(search, ruler, winner, rounds[-1], say)
         final = results.with_settings(recipe, winner, distill, plan.final())
         heading = f"The student that kdistill shrink picked for {chosen.name}: {budget.text()}."
         files.write_text(folder.path / "recipe.py", as_file(final, heading))
         report = _train_winner(final, folder.path, data_dir, download, search.cache, say)
-        tried = {
+        record = {
             "budget": budget.as_dict(),
+            "unlabeled": list(unlabeled),
             "teacher": {"validation_accuracy": accuracy, "parameters": parameters},
             "candidates": {name: ruler.costs[name] for name in candidates},
             "rounds": rounds,
             "methods": taught,
         }
         rows = []
-        for name in [name for name in kept if name != winner.name] + narrower:
+        for name in [name for name in kept if name != winner.name] + smaller:
             say(f"Exporting {name}")
             rows.append(results.export_student(search, name, recipe, chosen, rounds[-1]["epochs"]))
         if not (Path(report["folder"]) / chosen.name / "student.tflite").is_file():
             reasons = "; ".join(row["reason"] for row in report["refused"])
             raise CheckFailed(f"The winner {winner.name} has no file that holds its limits: {reasons}")
-        result = results.gather(search, winner, final, chosen, report, tried, rows)
+        result = results.gather(search, winner, final, chosen, report, record, rows)
         report_of_shrink.save(result, folder.path)
         say(f"Report: {folder.path / 'shrink.html'}")
         _check_result(result, budget, folder.path)
@@ -236,8 +251,8 @@ class Plan:
         return max(1, final // KEPT ** (len(self.counts) - place))
 
 
-def _check_teacher(recipe: Recipe, splits: Splits, budget: Budget, download: bool) -> tuple[float, int | None]:
-    """The teacher's accuracy on validation examples, and its parameters. Raises `InputError` if it is near chance."""
+def _check_teacher(recipe: Recipe, splits: Splits, budget: Budget, download: bool) -> tuple[keras.Model, float]:
+    """The teacher and its accuracy on validation examples. Raises `InputError` if it is near chance."""
     if recipe.teacher.file:
         model = load_network(recipe.teacher, splits, SINGLE_DEVICE).model
     else:
@@ -256,8 +271,7 @@ def _check_teacher(recipe: Recipe, splits: Splits, budget: Budget, download: boo
             f"--min-accuracy {100 * budget.min_accuracy:g} contradicts the teacher, which is right on {accuracy:.2%} "
             f"of {len(examples):,} validation examples. Give less, or a better teacher."
         )
-    parameters = model.count_params() if hasattr(model, "count_params") else 0
-    return accuracy, parameters or None
+    return model, accuracy
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ class Family:
     depths: tuple[int, ...]
     network: Callable[[int, int, int], Network]
     reductions: tuple[int, ...] = (1,)
+    widest: int = WIDEST
 
 
 @dataclass(frozen=True)

@@ -31,20 +31,21 @@ def teacher_network(teacher: str | Path | Network) -> Network:
     return Network("teacher", file=name)
 
 
-def template(teacher: Network, data: str | Data, profile: str, seeds: int, settings: Sequence[str] = ()) -> Recipe:
+def template(
+    teacher: Network, data: Data, profile: str, seeds: int, settings: Sequence[str] = (), labeled: bool = True
+) -> Recipe:
     """The recipe of the search, with `key=value` settings put on it; its student is a placeholder.
 
-    The students of all seeds and rounds see the same views of the data: the teacher runs once for them.
+    The students of all seeds and rounds see the same views of the data: the teacher runs once for them. If not
+    `labeled`, the students learn from the teacher's outputs alone.
     """
-    if isinstance(data, str):
-        data = Data(data, **DATA.get(data, {}))
     recipe = Recipe(
         name="shrink",
         teacher=teacher,
         student=Network("small_cnn"),
         data=data,
         training=Training(epochs=EPOCHS, batch_size=128, learning_rate=1e-2, warmup=0.05),
-        distill=Distill(),
+        distill=Distill() if labeled else Distill(distillation_weight=1.0),
         cache=Cache(seed=0),
         exports=(profile,),
         seeds=seeds,

@@ -171,6 +171,35 @@ def without_times(value):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
+def test_arrays_without_labels_are_labeled_by_the_teacher(rows, tmp_path):
+    arrays = np.load(rows[0])
+    inputs, lines = {"x_train": arrays["x_train"], "x_test": arrays["x_test"]}, []
+    options = {"seeds": 1, "settings": SHORT, "out": tmp_path / "out", "say": lines.append}
+    with pytest.raises(InputError, match="--min-accuracy expects data with labels"):
+        kdistill.shrink(rows[1], inputs, "phone_cpu", {"max_bytes": 3000, "min_accuracy": 0.5}, **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="received x_train, y_test"):
+        kdistill.shrink(
+            rows[1], {"x_train": arrays["x_train"], "y_test": arrays["y_test"]}, "phone_cpu", 3000, **options
+        )
+    result = kdistill.shrink(rows[1], inputs, "phone_cpu", 3000, **options)
+    assert (
+        result["unlabeled"] == ["train", "test"]
+        and "agreement with the teacher" in (tmp_path / "out/shrink.md").read_text()
+    )
+    teacher = keras.models.load_model(rows[1])
+    written = np.load(tmp_path / "out" / "data.npz")
+    np.testing.assert_array_equal(written["y_test"], teacher.predict(arrays["x_test"], verbose=0).argmax(axis=1))
+    recipe = load_recipe(str(tmp_path / "out" / "recipe.py"))
+    assert recipe.distill.distillation_weight == 1 or recipe.distill.terms
+    teachers = next(
+        row for row in json.loads((tmp_path / "out/run/report.json").read_text())["models"] if row["name"] == "teacher"
+    )
+    assert teachers["accuracy"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_accuracy_that_is_not_reached_fails_after_the_report(rows, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(CheckFailed, match=r"reaches .* below --min-accuracy 75"):
