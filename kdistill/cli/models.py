@@ -125,8 +125,10 @@ def inspect(
 
 
 @command
+@takes_teacher
 def export(
     model: Annotated[Path, typer.Argument(help="A .keras file.")],
+    teacher: list[str],
     profile: Annotated[list[str] | None, typer.Option(help="A profile's name or .py file; may be repeated.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for <profile>/student.tflite.")] = Path("exports"),
     data: DataName = "mnist",
@@ -140,13 +142,17 @@ def export(
     ] = None,
     license: Annotated[str | None, typer.Option(help="For the file's metadata, such as Apache-2.0.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model. Default: 1")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make a file that loses too much in other ways; --teacher trains it.")
+    ] = False,
     mean: Mean = None,
     std: Std = None,
     as_json: Json = False,
 ):
     """Convert a Keras model to .tflite files, each checked against the model on the test images.
 
-    The files take raw pixels: --mean and --std become part of them, and replace those of the profiles.
+    The files take raw pixels: --mean and --std become part of them, and replace those of the profiles. With --repair
+    and --teacher, the last way is quantization-aware training on the training images.
 
     Example: kdistill export student.keras --profile npu --profile phone_cpu --out files
     """
@@ -156,6 +162,8 @@ def export(
     if len(set(names)) != len(names):
         raise InputError(f"--profile names {max(names, key=names.count)} twice. Give each profile once.")
     profiles = [load_profile(name) for name in names]
+    if teacher and not repair:
+        raise InputError("--teacher does nothing without --repair. Add --repair, or remove --teacher.")
     import_tensorflow()
     from kdistill.networks import saving
 
@@ -168,7 +176,8 @@ def export(
     from kdistill.evaluation.evaluate import evaluate as measured
     from kdistill.report.markdown import refused_model
 
-    student = prepare(saving.load_checked(str(model), splits.train.images.shape[1:], len(splits.class_names)))
+    shape, classes = splits.train.images.shape[1:], len(splits.class_names)
+    student = prepare(saving.load_checked(str(model), shape, classes))
     names = splits.class_names if labels is None else _labels(labels)
     limits = [None if limit is None else limit / 100 for limit in (max_drop, min_agreement)]
     about = {"license": license, "version": version, "data": splits.fingerprint}
@@ -178,6 +187,8 @@ def export(
         say(f"Warning: {text}")
     options = {"class_names": names, "about": about}
     files, errors = export_profiles(student, out, profiles, splits.train.images, splits.test, **options)
+    if repair and errors:
+        files |= _repaired(student, out, profiles, splits, errors, teacher, say, options)
     refused = [refused_row(name, error) for name, error in errors.items()]
     rows = [{"name": name, **measured(file["path"], splits.test)} for name, file in files.items()]
     rows += [refused_model(row) for row in refused if row["check"]]
@@ -187,6 +198,24 @@ def export(
         # A profile that does not suit the model is bad input, a file that is not good enough a failed check.
         kind = next((type(error) for error in errors.values() if isinstance(error, InputError)), CheckFailed)
         raise kind("\n".join(str(error) for error in errors.values()))
+
+
+def _repaired(student, out: Path, profiles, splits, errors: dict, teacher: list[str], say, options: dict) -> dict:
+    """The files that a repair has made; what it cannot repair stays in `errors`."""
+    from kdistill.repairs.ladder import repair_profiles
+    from kdistill.teachers.as_model import load_teacher
+
+    def retraining(profile):
+        if not teacher:
+            return None
+        from kdistill.repairs.retraining import with_teacher  # imports tf_keras, for those who train
+
+        shape, classes = splits.train.images.shape[1:], len(splits.class_names)
+        return with_teacher(load_teacher(network_of(teacher), shape, classes, say).model, splits, None, profile, say)
+
+    refused = [profile for profile in profiles if profile.name in errors]
+    data = splits.train.images, splits.test
+    return repair_profiles(student, out, refused, *data, errors, retraining, say=say, **options)
 
 
 def _labels(path: Path) -> list[str]:

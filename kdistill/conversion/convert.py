@@ -1,5 +1,6 @@
 """From a Keras model to the bytes of a `.tflite` file. Checks, metadata and writing are in `export`."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 
@@ -23,6 +24,7 @@ from kdistill.networks.signatures import (
     takes_images,
 )
 from kdistill.recipe import Profile
+from kdistill.tflite.float_kernels import with_float_kernels
 from kdistill.tflite.interpreter import first_line, quiet
 
 
@@ -88,6 +90,9 @@ def convert(
                 part = calibration[name] if isinstance(calibration, Mapping) else calibration
                 np.save(calibration_file(folder, place), part)
         content = from_saved_model(job, model, profile)
+    if profile.quantization == "dynamic" and tuning.float_tensors:
+        reference = convert(model, dataclasses.replace(profile, quantization="none"), heads=heads)
+        content = with_float_kernels(content, reference, tuning.float_tensors)
     return _int4(content) if profile.quantization == "int4" else content
 
 

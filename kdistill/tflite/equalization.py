@@ -125,12 +125,16 @@ def _layer(model, graph, operator, name: str, readers) -> _Layer | None:
         return None
     kernel, *bias = (int(index) for index in operator.inputs[1:3])
     bias = bias[0] if bias and bias[0] >= 0 else None
+    stored = bias is not None and flatbuffer.is_constant(model, graph.tensors[bias])
+    if stored and not _data(model, graph.tensors[bias]).any():
+        bias = None  # zeros stay zeros; converters share them between layers
     for index in (kernel, bias):
         if index is None:
             continue
         tensor = graph.tensors[index]
-        alone = len(readers[index]) == 1 and sum(other.buffer == tensor.buffer for other in graph.tensors) == 1
-        if not (alone and flatbuffer.is_constant(model, tensor) and flatbuffer.type_name(tensor) == "float32"):
+        # A kernel that several operators read belongs to a shared layer.
+        constant = flatbuffer.is_constant(model, tensor) and flatbuffer.type_name(tensor) == "float32"
+        if not constant or len(readers[index]) > 1:
             return None
     return _Layer(name, kernel, bias, int(operator.outputs[0]))
 
@@ -146,11 +150,17 @@ def _is_homogeneous(model, graph, operator, name: str) -> bool:
         rank = len(graph.tensors[int(operator.inputs[0])].shape)
         if not flatbuffer.is_constant(model, axes):
             return False
-        values = np.frombuffer(np.asarray(model.buffers[axes.buffer].data, np.uint8).tobytes(), np.int32)
+        values = np.frombuffer(_data(model, axes).tobytes(), np.int32)
         return not any(axis % rank in (0, rank - 1) for axis in values)
     if name == "PAD":
         return graph.tensors[int(operator.inputs[0])].shape[-1] == graph.tensors[int(operator.outputs[0])].shape[-1]
     return True
+
+
+def _data(model: schema.ModelT, tensor: schema.TensorT) -> np.ndarray:
+    """The bytes of a constant; none of another tensor."""
+    data = model.buffers[tensor.buffer].data
+    return np.zeros(0, np.uint8) if data is None else np.asarray(data, np.uint8)
 
 
 class _Arrays:
@@ -163,13 +173,14 @@ class _Arrays:
         if index in self._changed:
             return self._changed[index]
         tensor = self._tensors[index]
-        data = np.asarray(self._model.buffers[tensor.buffer].data, np.uint8).tobytes()
-        return np.frombuffer(data, np.float32).reshape(tensor.shape).astype(np.float64)
+        return np.frombuffer(_data(self._model, tensor).tobytes(), np.float32).reshape(tensor.shape).astype(np.float64)
 
     def set(self, index: int, values: np.ndarray) -> None:
         self._changed[index] = values
 
     def write(self) -> None:
         for index, values in self._changed.items():
-            data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
-            self._model.buffers[self._tensors[index].buffer].data = data
+            buffer = schema.BufferT()  # its own: equal constants may share one
+            buffer.data = np.frombuffer(values.astype(np.float32).tobytes(), np.uint8)
+            self._model.buffers.append(buffer)
+            self._tensors[index].buffer = len(self._model.buffers) - 1
