@@ -58,7 +58,7 @@ def check_run(
     for part in ("teacher_training", "training"):
         batch_size = min(getattr(recipe, part).batch_size, len(splits.train))
         devices.check_batch(batch_size, f"{part}.batch_size")
-    cache = _check_cache(recipe, splits, devices, cache, say)
+    cache = _check_cache(recipe, splits, cache, say)
     _check_other_labels(recipe, splits)
     _check_teacher_precision(recipe, devices)
 
@@ -178,19 +178,12 @@ def _check_teacher_precision(recipe: Recipe, devices: Devices) -> None:
         )
 
 
-def _check_cache(recipe: Recipe, splits: Splits, devices: Devices, mode: str, say: Callable[[str], None]) -> str:
+def _check_cache(recipe: Recipe, splits: Splits, mode: str, say: Callable[[str], None]) -> str:
     top_k, classes = recipe.cache.top_k, len(splits.class_names)
     if top_k is not None and not 1 <= top_k < classes:
         raise InputError(f"cache.top_k expects a number from 1 to {classes - 1}, received {top_k}.")
     if mode == "off" and top_k:
         raise InputError(f"cache.top_k={top_k} sets how logits are stored, but --cache off stores none. Drop one.")
-    if devices.strategy:
-        if top_k or mode not in ("auto", "off"):
-            raise InputError(
-                "The cache of the teacher's outputs works on one device; with --strategy the teacher runs with the "
-                f"student. Leave out --cache {mode} and cache.top_k, or use --strategy none."
-            )
-        return "off"
     taps = [tap for tap in teacher_taps(recipe.distill.terms) if tap != "logits"]
     if taps and top_k:
         raise InputError(

@@ -1,5 +1,6 @@
 """How the students of a run get their teacher's outputs: from its forward pass, or from the teacher cache."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Teaching:
     ):
         self.foreign, self.taps = foreign, dict(taps or {})
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
-        self.model = teacher
+        self.devices, self.model, self._copy = devices, teacher, None
         self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
         if not devices.strategy and splits.classifies and splits.has_images:
             self.model = for_students(teacher, recipe, splits, say, self.taps)
@@ -63,14 +64,22 @@ class Teaching:
             cache: `off`, a folder, or `auto`, which stores where that costs fewer passes of the teacher.
             fits: number of fits that share the views of one seed.
         """
+        self.folder.fetch(stage, self.devices)
+        self.devices.agree({"--cache": cache == "off"})
         if self.folder.is_finished(stage):
             return None
-        folder = self.folder.choice(stage, "cache", lambda: self._cache_folder(seed, cache, fits))
+        # Where files are written, the command line decides: the run folder may come from elsewhere.
+        root = None if cache in ("auto", "off") else cache
+        if self.devices.workers > 1 and cache != "off":
+            self._replay(seed, root)  # creates variables, which all workers do together
+        folder = None
+        if self.devices.chief:
+            folder = self.folder.choice(stage, "cache", lambda: self._cache_folder(seed, cache, fits))
+        folder = json.loads(self.devices.share(json.dumps(folder).encode()))
         if folder is None:
             return None
-        # Where files are written, the command line decides: the run folder may come from elsewhere.
-        replay = self._replay(seed, None if cache in ("auto", "off") else cache)
-        if folder != str(replay.root.resolve()):
+        replay = self._replay(seed, root)
+        if self.devices.chief and folder != str(replay.root.resolve()):
             self.say(
                 f"Teacher cache: in {replay.root}. The run was started with its cache in another folder, "
                 f"{plain(folder)}; give --cache with that one to use what is stored there."
@@ -83,7 +92,7 @@ class Teaching:
 
         Without augmentation they are those of the students; with it, those of its own batches.
         """
-        if not self.splits.has_images or not self.splits.classifies:
+        if self.devices.strategy or not self.splits.has_images or not self.splits.classifies:
             return None
         root = None if cache in ("auto", "off") else cache
         recipe, files = self.recipe, self._files()
@@ -121,7 +130,7 @@ class Teaching:
         if key not in self._replays:
             splits, batch_size = for_student(self.splits), recipe.training.batch_size
             self._replays[key] = Replay(
-                self.model,
+                self._teacher_to_store(),
                 splits,
                 recipe.data,
                 batch_size,
@@ -130,8 +139,20 @@ class Teaching:
                 recipe.cache.top_k,
                 files=self._files(),
                 taps=self.taps,
+                strategy=self.devices.strategy,
             )
         return self._replays[key]
+
+    def _teacher_to_store(self) -> keras.Model:
+        """The teacher whose outputs are stored: on every replica the same copy as on one device, so that both share a
+        cache."""
+        images = self.splits.classifies and self.splits.has_images
+        if self._copy is None:
+            self._copy = self.model
+            if self.devices.strategy and images:
+                with self.devices.scope():
+                    self._copy = for_students(self.model, self.recipe, self.splits, self.say, self.taps)
+        return self._copy
 
     def _files(self) -> list[dict]:
         """Where the teacher came from, dicts of file and fingerprint: the recipe's files, or those of the run."""

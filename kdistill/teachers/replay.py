@@ -58,6 +58,7 @@ class Replay:
         files: where the teacher came from, dicts of file and fingerprint, for who reads the cache's `about.json`.
         taps: layers of the teacher whose outputs are stored behind the logits, with the settings that name them; the
             targets then hold `{"logits": ..., tap: ...}`. The tap `logits` takes no space.
+        strategy: in whose scope the teacher was created: each replica of this process computes its part of a batch.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Replay:
         teacher_weights=None,
         files: Sequence[dict] = (),
         taps: dict[str, str] | None = None,
+        strategy: tf.distribute.Strategy | None = None,
     ):
+        self.strategy = strategy
         self.splits, self.data, self.seed = splits, data, seed
         self.batch_size = min(batch_size, len(splits.train))
         self.steps = batches.steps_per_epoch(splits.train, self.batch_size)
@@ -151,12 +154,16 @@ class Replay:
             self._fill(cache, count, missing, say)
             cache.touch()
 
-    def training_batches(self, view: int, first_step: int = 0) -> tf.data.Dataset:
+    def training_batches(
+        self, view: int, first_step: int = 0, share: tuple[int, int] = batches.WHOLE_BATCH
+    ) -> tf.data.Dataset:
         """As `batches.training_batches`, with targets `{"labels": ..., "teacher_logits": [batch, classes]}`."""
         order = batches.epoch_order(self.seed, view, len(self.splits.train)) if self.by_image else None
-        rows = self._rows(self.train, 0 if self.by_image else view, self.batch_size, first_step, self.steps, order)
+        rows = self._rows(
+            self.train, 0 if self.by_image else view, self.batch_size, first_step, self.steps, order, share
+        )
         return batches.training_batches(
-            self.splits.train, self.data, self.batch_size, self.seed, view, first_step, teacher_logits=rows
+            self.splits.train, self.data, self.batch_size, self.seed, view, first_step, share, teacher_logits=rows
         )
 
     def evaluation_batches(self, batch_size: int) -> tf.data.Dataset:
@@ -169,19 +176,23 @@ class Replay:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _rows(self, cache: Cache, view: int, batch: int, first: int, steps: int, order) -> tf.data.Dataset:
-        """The logits `[batch, classes]` of every step, read several steps at a time."""
+    def _rows(
+        self, cache: Cache, view: int, batch: int, first: int, steps: int, order, share=batches.WHOLE_BATCH
+    ) -> tf.data.Dataset:
+        """The logits `[batch, classes]` of every step (of a share its part), read several steps at a time."""
+        places = batches.share_positions(batch, share)
         at_once, count = max(1, CHUNK_BYTES // (4 * batch * cache.classes)), max(0, steps - first)
         kind = tf.float32 if cache.top_k else tf.float16
 
         def read(step) -> np.ndarray:
             span = slice(step * batch, min(steps, step + at_once) * batch)
             logits = cache.read_rows(view, span if order is None else order[span])
-            return logits.reshape(-1, batch, cache.classes)
+            logits = logits.reshape(-1, batch, cache.classes)
+            return logits if len(places) == batch else logits[:, places]
 
         def chunk(step: tf.Tensor) -> tf.data.Dataset:
             logits = tf.numpy_function(read, [step], kind)
-            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(logits, [None, batch, cache.classes]))
+            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(logits, [None, len(places), cache.classes]))
 
         if 0 < count <= at_once:
             rows = tf.data.Dataset.from_tensor_slices(read(first))  # all of MNIST; the epoch starts 10 ms earlier
@@ -199,15 +210,30 @@ class Replay:
         """What rows `[batch, columns]` hold: an output `[batch, ...]`, or by name several, or `logits` and each tap."""
         parts = tf.split(rows, [math.prod(shape) for shape in self.shapes.values()], axis=1)
         named = zip(parts, self.shapes.items(), strict=True)
-        values = {name: tf.reshape(part, [-1, *shape]) for part, (name, shape) in named}
+        values = {name: tf.reshape(part, [part.shape[0] or -1, *shape]) for part, (name, shape) in named}
         return values["logits"] if [*values] == ["logits"] else values
 
     def _teach(self, images: tf.Tensor) -> tf.Tensor:
         """The teacher's float32 outputs `[n, columns]` of a batch of any size: logits, and behind them the taps."""
         if self._traced is None:
             signature = tf.nest.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), images)
-            self._traced = tf.function(self._columns).get_concrete_function(signature)
+            function = self._columns if self.strategy is None else self._columns_on_replicas
+            self._traced = tf.function(function).get_concrete_function(signature)
         return self._traced(images)
+
+    def _columns_on_replicas(self, images: tf.Tensor) -> tf.Tensor:
+        """As `_columns`; each replica of this process computes as many of the images as the others do."""
+        replicas = len(self.strategy.extended.worker_devices)
+        count = tf.shape(tf.nest.flatten(images)[0])[0]
+        size = (count + replicas - 1) // replicas
+
+        def part() -> tf.Tensor:
+            place = tf.distribute.get_replica_context().replica_id_in_sync_group % replicas
+            # The last image again in the place of missing ones: no replica can compute nothing.
+            rows = tf.minimum(place * size + tf.range(size), count - 1)
+            return self._columns(tf.nest.map_structure(lambda array: tf.gather(array, rows), images))
+
+        return tf.concat(self.strategy.experimental_local_results(self.strategy.run(part)), 0)[:count]
 
     def _columns(self, images: tf.Tensor) -> tf.Tensor:
         outputs = self._predict(images)
@@ -228,7 +254,8 @@ class Replay:
         else:
             examples: Examples = self.splits.train if cache is self.train else self.splits.validation
             batch = min(EVALUATION_BATCH, len(examples))  # do not pad a few images to a full batch
-            source = batches.evaluation_batches(examples, batch).skip(first_row // batch)
+            # Not `skip`, which reads and decodes what it skips: each of several processes starts at many parts.
+            source = batches.evaluation_batches(examples.select(slice(first_row, None)), batch)
         return (images for images, *_ in source)
 
     def _fill(self, cache: Cache, views: int, missing: list, say: Callable[[str], None]) -> None:

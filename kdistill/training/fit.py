@@ -83,7 +83,7 @@ def fit(
         first = done % steps if epoch == done // steps else 0
         view = epoch % repeat if repeat else epoch
         if stored:
-            batches = stored.training_batches(view, first)
+            batches = stored.training_batches(view, first, part)
         else:
             batches = training_batches(splits.train, data, training.batch_size, seed, view, first, part)
         whole = part == WHOLE_BATCH

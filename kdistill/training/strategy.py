@@ -75,7 +75,9 @@ class Devices:
         if replicas > 1:  # an element for each replica
             batches = batches.flat_map(
                 lambda *batch: tf.data.Dataset.from_tensor_slices(
-                    tuple(tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]]) for x in batch)
+                    tf.nest.map_structure(
+                        lambda x: tf.reshape(x, [replicas, x.shape[0] // replicas, *x.shape[1:]]), batch
+                    )
                 )
             )
         return self.strategy.distribute_datasets_from_function(lambda context: batches)
