@@ -127,7 +127,7 @@ def _sections(result: dict) -> list[tuple[str, str, Table, str]]:
             "methods",
             "How the winner is taught",
             method_table(result),
-            f"Trained for {result['methods']['epochs']} epochs each, one seed: differences of a few tenths of a point "
+            "Trained for as long as the last round, one seed: differences of a few tenths of a point "
             "are chance.",
         ),
     ]
