@@ -32,6 +32,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
         expected = f"a number above seeds ({recipe.seeds}), or none"
         require(recipe.seeds < recipe.max_seeds <= MOST_SEEDS, "max_seeds", expected, recipe.max_seeds)
     require(0 < recipe.margin < 1, "margin", "a share between 0 and 1", recipe.margin)
+    require(recipe.exports or not recipe.repair, "repair", "false without exports, the files to repair", recipe.repair)
     precision = recipe.teacher_precision
     ways = (*PRECISIONS, *LITERT)
     require(precision in (None, *ways), "teacher_precision", f"none or one of {', '.join(ways)}", precision)

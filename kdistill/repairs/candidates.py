@@ -67,8 +67,8 @@ class Case:
 class Candidate:
     """A file, and how far it is from the Keras model on the sample.
 
-    `error`: the mean square of the differences of its outputs, as a share of their variance; infinite for a file that
-    does not run. `agreement`: as in the check.
+    `error`: the share of noise in the power of an example's outputs, 0 to 1, its mean over examples, so that no outlier
+    outweighs the others; infinite for a file that does not run. `agreement`: as in the check.
     """
 
     tuning: Tuning
@@ -124,8 +124,10 @@ def _distance(case: Case, built: Built, path: Path) -> tuple[float, float]:
 def _error(received: np.ndarray, expected: np.ndarray) -> float:
     if received.shape != expected.shape or not np.isfinite(received).all():
         return np.inf
-    differences = received.astype(np.float64) - expected
-    return float(np.mean(differences**2) / max(float(np.var(expected)), 1e-30))
+    received, expected = (part.reshape(len(part), -1).astype(np.float64) for part in (received, expected))
+    noise = np.sum((received - expected) ** 2, axis=1)
+    signal = np.sum((expected - np.median(expected, axis=0)) ** 2, axis=1)
+    return float(np.mean(noise / (noise + signal + np.median(signal) + 1e-30)))
 
 
 def costly_layers(case: Case, tuning: Tuning) -> list[tuple[str, tuple[str, ...]]]:

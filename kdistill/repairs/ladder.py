@@ -24,7 +24,7 @@ from kdistill.recipe.values import as_dict
 from kdistill.repairs.attempts import Step, Steps, attempt, digest_of, refused_attempt, sentence, summary
 from kdistill.repairs.candidates import COUNTS, Case, best_of, candidate, costly_layers, usual_or
 from kdistill.repairs.unrolled import unrolled
-from kdistill.tflite.activation_ranges import EXTREMES, PERCENTILE, SQUARED_ERROR
+from kdistill.tflite.activation_ranges import EXTREMES, KINDS, SQUARED_ERROR
 from kdistill.tflite.interpreter import File
 
 IMAGES = 2000  # calibration examples of other ranges
@@ -161,8 +161,7 @@ class Ladder:
             raise self._failure() from error
 
     def _other_ranges(self) -> dict | None:
-        ranges = (EXTREMES, SQUARED_ERROR, PERCENTILE)
-        return self._choose([Tuning(images=IMAGES, ranges=kind) for kind in ranges], "better calibration")
+        return self._choose([Tuning(images=IMAGES, ranges=kind) for kind in KINDS], "better calibration")
 
     def _equal_channels(self) -> dict | None:
         ranges = (EXTREMES, SQUARED_ERROR)
@@ -351,11 +350,9 @@ def int8_throughout(profile: Profile) -> str:
 
 def _words(tuning: Tuning) -> str:
     """The ranges of a tuning in words."""
-    return {
-        EXTREMES: f"smallest and largest numbers on up to {tuning.images:,} examples",
-        SQUARED_ERROR: f"ranges of the least squared error on up to {tuning.images:,} examples",
-        PERCENTILE: f"ranges without 0.1 % of the numbers at each end, on up to {tuning.images:,} examples",
-    }[tuning.ranges]
+    ranges = {EXTREMES: "smallest and largest numbers", SQUARED_ERROR: "ranges of the least squared error"}
+    text = ranges.get(tuning.ranges) or f"ranges without {tuning.ranges} of the numbers at each end"
+    return f"{text}, on up to {tuning.images:,} examples"
 
 
 def repair_profiles(

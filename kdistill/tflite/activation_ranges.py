@@ -13,9 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 from kdistill.tflite import flatbuffer
 from kdistill.tflite.interpreter import open_interpreter, operator_details, signature_names
 
-EXTREMES, SQUARED_ERROR, PERCENTILE = "extremes", "squared error", "percentile"
-KINDS = (EXTREMES, SQUARED_ERROR, PERCENTILE)
-SHARE = 0.001  # of the numbers that a range by percentile cuts off, at each end
+EXTREMES, SQUARED_ERROR = "extremes", "squared error"
+SHARES = {"0.1 %": 0.001, "1 %": 0.01}  # of the numbers that such a range cuts off at each end
+KINDS = (EXTREMES, SQUARED_ERROR, *SHARES)
 BINS = 8192
 LEVELS = 255  # steps of int8
 FACTORS = np.geomspace(1.0, 1e-3, 61)  # of an end of the range that are tried
@@ -69,15 +69,15 @@ def activations_of(content: bytes, batches: Batches, distributions: bool = True)
 def set_ranges(model: schema.ModelT, activations: dict[int, Activation], kind: str) -> None:
     """Writes the ranges of activations into a calibrated model, in place of those that it has.
 
-    Inputs and outputs keep their extremes: a pixel that is cut off is lost, and so is the order of two logits.
+    Inputs keep their extremes: a pixel that is cut off is lost.
     """
     graph = model.subgraphs[0]
-    ends = {int(index) for index in (*graph.inputs, *graph.outputs)}
+    inputs = {int(index) for index in graph.inputs}
     for index, activation in activations.items():
         quantization = graph.tensors[index].quantization
         if quantization is None or quantization.min is None or not len(quantization.min):
             continue
-        low, high = range_of(activation, EXTREMES if index in ends else kind)
+        low, high = range_of(activation, EXTREMES if index in inputs else kind)
         quantization.min, quantization.max = np.asarray([low], np.float32), np.asarray([high], np.float32)
 
 
@@ -87,8 +87,8 @@ def range_of(activation: Activation, kind: str) -> tuple[float, float]:
     if kind == EXTREMES or not activation.counts.sum():
         return low, high
     edges = np.linspace(activation.low, activation.high, BINS + 1)
-    if kind == PERCENTILE:
-        return _percentiles(activation, edges, low, high)
+    if kind in SHARES:
+        return _percentiles(activation, edges, SHARES[kind], low, high)
     centers = (edges[:-1] + edges[1:]) / 2
 
     def error(ends: tuple[float, float]) -> float:
@@ -110,12 +110,14 @@ def _squared_error(counts: np.ndarray, centers: np.ndarray, low: float, high: fl
     return float(inside * ((high - low) / LEVELS) ** 2 / 12 + np.sum(counts * cut_off**2))
 
 
-def _percentiles(activation: Activation, edges: np.ndarray, low: float, high: float) -> tuple[float, float]:
+def _percentiles(
+    activation: Activation, edges: np.ndarray, cut_off: float, low: float, high: float
+) -> tuple[float, float]:
     counts = activation.counts.copy()
     zero = int(np.clip(np.searchsorted(edges, 0.0, "right") - 1, 0, BINS - 1))
     counts[zero] += activation.zeros
     share = np.cumsum(counts) / counts.sum()
-    first, last = int(np.argmax(share > SHARE)), int(np.argmax(share >= 1 - SHARE))
+    first, last = int(np.argmax(share > cut_off)), int(np.argmax(share >= 1 - cut_off))
     return max(low, min(float(edges[first]), 0.0)), min(high, max(float(edges[last + 1]), 0.0))
 
 

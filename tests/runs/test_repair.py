@@ -6,7 +6,9 @@ import json
 import keras
 import pytest
 
+from kdistill.errors import InputError
 from kdistill.recipe import Network
+from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.overrides import override
 from kdistill.recipe.values import as_dict, from_dict
@@ -24,6 +26,8 @@ def test_the_key_is_written_where_it_is_on():
     on = override(SMOKE, ["repair=true"])
     assert on.repair is True and as_dict(on)["repair"] is True
     assert from_dict(type(on), as_dict(on)).repair is True and from_dict(type(on), as_dict(SMOKE)).repair is False
+    with pytest.raises(InputError, match="'repair' expects false without exports"):
+        check_recipe(dataclasses.replace(on, exports=()))
 
 
 @pytest.mark.slow

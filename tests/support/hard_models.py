@@ -45,16 +45,16 @@ def outliers(name: str = "outliers") -> keras.Model:
     """A power of the activations: a rare bright image makes the range of all others tiny."""
     keras.utils.set_random_seed(0)
     image = keras.Input((12, 12, 1))
-    x = layers.Conv2D(8, 3, strides=3, activation="relu", name="first")(layers.Rescaling(1 / 255)(image))
+    x = layers.Conv2D(8, 3, strides=3, activation="relu", name="first")(layers.Rescaling(1 / 50)(image))
     x = layers.Multiply(name="square")([x, x])
     x = layers.Multiply(name="fourth")([x, x])
     return fitted(layers.Flatten()(x), image, name, dim(300, seed=1))
 
 
 def dim(count: int, seed: int = 0, bright: int = 0) -> Examples:
-    """Corners in a third of the brightness, but for the first images."""
+    """Corners in a fifth of the brightness, but for the first images."""
     examples = corners(count, seed)
-    images = examples.images // 3
+    images = examples.images // 5
     images[:bright] = 255
     return Examples(images, examples.labels)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdistill.tflite.activation_ranges import EXTREMES, LEVELS, PERCENTILE, SQUARED_ERROR, Activation, range_of
+from kdistill.tflite.activation_ranges import EXTREMES, LEVELS, SQUARED_ERROR, Activation, range_of
 
 
 def activation(values: np.ndarray) -> Activation:
@@ -46,11 +46,11 @@ def test_the_squared_error_is_near_the_least_one(kind):
         assert (low, high) == pytest.approx(extremes, abs=0.02)
 
 
-def test_percentiles_cut_a_thousandth_off_at_each_end():
+def test_percentiles_cut_a_share_off_at_each_end():
     values = np.arange(-5_000, 5_000, dtype=np.float64).reshape(-1, 1)
-    low, high = range_of(activation(values), PERCENTILE)
-    assert (low, high) == pytest.approx((-4_990, 4_990), abs=4)
-    assert range_of(activation(np.zeros((10, 1))), PERCENTILE) == (0.0, 0.0)
+    assert range_of(activation(values), "0.1 %") == pytest.approx((-4_990, 4_990), abs=4)
+    assert range_of(activation(values), "1 %") == pytest.approx((-4_900, 4_900), abs=4)
+    assert range_of(activation(np.zeros((10, 1))), "1 %") == (0.0, 0.0)
 
 
 def test_batches_add_up():
