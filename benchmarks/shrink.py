@@ -43,13 +43,14 @@ def student_epochs(result: dict) -> int:
 
 def random_students(folder: Path, count: int, seed: int) -> list[Candidate]:
     """Students of random shapes and widths, up to the widest of each shape that fits."""
-    rows = read_json(folder / "fit.json", {"candidates": [list]})["candidates"]
-    rows = [row for row in rows if row[0] in FAMILIES]
+    rows = read_json(folder / "fit.json", {"candidates": [dict]})["candidates"]
+    rows = [row for row in rows if row["family"] in FAMILIES]
     random = np.random.default_rng(seed)
     students = {}
     while len(students) < count:
-        family, widest, depth, reduce = rows[random.integers(len(rows))]
-        student = Candidate(FAMILIES[family], int(random.integers(1, widest + 1)), depth, reduce)
+        row = rows[random.integers(len(rows))]
+        width = int(random.integers(1, row["width"] + 1))
+        student = Candidate(FAMILIES[row["family"]], width, row["depth"], row["reduce"])
         students[student.name] = student
     return list(students.values())
 

@@ -8,6 +8,8 @@ from kdistill.report import page
 from kdistill.report.html import document, note, part, table
 from kdistill.report.markdown import Table, markdown_table, provenance_lines
 
+AGAINST = "Against its control:"
+
 
 def pareto_table(result: dict) -> Table:
     """The checked files, the smallest first: accuracy on validation images against bytes, arena and time."""
@@ -68,7 +70,7 @@ def summary(result: dict) -> list[str]:
             "agreement with the teacher."
         )
     if result["verdict"]:
-        lines.append(f"Against its control: {result['verdict']['sentence']}")
+        lines.append(f"{AGAINST} {result['verdict']['sentence']}")
     return lines
 
 
@@ -86,21 +88,18 @@ def to_markdown(result: dict) -> str:
     for sentence in summary(result):
         lines += [sentence, ""]
     for _, title, content, text in _sections(result):
-        lines += [f"## {title}", "", *markdown_table(content), "", *([text, ""] if text else [])]
+        lines += [f"## {title}", "", *markdown_table(content), "", text, ""]
     lines += [f"- Command: `{result['command']}`", f"- Data: {result['data']['source']}", *provenance_lines(result), ""]
     return "\n".join(lines)
 
 
 def render(result: dict) -> str:
     """The page."""
-    first, *others = summary(result)
-    top = part("best", result["winner"], first, template="run.html")
+    lines = [line for line in summary(result) if not line.startswith(AGAINST)]
+    top = part("best", result["winner"], " ".join(lines), template="run.html")
     if result["verdict"]:
         top = page.verdict_card(result) + top
-    sections = [
-        (name, title, table(*content, title) + note(text or " ".join(others[:1])))
-        for name, title, content, text in _sections(result)
-    ]
+    sections = [(name, title, table(*content, title) + note(text)) for name, title, content, text in _sections(result)]
     sections.append(("origin", "Recipe and origin", page.origin(result)))
     title = f"kdistill shrink: {result['winner']}"
     return document("shrink", result["profile"], top, sections, title=title, numbers="shrink.json")
@@ -127,8 +126,7 @@ def _sections(result: dict) -> list[tuple[str, str, Table, str]]:
             "methods",
             "How the winner is taught",
             method_table(result),
-            "Trained for as long as the last round, one seed: differences of a few tenths of a point "
-            "are chance.",
+            "Trained for as long as the last round, one seed: differences of a few tenths of a point are chance.",
         ),
     ]
 

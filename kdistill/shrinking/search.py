@@ -7,18 +7,20 @@ of its own length: a student whose learning rate is still high says little.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping as AnyMapping
 
 import numpy as np
 
 from kdistill.data import few_labels
-from kdistill.data.batches import steps_per_epoch
+from kdistill.data.batches import evaluation_batches, steps_per_epoch
 from kdistill.distillation.distiller import Distiller, from_recipe
 from kdistill.evaluation import diagnostics
 from kdistill.networks import saving
 from kdistill.recipe import Distill, Network, Recipe, Term
 from kdistill.runs.arms import Arms
 from kdistill.runs.teaching import Teaching
+from kdistill.schema import Mapping
 from kdistill.shrinking.space import Candidate
 from kdistill.teachers.adapted import Adapted
 from kdistill.teachers.frozen import frozen
@@ -30,7 +32,8 @@ KEPT = 3  # of so many students one goes on to the next round, with so many time
 FIRST_EPOCHS = 1
 PROBE_STEPS = 10
 TRACING_SECONDS = 4.0  # of a student's first step, roughly
-RECORD = {"epochs": int, "seconds": float, "students": dict}
+SCORES = {"accuracy": (float, None), "nll": (float, None), "seconds": float, "epochs": int}
+RECORD = {"epochs": int, "seconds": float, "students": Mapping(SCORES)}  # of a stage
 Member = tuple[Network, Distill]  # a student and how it is taught
 
 
@@ -48,7 +51,7 @@ class Search:
         self.splits = few_labels.for_student(arms.splits)
         self.steps = steps_per_epoch(self.splits.train, arms.recipe.training.batch_size)
 
-    def train(self, stage: str, members: Mapping[str, Member], epochs: int) -> dict[str, dict]:
+    def train(self, stage: str, members: AnyMapping[str, Member], epochs: int) -> dict[str, dict]:
         """Trains students for so many epochs, side by side as far as the memory allows.
 
         Each is saved as `students/NAME.keras`. Returns by name accuracy and nll on the validation examples (None where
@@ -61,7 +64,7 @@ class Search:
             students |= self._train_part(f"{stage}-{place}" if len(names) > size else stage, part, epochs)
         return students
 
-    def _train_part(self, stage: str, members: Mapping[str, Member], epochs: int) -> dict[str, dict]:
+    def _train_part(self, stage: str, members: AnyMapping[str, Member], epochs: int) -> dict[str, dict]:
         folder, say = self.arms.folder, self.arms.say
         if folder.is_finished(stage):
             say(f"{stage}: already finished")
@@ -95,7 +98,7 @@ class Search:
         place = recipe, arms.splits, arms.folder, SINGLE_DEVICE, arms.say
         return Teaching(arms.models["teacher"], *place, foreign=arms.teaching.foreign)
 
-    def _group(self, members: Mapping[str, Member], teaching: Teaching, epochs: int) -> SideBySide:
+    def _group(self, members: AnyMapping[str, Member], teaching: Teaching, epochs: int) -> SideBySide:
         teacher = OncePerBatch(frozen(teaching.model))
         shown = Adapted(teacher, outputs="logits")  # whatever those of the teacher are, so that no student has to look
         training = _with_epochs(self.arms.recipe, epochs).training
@@ -110,7 +113,7 @@ class Search:
         student = self.arms.network(network, self.arms.recipe.seed)
         return from_recipe(distill, student, teacher, self.steps * epochs, self.splits.head)
 
-    def _models_that_fit(self, members: Mapping[str, Member], epochs: int) -> int:
+    def _models_that_fit(self, members: AnyMapping[str, Member], epochs: int) -> int:
         training = self.arms.recipe.training
         largest = max(members.values(), key=lambda member: self.arms.network(member[0], 0).count_params())
         model = side_by_side.compiled(self._distiller(largest, self.arms.teaching.model, epochs), training, self.steps)
@@ -129,8 +132,6 @@ class Search:
         group = self._group({"probe": member}, self.teaching(self.arms.recipe), 1)
         batch = min(self.arms.recipe.training.batch_size, len(self.splits.train))
         examples = self.splits.train.select(slice(batch))
-        from kdistill.data.batches import evaluation_batches
-
         dataset = evaluation_batches(examples, batch).repeat()
         group.train(iter(dataset), 1)  # traces
         started = time.perf_counter()
@@ -139,7 +140,7 @@ class Search:
 
 
 def halve(
-    search: Search, candidates: Mapping[str, Candidate], epochs: Callable[[int], int], distill: Distill
+    search: Search, candidates: AnyMapping[str, Candidate], epochs: Callable[[int], int], distill: Distill
 ) -> list[dict]:
     """The rounds, each a dict of `epochs` and `students` (scores by name, the best first).
 
@@ -172,7 +173,7 @@ def number_of_rounds(candidates: int) -> list[int]:
     return counts
 
 
-def ranked(students: Mapping[str, dict]) -> list[str]:
+def ranked(students: AnyMapping[str, dict]) -> list[str]:
     """The names, the best first: by accuracy, of equal ones by NLL; students whose loss was not finite are last."""
     return sorted(
         students,

@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as AnyMapping
 from pathlib import Path
 
 import keras
@@ -24,40 +25,33 @@ from kdistill.runs.folder import RunFolder, new_path
 from kdistill.runs.preflight import check_run
 from kdistill.runs.run import run
 from kdistill.runs.scores import check_classifies
+from kdistill.schema import Mapping, Whole
 from kdistill.shrinking import result as results
 from kdistill.shrinking.budget import Budget, check_budget, read_budget
 from kdistill.shrinking.examples import examples_of
 from kdistill.shrinking.fit import Ruler, describe, fitting, refusal
 from kdistill.shrinking.narrow import family_of
-from kdistill.shrinking.search import (
-    FIRST_EPOCHS,
-    KEPT,
-    TRACING_SECONDS,
-    Search,
-    halve,
-    methods,
-    number_of_rounds,
-    ranked,
-)
-from kdistill.shrinking.space import Candidate, families_for
+from kdistill.shrinking.plan import NARROWER, Plan
+from kdistill.shrinking.search import Search, halve, methods, ranked
+from kdistill.shrinking.space import WIDEST, Candidate, families_for
 from kdistill.shrinking.template import as_file, check_trained, teacher_network, template
 from kdistill.teachers.foreign import failures_as_messages
 from kdistill.teachers.input_range import little_above_chance
 from kdistill.training.strategy import SINGLE_DEVICE
 
 CHECKED = 1000  # validation examples on which the teacher is checked
-NARROWER = (0.75, 0.5)  # of the winner's width: the files that show what fewer bytes cost
 COMPACT_BELOW = 1 << 16  # bytes; in smaller files names and metadata take a large share
-FINISHING_SECONDS = 90.0  # exports, measurements and pages at the end, roughly
-SAFETY = 0.85  # the share of the hours that is planned
+COSTS = {"parameters": Whole(1), "bytes": Whole(1), "arena": (Whole(), None), "microseconds": (float, None)}
+SIZES = {"family": str, "width": Whole(1, WIDEST), "depth": Whole(1, WIDEST), "reduce": Whole(1, WIDEST)}
+FIT = {"budget": dict, "costs": Mapping({**COSTS, "container": int, "exact": bool}), "candidates": [SIZES]}  # fit.json
 
 
 @failures_as_messages()
 def shrink(
     teacher: str | Path | Network,
     data="mnist",
-    profile: str = "npu",
-    budget: Budget | Mapping | str | int | None = None,
+    profile: str | Path = "npu",
+    budget: Budget | AnyMapping | str | int | None = None,
     *,
     out: str | Path | None = None,
     data_dir: str | Path | None = None,
@@ -111,6 +105,12 @@ def shrink(
     """
     started = time.monotonic()
     budget = read_budget({} if budget is None else budget)
+    if not isinstance(profile, (str, Path)):
+        raise InputError(
+            f"profile expects the name of a profile or the path of a .py file, for the recipe of the winner; "
+            f"received {profile!r}."
+        )
+    profile = str(profile)
     if budget.max_bytes and budget.max_bytes <= COMPACT_BELOW and not profile.endswith(COMPACT):
         profile += COMPACT
     chosen = load_profile(profile)
@@ -173,84 +173,6 @@ def shrink(
         return {**result, "folder": str(folder.path)}
 
 
-class Plan:
-    """How long each round trains: from the hours, if there are any, and the time that the first round took.
-
-    What was planned is kept in the folder, so that a resumed search has the same rounds.
-    """
-
-    def __init__(self, search: Search, candidates: Mapping[str, Candidate], budget: Budget, started: float):
-        self.search, self.candidates, self.budget, self.started = search, candidates, budget, started
-        self.recipe, self.folder, self.say = search.arms.recipe, search.arms.folder, search.arms.say
-        self.counts = number_of_rounds(len(candidates))
-        self.most = self.recipe.training.epochs
-        self.seconds_per_epoch = 0.0  # of one student
-
-    def announce(self) -> None:
-        """States the number of candidates and the time. Raises `InputError` if the hours are too few for one round."""
-        if self.folder.is_finished("round-1") or any(self.folder.path.glob("checkpoints/round-1*/finished.json")):
-            return
-        largest = next(iter(self.candidates.values()))
-        step = self.search.seconds_per_step((largest.network, self.recipe.distill))
-        self.seconds_per_epoch = step * self.search.steps
-        least, likely = self.seconds(1), self.seconds(self.most)
-        text = f"{len(self.candidates)} students fit and will be trained, in rounds of {_listed(self.counts)}"
-        if not self.budget.hours:
-            self.say(f"{text}. This takes about {_duration(likely)}; --hours limits it.")
-            return
-        left = self.left()
-        if least > left:
-            needed = math.ceil((least + time.monotonic() - self.started) / SAFETY / 36) / 100
-            raise InputError(
-                f"--hours {self.budget.hours:g} is too little for one round: {len(self.candidates)} students, and the "
-                f"winner with {self.recipe.seeds} seeds and controls for one epoch, take about {needed:g} hours here. "
-                "Give that, fewer --seeds, or fewer families (--family)."
-            )
-        self.say(f"{text}, within {self.budget.hours:g} hours.")
-
-    def left(self) -> float:
-        """Seconds that may be planned from now on."""
-        return SAFETY * 3600 * self.budget.hours - (time.monotonic() - self.started)
-
-    def seconds(self, epochs: int, begin: int = 0) -> float:
-        """The time from this round on, where the winner trains for so many epochs."""
-        students, passes = 0, 0.0
-        for place in range(begin, len(self.counts)):
-            students += self.counts[place]
-            passes += self.counts[place] * self._epochs_of(place, epochs)
-        others = len(methods(self.recipe.distill, len(self.search.splits.class_names))) - 1 + len(NARROWER)
-        students += others + 2
-        passes += others * self._epochs_of(len(self.counts) - 1, epochs) + 2 * self.recipe.seeds * epochs
-        return passes * self.seconds_per_epoch + students * TRACING_SECONDS + FINISHING_SECONDS
-
-    def epochs(self, place: int) -> int:
-        """The epochs of a round, from 0 on."""
-        if place == 0 and len(self.counts) > 1:
-            return FIRST_EPOCHS
-        return self._epochs_of(place, self.final())
-
-    def final(self) -> int:
-        """The epochs of the winner; decided once, before the second round."""
-        return int(self.folder.choice("plan", "epochs", lambda: str(self._final())))
-
-    def _final(self) -> int:
-        if not self.budget.hours:
-            return self.most
-        record = self.folder.path / "checkpoints" / "round-1" / "finished.json"
-        if record.exists():
-            seconds = self.folder.record("round-1", {"seconds": float})["seconds"] / len(self.candidates)
-            self.seconds_per_epoch = max(seconds - TRACING_SECONDS, self.seconds_per_epoch / 2, seconds / 10)
-        left, begin = self.left(), 1 if len(self.counts) > 1 else 0
-        epochs = max([count for count in range(1, self.most + 1) if self.seconds(count, begin) <= left], default=1)
-        self.say(f"The winner will be trained for {epochs} of {self.most} epochs, to end within the hours.")
-        return epochs
-
-    def _epochs_of(self, place: int, final: int) -> int:
-        if place == 0 and len(self.counts) > 1:
-            return FIRST_EPOCHS
-        return max(1, final // KEPT ** (len(self.counts) - place))
-
-
 def _check_teacher(recipe: Recipe, splits: Splits, budget: Budget, download: bool) -> tuple[keras.Model, float]:
     """The teacher and its accuracy on validation examples. Raises `InputError` if it is near chance."""
     if recipe.teacher.file:
@@ -292,7 +214,7 @@ def _candidates(ruler: Ruler, families, path: Path, resume: bool, say) -> dict[s
     """The students that fit, by name: those that an earlier session has measured, or measured now."""
     record = path / "fit.json"
     if resume and record.exists():
-        content = files.read_json(record, {"budget": dict, "costs": dict, "candidates": [list]})
+        content = files.read_json(record, FIT)
         if content["budget"] != ruler.budget.as_dict():
             raise InputError(
                 f"The search in '{path}' was started with another budget: {content['budget']}. Give the same, or a new "
@@ -300,9 +222,12 @@ def _candidates(ruler: Ruler, families, path: Path, resume: bool, say) -> dict[s
             )
         ruler.costs |= content["costs"]
         by_name = {family.name: family for family in families}
-        if all(len(row) == 4 and row[0] in by_name for row in content["candidates"]):
-            rows = [Candidate(by_name[name], *sizes) for name, *sizes in content["candidates"]]
-            return {candidate.name: candidate for candidate in rows}
+        rows = [
+            (by_name.get(row["family"]), row["width"], row["depth"], row["reduce"]) for row in content["candidates"]
+        ]
+        known = {row[0] and Candidate(*row).name: Candidate(*row) for row in rows}
+        if known and None not in known and set(known) <= set(ruler.costs):
+            return known
     say(f"Students within {ruler.budget.text()} for {ruler.profile.name}, converted and run untrained:")
     candidates, narrowest = fitting(ruler, families, say)
     if not candidates:
@@ -310,9 +235,12 @@ def _candidates(ruler: Ruler, families, path: Path, resume: bool, say) -> dict[s
     return {candidate.name: candidate for candidate in candidates}
 
 
-def _keep(folder: RunFolder, budget: Budget, candidates: Mapping[str, Candidate], ruler: Ruler) -> None:
+def _keep(folder: RunFolder, budget: Budget, candidates: AnyMapping[str, Candidate], ruler: Ruler) -> None:
     """Keeps what was measured, for a resumed search."""
-    rows = [[one.family.name, one.width, one.depth, one.reduce] for one in candidates.values()]
+    rows = [
+        {"family": one.family.name, "width": one.width, "depth": one.depth, "reduce": one.reduce}
+        for one in candidates.values()
+    ]
     content = {"budget": budget.as_dict(), "costs": ruler.costs, "candidates": rows}
     files.write_text(folder.path / "fit.json", json.dumps(content, indent=1) + "\n")
 
@@ -369,13 +297,5 @@ def _check_result(result: dict, budget: Budget, folder: Path) -> None:
 def _input_bytes(splits: Splits, profile: Profile) -> int:
     """The bytes of one input in the type of the file."""
     shape = splits.input_shape
-    shapes = shape.values() if isinstance(shape, Mapping) else [shape]
+    shapes = shape.values() if isinstance(shape, AnyMapping) else [shape]
     return sum(map(math.prod, shapes)) * (4 if profile.input_type == "float32" else 1)
-
-
-def _listed(counts: Sequence[int]) -> str:
-    return ", ".join(map(str, counts))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"

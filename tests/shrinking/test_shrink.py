@@ -55,6 +55,8 @@ def test_what_cannot_work_is_refused_before_anything_trains(rows, tmp_path):
         ("6kB", {"families": ("resnet",)}, "families for rows of numbers are dense"),
         ("6kB", {"resume": True}, "no run to resume"),
     ]
+    with pytest.raises(InputError, match="profile expects the name"):
+        kdistill.shrink(rows[1], {}, kdistill.load_profile("npu"), "6kB", out=out)
     for budget, options, message in cases:
         with pytest.raises(InputError, match=message):
             search(rows, out, budget, **narrow | options)
