@@ -1,4 +1,4 @@
-"""Images per second from a folder of JPEGs at 224 pixels: kdistill's pipeline against plain `tf.data`.
+"""Images per second from JPEGs at 224 pixels, and from arrays: kdistill's pipeline against plain `tf.data`.
 
     python benchmarks/input_pipeline.py [--images 608] [--repeats 7]
 
@@ -6,10 +6,14 @@ Makes its own JPEGs, 320x256 to 500x375. "plain" reads, decodes and resizes the 
 there are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is the same with AUTOTUNE, as in
 TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see
 `kdistill.data.batches.without_autotuning`). "evaluation" does what a run does (the middle square, padding, weights),
-"training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet. All read the
-same files. They take turns in one process, building the data set is part of the time, and every ratio is of neighbors
-in time; the median counts. The processor's time says the same on a machine that has other work. Exit status 1 if
-evaluation or training has less than 0.9 of plain's images per second.
+"training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet; "kept" is
+training on decoded images that stay in memory, as those of a small folder do. All read the same files.
+
+Arrays are 20,000 images of 32x32, in batches of 128: "plain" gathers the batches of a shuffled order; the others also
+flip and shift: "keras" with RandomFlip and RandomTranslation, "tf.image" image by image, "ours" as a run does. They
+take turns in one process, building the data set is part of the time, and every ratio is of neighbors in time; the
+median counts. The processor's time says the same on a machine that has other work. Exit status 1 if evaluation or
+training has less than 0.9 of plain's images per second.
 """
 
 import sys
@@ -55,11 +59,11 @@ def plain(paths: list[str], autotuned: bool):
     return without_autotuning(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(PREFETCH))
 
 
-def measured(build) -> tuple[float, float]:
+def measured(build, size: int = BATCH) -> tuple[float, float]:
     """Images per second of wall time, and of the processor's time, of the batches that `build` returns."""
     images, wall, work = 0, time.perf_counter(), time.process_time()
     for batch in build():
-        images += int((batch[2] > 0).numpy().sum()) if isinstance(batch, tuple) and len(batch) == 3 else BATCH
+        images += int((batch[2] > 0).numpy().sum()) if isinstance(batch, tuple) and len(batch) == 3 else size
     return images / (time.perf_counter() - wall), images / (time.process_time() - work)
 
 
@@ -70,7 +74,7 @@ def main() -> int:
     from kdistill.cli.app import import_tensorflow
 
     import_tensorflow()
-    from kdistill.data import batches, splits
+    from kdistill.data import batches, lazy_images, splits
     from kdistill.recipe import Data
 
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
@@ -79,7 +83,10 @@ def main() -> int:
         test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
-        rates = {name: [] for name in ("plain", "autotuned", "evaluation", "training", "augmented")}
+        lazy_images.KEPT_BYTES = 0  # the images above stay in their files
+        test, kept = splits.load(settings, Path(folder), say=lambda text: None).test, test
+        names = ("plain", "autotuned", "evaluation", "training", "augmented", "kept")
+        rates = {name: [] for name in names}
         for turn in range(options.repeats + 1):
             kinds = {
                 "plain": lambda: plain(paths, autotuned=False),
@@ -87,24 +94,84 @@ def main() -> int:
                 "evaluation": lambda: batches.evaluation_batches(test, BATCH),
                 "training": lambda turn=turn: batches.training_batches(test, settings, BATCH, 0, turn),
                 "augmented": lambda turn=turn: batches.training_batches(test, augmented, BATCH, 0, turn),
+                "kept": lambda turn=turn: batches.training_batches(kept, settings, BATCH, 0, turn),
             }
             for name in list(kinds) if turn % 2 else reversed(kinds):
                 value = measured(kinds[name])
                 if turn:  # the first turn warms up
                     rates[name].append(value)
+    wall_ratios = stated(rates, "plain")
+    print("arrays, 32x32, flips and shifts")
+    of_arrays = measured_arrays(options.repeats)
+    stated(of_arrays, "plain arrays")
+    wall_ratios |= {f"{name} / keras": ratio for name, ratio in stated(of_arrays, "keras").items() if name != "keras"}
+    title = "Input pipeline: images per second, JPEGs at 224 pixels over plain tf.data, arrays over Keras's layers"
+    result = {"images_per_second": rates, "of_arrays": of_arrays}
+    save("input_pipeline", result, options.out, wall_ratios, title, "times")
+    return int(min(wall_ratios["evaluation"], wall_ratios["training"]) < LEAST)
+
+
+def measured_arrays(repeats: int) -> dict[str, list]:
+    """As `measured`, by side, of images in memory."""
+    import keras
+    import tensorflow as tf
+
+    from kdistill.data import batches
+    from kdistill.data.splits import Examples
+    from kdistill.recipe import Data
+
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8)
+    labels = random.integers(0, 10, len(pixels)).astype(np.int32)
+    examples, settings, size = Examples(pixels, labels), Data("arrays", flip=True, shift=4), 128
+    all_pixels, all_labels = tf.constant(pixels), tf.constant(labels)
+    layers = keras.Sequential(
+        [
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.RandomTranslation(1 / 8, 1 / 8, fill_mode="constant", interpolation="nearest"),
+        ]
+    )
+
+    def gathered(change):
+        order = random.permutation(len(pixels))[: len(pixels) // size * size].reshape(-1, size)
+        data = tf.data.Dataset.from_tensor_slices(order).map(
+            lambda places: (change(tf.cast(tf.gather(all_pixels, places), tf.float32)), tf.gather(all_labels, places)),
+            num_parallel_calls=batches.PARALLEL_BATCHES,
+        )
+        return batches.without_autotuning(data.prefetch(batches.PREFETCH))
+
+    def cropped(image):
+        moved = tf.image.random_crop(tf.pad(image, [[4, 4], [4, 4], [0, 0]]), (32, 32, 3))
+        return tf.image.random_flip_left_right(moved)
+
+    kinds = {
+        "plain arrays": lambda turn: gathered(lambda images: images),
+        "keras": lambda turn: gathered(lambda images: layers(images, training=True)),
+        "tf.image": lambda turn: gathered(lambda images: tf.map_fn(cropped, images)),
+        "ours": lambda turn: batches.training_batches(examples, settings, size, 0, turn),
+    }
+    rates = {name: [] for name in kinds}
+    for turn in range(repeats + 1):
+        for name in list(kinds) if turn % 2 else reversed(kinds):
+            value = measured(lambda name=name, turn=turn: kinds[name](turn), size)
+            if turn:  # the first turn warms up
+                rates[name].append(value)
+    return rates
+
+
+def stated(rates: dict[str, list], base: str) -> dict[str, float]:
+    """Prints rates and their ratios to one side; returns the median ratios."""
     wall_ratios = {}
     for name, values in rates.items():
         wall, work = np.array(values).T
-        walls, works = (np.divide(values, rates["plain"])).T
+        walls, works = (np.divide(values, rates[base])).T
         wall_ratios[name] = np.median(walls)
         print(
-            f"{name:<10} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to plain "
+            f"{name:<10} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to {base} "
             f"{np.median(walls):.2f} ({walls.min():.2f} to {walls.max():.2f}); for each second of the processor "
-            f"{np.median(work):.0f}, to plain {np.median(works):.2f} ({works.min():.2f} to {works.max():.2f})"
+            f"{np.median(work):.0f}, to {base} {np.median(works):.2f} ({works.min():.2f} to {works.max():.2f})"
         )
-    title = "Input pipeline, JPEGs at 224 pixels: images per second, ours over plain tf.data"
-    save("input_pipeline", {"images_per_second": rates}, options.out, wall_ratios, title, "times")
-    return int(min(wall_ratios["evaluation"], wall_ratios["training"]) < LEAST)
+    return wall_ratios
 
 
 if __name__ == "__main__":

@@ -102,7 +102,10 @@ def training_batches(
     order = epoch_order(seed, epoch, len(examples))
     indexes = {step: order[step * batch_size + used] for step in steps}
     images, is_image = examples.inputs, are_images(examples.inputs)
-    shape, encoded = images.shape[1:] if is_image else (), isinstance(images, EncodedImages)
+    shape = images.shape[1:] if is_image else ()
+    if data.crop_area == 1:
+        images = _decoded(images)
+    encoded = isinstance(images, EncodedImages)
     crop_windows = data.crop_area < 1 and not encoded  # encoded images are cropped while they are decoded
 
     def plan() -> Iterator[tuple]:
@@ -169,7 +172,7 @@ def evaluation_batches(
     The last batch is padded with images of label -1 and weight 0, which metrics ignore: TensorFlow would trace a batch
     of another shape again, and an empty batch on a replica crashes. `teacher_logits`: as in `training_batches`.
     """
-    padding, images = -len(examples) % batch_size, examples.inputs
+    padding, images = -len(examples) % batch_size, _decoded(examples.inputs)
     labels = map_arrays(lambda array: _padded(array, padding, -1), examples.labels)
     weights = np.concatenate([np.ones(len(examples), np.float32), np.zeros(padding, np.float32)])
     if isinstance(images, EncodedImages):
@@ -193,6 +196,11 @@ def evaluation_batches(
 
     batches = tf.data.Dataset.zip((batches, extras))
     return without_autotuning(batches.map(finish).prefetch(PREFETCH))
+
+
+def _decoded(images):
+    """The pixels of encoded images that are in memory; other inputs as they are."""
+    return images.pixels if isinstance(images, EncodedImages) and images.pixels is not None else images
 
 
 def _padded(array: np.ndarray, count: int, value: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from support.image_files import COLORS, content, folders
 from support.image_files import image as picture_of
 
-from kdistill.data import augmentation
+from kdistill.data import augmentation, lazy_images
 from kdistill.data.batches import epoch_order, evaluation_batches, training_batches
 from kdistill.data.lazy_images import center_crop_boxes
 from kdistill.data.splits import Examples, load
@@ -63,6 +63,24 @@ def test_augmentation_changes_with_seed_epoch_and_position():
     assert not any(np.array_equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 2), (28, 28, 1), (300, 4, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_shifts_and_flips_move_whole_pixels(shape, dtype, flip):
+    """Every pixel is that of NumPy, bit by bit, at every shift."""
+    count, shift = 64, 4
+    images = (np.random.default_rng(0).random((count, *shape)) * 256).astype(dtype)
+    key = tf.constant([3, 4])
+    found = augmentation.augment(tf.constant(images), Data(shift=shift, flip=flip), key).numpy()
+    draws = tf.random.stateless_uniform([3, count], key).numpy()
+    padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    for place in range(count):
+        down, right = (int(draws[axis, place] * np.float32(2 * shift + 1)) for axis in (0, 1))
+        expected = padded[place, down : down + shape[0], right : right + shape[1]]
+        expected = expected[:, ::-1] if flip and draws[2, place] < 0.5 else expected
+        np.testing.assert_array_equal(found[place], expected.astype(np.float32))
+
+
 def test_shifts_are_uniform_and_lose_nothing_but_the_edge():
     image = np.zeros((1, 9, 9, 1), np.uint8)
     image[0, 4, 4] = 200
@@ -106,8 +124,16 @@ ENCODED = Data("image_folder", image_size=SIDE, validation=0.34)
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory):
-    return load(ENCODED, folders(tmp_path_factory.mktemp("images")), say=lambda text: None)
+def image_folder(tmp_path_factory):
+    return folders(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def splits(image_folder):
+    """Images that stay in their files, as those of a large data set do."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(lazy_images, "KEPT_BYTES", 0)
+        return load(ENCODED, image_folder, say=lambda text: None)
 
 
 def both(splits):
@@ -186,6 +212,36 @@ def test_encoded_images_give_what_arrays_give(splits):
             np.testing.assert_array_equal(a, b)
     assert evaluation_batches(encoded, 6).cardinality() == 3
     assert training_batches(encoded, data, 5, 0, 0).cardinality() == 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"shift": 2, "flip": True, "mixup": 0.4}, ALL], ids=str)
+def test_few_images_stay_in_memory_and_give_what_files_give(splits, image_folder, changes, monkeypatch):
+    """The same bits, whole and in parts; of random parts the files are read, and only then."""
+    said, data = [], dataclasses.replace(ENCODED, **changes)
+    monkeypatch.setattr(lazy_images, "STATED_BYTES", 1000)
+    kept = load(ENCODED, image_folder, say=said.append)
+    stated = [text for text in said if text.endswith("decoded images stay in memory, 0.0184 MB")]
+    assert (
+        len(stated) == 2
+        and stated[0].startswith("24 ")
+        and kept.fingerprint == splits.fingerprint
+        and kept.train.images.pixels is not None
+    )
+    reads = []
+    content = type(kept.train.images.store).content
+    monkeypatch.setattr(type(kept.train.images.store), "content", lambda *pair: reads.append(1) or content(*pair))
+    found = epoch_of(kept.train, data, first=1)
+    assert bool(reads) == ("crop_area" in changes)
+    assert same(found, epoch_of(splits.train, data, first=1))
+    for part in ((0, 2), (1, 2)):
+        pair = (training_batches(each.train, data, 5, 4, 0, 0, part) for each in (kept, splits))
+        assert same(*[[(x.numpy(), y.numpy()) for x, y in each] for each in pair])
+    for first, second in zip(*(evaluation_batches(each.validation, 6) for each in (kept, splits)), strict=True):
+        real = first[2] > 0
+        np.testing.assert_array_equal(first[0][real], second[0][real])
+        np.testing.assert_array_equal(first[1], second[1])
+    np.testing.assert_array_equal(kept.test.images[3:6], splits.test.images[3:6])
+    np.testing.assert_array_equal(kept.train.select([3, 1]).images[:], splits.train.images[np.array([3, 1])])
 
 
 def test_every_way_of_decoding_in_one_folder(tmp_path):

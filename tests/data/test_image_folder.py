@@ -147,6 +147,7 @@ def test_damaged_files_are_left_out_and_named(tmp_path):
 
 def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatch):
     monkeypatch.setattr(lazy_images, "CACHED_FROM", 5)
+    monkeypatch.setattr(lazy_images, "KEPT_BYTES", 0)
     monkeypatch.setenv("KDISTILL_CACHE", str(tmp_path / "cache"))
     folders(tmp_path / "a")
     whole = (tmp_path / "a/train/red/00.JPEG").read_bytes()
@@ -163,7 +164,10 @@ def test_what_was_found_damaged_is_kept_for_large_data_sets(tmp_path, monkeypatc
     assert "1 of 48 images cannot be decoded: train/red/00.JPEG" in messages[-1]
 
 
-def test_an_image_that_is_gone_later_is_named(tmp_path):
+def test_an_image_that_is_gone_later_is_named(tmp_path, monkeypatch):
+    """Unless it is in memory."""
+    assert load(folders(tmp_path / "small")).test.images.pixels.shape == (24, 16, 16, 3)
+    monkeypatch.setattr(lazy_images, "KEPT_BYTES", 0)
     splits = load(folders(tmp_path))
     name = os.fsdecode(splits.test.images.store.names[splits.test.images.indexes[0]])
     (tmp_path / name).unlink()
