@@ -183,6 +183,9 @@ RUNNING = [page for page in PAGES if page.name not in ELSEWHERE and any(block.pa
     "docs/howto/own-teacher.md",
     "docs/howto/phone.md",
     "docs/tutorial.md",
+    "docs/methods.md",
+    "docs/howto/resume.md",
+    "docs/howto/sweeps.md",
 )
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.relative_to(ROOT).as_posix())

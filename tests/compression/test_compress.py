@@ -91,6 +91,7 @@ def test_two_of_four_lies_along_the_input_channels(compressed):
     assert (np.count_nonzero(rows, axis=1) == 2).all()
 
 
+@pytest.mark.exhaustive
 def test_zeros_and_clusters_are_in_the_file(compressed):
     file = parse(compressed("pcqat").tflite())
     weights, floats = kernels_by_layer(file), float_operators_by_layer(file)
@@ -101,6 +102,7 @@ def test_zeros_and_clusters_are_in_the_file(compressed):
     assert np.mean(loose["plain"] == 0) < 0.2
 
 
+@pytest.mark.exhaustive
 def test_qat_alone_preserves_an_earlier_compression_and_says_so(compressed):
     lines = []
     before = compressed("prune_cluster").model

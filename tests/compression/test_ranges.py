@@ -100,14 +100,7 @@ def wrapped(student, data, batch_size=64):
     return network, batches_of(data, batch_size, 0, (None, *SHAPE), None)
 
 
-@pytest.mark.exhaustive(
-    "a softmax of wide logits",
-    "a sum of wide branches",
-    "adapted normalization, then wider",
-    "keras.applications: blue first, minus the mean",
-    "pixels as they are",
-    "tiny activations",
-)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_quantization_aware_training_keeps_what_a_student_knows(kind, tmp_path):
     keras.utils.set_random_seed(3)
@@ -374,6 +367,7 @@ def test_recurrent_layers_are_refused_before_any_training(name, scheme):
     assert "unroll=True" in message and message.endswith("or use 'prune' or 'cluster', which do not quantize.")
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_would_not_run_is_refused_before_any_training():
     """tfmot has no scheme for these, and the converter, or the interpreter, refuses them."""
     gamma = with_layer(L.Lambda(lambda x: tf.math.lgamma(x * x + 1.0), name="gamma"))

@@ -164,7 +164,7 @@ def test_the_converter_has_its_private_settings(tmp_path):
 
 def test_calibration_takes_500_images_at_most_evenly_spaced(model, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(convert, "convert", lambda model, profile, images, heads: seen.append(images) or b"no file")
+    monkeypatch.setattr(convert, "convert", lambda model, profile, images, *rest: seen.append(images) or b"no file")
     images = np.broadcast_to(np.arange(1001).reshape(-1, 1, 1, 1) / 10, (1001, 12, 12, 1))
     with pytest.raises(InputError):
         export(model, tmp_path, "npu", images)

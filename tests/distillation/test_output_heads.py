@@ -83,6 +83,7 @@ def test_twenty_steps_are_those_of_a_plain_loop_and_of_stored_outputs(name):
     assert expected < set(history)
 
 
+@pytest.mark.exhaustive("two_heads", "segmentation")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["segmentation", "multilabel", "two_heads"])
 def test_two_replicas_are_one_device(name):

@@ -46,7 +46,7 @@ def test_cifar10_smoke_from_the_binary_version(tmp_path):
     assert (tmp_path / "run" / "reference" / "student.tflite").stat().st_size > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_teacher_of_cifar10_tiny_trains_in_bfloat16(tmp_path):
     """Narrow, three steps: its whitening stays, all else learns; folded, it gives the same in float32."""
     recipe = load_recipe("cifar10", "tiny", ["teacher_training.epochs=1", "teacher_training.batch_size=16"])
@@ -95,7 +95,7 @@ def test_imagenet_smoke_from_folders_of_jpegs(tmp_path):
     assert found["quantization"] == "int8" and found["float_layers"] == []
 
 
-@pytest.mark.exhaustive("imagenet-vgg16")
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name,variant", [("imagenet", "vgg16"), ("imagenet", "default")])
 def test_the_teacher_of_imagenet_is_not_trained_but_has_its_weights(tmp_path, monkeypatch, name, variant):

@@ -105,6 +105,7 @@ def test_an_interrupted_repair_resumes_behind_the_last_finished_step(wide):
     assert [line.endswith("(finished before)") for line in wide["last"]] == [False, True, True]
 
 
+@pytest.mark.exhaustive
 def test_finished_steps_are_of_one_model_and_data(wide):
     folder = wide["folder"]
     other, lines = repair(wide["model"], folder / "parts", keep=folder / "keep", test=corners(200, seed=3))
@@ -121,6 +122,7 @@ def test_rare_outliers(tmp_path):
     assert " % of the numbers at each end" in result["attempts"][1]["action"]
 
 
+@pytest.mark.exhaustive
 def test_layers_in_float_where_the_profile_permits_them(tmp_path):
     model = shifted()
     result, _ = repair(model, tmp_path / "free", FREE)

@@ -105,6 +105,7 @@ def test_stages_train_on_the_stored_outputs_of_the_teacher(done, splits, recipe,
     assert records["qat"]["file"] and not records["qat"]["refused"]
 
 
+@pytest.mark.exhaustive
 def test_what_is_finished_is_not_done_again(done, recipe, splits, monkeypatch):
     arms, records = done
     monkeypatch.setattr(compressions, "compress", lambda *a, **k: pytest.fail("it is done already"))

@@ -15,6 +15,7 @@ from kdistill.recipe import Network, Recipe
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
 from kdistill.training import checkpoint
+from kdistill.training.strategy import SINGLE_DEVICE
 
 RECORD = {"seconds": 1.5, "steps": 3, "history": {"accuracy": [0.5, float("nan")]}}
 
@@ -161,7 +162,7 @@ def test_the_command_line_decides_where_the_cache_is(run, tmp_path, monkeypatch)
 
     with resume(run) as folder:
         teaching = object.__new__(Teaching)
-        teaching.folder, teaching.say = folder, said.append
+        teaching.folder, teaching.say, teaching.devices = folder, said.append, SINGLE_DEVICE
         teaching.recipe = Recipe("a", Network("lenet"), Network("small_cnn"))
         teaching._replay = replay
         for cache in ("auto", "off", "mine"):

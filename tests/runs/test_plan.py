@@ -75,6 +75,7 @@ def test_the_trial_trains_what_a_run_trains_for_a_part_of_the_epochs(planned):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_forecast_follows_from_scatter_and_seconds(planned):
     result, _ = planned
     models, deviation = result["models"], max(result["scatter"]["difference"], 1 / result["data"]["test"])

@@ -87,6 +87,7 @@ def test_the_table_says_what_the_files_say(finished):
     assert rows["teacher"]["agreement"] == 1.0 and rows["teacher"]["kl"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_control_and_student_differ_by_the_teacher_alone(finished, tmp_path):
     """With the weight at 0 the student is the control, to the last bit: same start, data, order and steps."""
     folder, _ = finished
@@ -110,6 +111,7 @@ def test_a_finished_run_resumes_to_the_same_report_without_training(finished, mo
     assert [{k: v for k, v in row.items() if k != "microseconds"} for row in again["models"]] == without_time
 
 
+@pytest.mark.exhaustive
 def test_a_refused_file_loses_its_place_and_not_the_run(finished, tmp_path):
     folder, copy = finished[0], tmp_path / "copy"
     shutil.copytree(folder, copy)

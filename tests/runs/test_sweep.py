@@ -156,6 +156,7 @@ def test_a_finished_sweep_resumes_without_training_and_takes_more_seeds(finished
     assert again["students"] == result["students"] and again["verdict"] == result["verdict"]
 
 
+@pytest.mark.exhaustive
 def test_seeds_that_share_their_views_train_on_one_pass(finished, tmp_path):
     recipe = dataclasses.replace(TINY, cache=dataclasses.replace(TINY.cache, seed=0))
     result = sweep(recipe, ["temperature=1,4"], tmp_path / "shared", cache="off", say=lambda text: None)

@@ -33,7 +33,7 @@ def ruler(rows, profile="phone_cpu:compact", most=None, **limits):
     return Ruler(*rows, load_profile(profile), Budget(**limits), most)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_widest_student_that_fits_is_found(rows):
     measured = ruler(rows, max_bytes=5000)
     candidate = measured.widest(DENSE, 2, 1)
@@ -48,7 +48,7 @@ def test_the_widest_student_that_fits_is_found(rows):
     assert by_arena.measure(Candidate(DENSE, narrow.width + 1, 1))["arena"] > 2100
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_size_does_not_depend_on_training(rows):
     measured, splits = ruler(rows, max_bytes=10**5), rows[1]
     candidate = Candidate(DENSE, 8, 2)

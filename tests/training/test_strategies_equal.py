@@ -105,6 +105,7 @@ def test_who_makes_which_part_of_a_batch():
     assert strategy.Devices("mirrored", Four()).part(12) == strategy.SINGLE_DEVICE.part(12) == (0, 1)
 
 
+@pytest.mark.exhaustive
 def test_mirrored_equals_one_device_where_replicas_have_other_shares_of_labels(mirrored_strategy):
     def partly_labeled():
         few = np.where(np.arange(100) % 20 < 10, Y[:100], np.where(np.arange(100) % 5 == 0, Y[:100], -1))
