@@ -94,9 +94,9 @@ class Ruler:
 
     def widest(self, family: Family, depth: int, reduce: int) -> Candidate | None:
         """The widest student of this shape that fits; None if none does, or if it cannot be built for the inputs."""
-        try:
-            self._parameters(Candidate(family, 1, depth, reduce))
-        except InputError:
+        if self.parameters(Candidate(family, 1, depth, reduce)) is None:
+            return None
+        if self._is_hopeless(Candidate(family, 1, depth, reduce)):
             return None
         low, high = 0, self._first_too_large(family, depth, reduce)  # low fits, high does not
         width, before = self._first_guess(family, depth, reduce, high), None
@@ -112,6 +112,13 @@ class Ruler:
             width = min(max(self._guess(candidate, costs, before), low + 1), high - 1)
             before = costs
         return Candidate(family, low, depth, reduce) if low else None
+
+    def _is_hopeless(self, narrowest: Candidate) -> bool:
+        """Whether the weights, with half of the smallest container so far, exceed the budget: it need not be
+        converted."""
+        containers = [costs["container"] for costs in self.costs.values()]
+        weights = BYTES_OF_A_WEIGHT[self.profile.quantization] * self._parameters(narrowest)
+        return bool(self.budget.max_bytes and containers) and weights + min(containers) / 2 > self.budget.max_bytes
 
     def _weights_exceed(self, wider: Candidate, costs: dict) -> bool:
         """Whether the additional weights of a wider student alone exceed the budget: it need not be converted."""
@@ -146,6 +153,13 @@ class Ruler:
             fits = weights * self._parameters(Candidate(family, middle, depth, reduce)) <= room
             low, high = (middle, high) if fits else (low, middle)
         return low
+
+    def parameters(self, candidate: Candidate) -> int | None:
+        """The number of parameters of a candidate; None if it cannot be built for the inputs."""
+        try:
+            return self._parameters(candidate)
+        except InputError:
+            return None
 
     def _parameters(self, candidate: Candidate) -> int:
         if candidate.name not in self._counts:
@@ -204,7 +218,7 @@ def fitting(
 
     Students that take the same weights, as a depth that an image is too small for, count once.
     """
-    candidates, narrowest = [], []
+    candidates, narrowest, hopeless = [], [], []
     for family in families:
         for depth in family.depths:
             for reduce in family.reductions:
@@ -215,8 +229,15 @@ def fitting(
                     costs = ruler.costs[candidate.name]
                     say(f"  {candidate.name}: {describe(costs)}")
                     candidates.append(candidate)
-                elif (least := Candidate(family, 1, depth, reduce)).name in ruler.costs:
-                    narrowest.append(least)
+                else:
+                    least = Candidate(family, 1, depth, reduce)
+                    (narrowest if least.name in ruler.costs else hopeless).append(least)
+    if not candidates:  # the message names the nearest, which may not have been converted
+        counts = {least: count for least in hopeless if (count := ruler.parameters(least)) is not None}
+        smallest = min(counts, key=counts.get, default=None)
+        if smallest and all(counts[smallest] < ruler.costs[one.name]["parameters"] for one in narrowest):
+            ruler.measure(smallest)
+            narrowest.append(smallest)
     return sorted(candidates, key=lambda one: -ruler.costs[one.name]["parameters"]), narrowest
 
 
