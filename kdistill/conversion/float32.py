@@ -72,6 +72,12 @@ class Prepared:
         return image_shape(self.model)
 
     @property
+    def meanings(self) -> str | dict[str, str]:
+        """What its outputs mean, as the argument `head` of `prepare`."""
+        meanings = {name: head.meaning for name, head in self.heads.items()}
+        return meanings if len(meanings) > 1 else next(iter(meanings.values()))
+
+    @property
     def head(self) -> Head:
         """What the only output means. Raises `InputError` where there are several."""
         if len(self.heads) > 1:
@@ -104,7 +110,7 @@ def prepare(student: keras.Model | str | Path, head: str | Mapping | None = None
     heads = heads_of(plain, head, loss, strict=False)
     plain = with_channel(plain) if takes_images(plain) else plain
     precision = getattr(model, "compute_dtype", None)
-    return Prepared(plain, precision, inputs_of(plain), heads, _weights_sha256(plain), text)
+    return Prepared(plain, precision, inputs_of(plain), heads, weights_sha256(plain), text)
 
 
 def _check_sizes(model: keras.Model) -> None:
@@ -218,7 +224,7 @@ def _float32_config(value, key: str = ""):
     return value
 
 
-def _weights_sha256(model: keras.Model) -> str:
+def weights_sha256(model: keras.Model) -> str:
     """A hash of all weights, in their order, with their shapes."""
     digest = hashlib.sha256()
     for weight in model.get_weights():

@@ -231,8 +231,7 @@ class Ladder:
             model = self.retraining.train(self.case.student.model)
             if self._keep is not None:
                 saving.save_model(model, self._keep / "trained.keras")
-            meanings = {name: head.meaning for name, head in self.case.student.heads.items()}
-            student = prepare(model, meanings if len(meanings) > 1 else next(iter(meanings.values())))
+            student = prepare(model, self.case.student.meanings)
             case = dataclasses.replace(self.case, student=student, profile=profile, _reference=[])
             chosen = best_of(case, usual_or(self.best.tuning))
         except (InputError, CheckFailed) as error:

@@ -1,14 +1,13 @@
 """Quantization-aware training as the last way of a repair, with the teacher where there is one."""
 
-import hashlib
 import json
 from collections.abc import Callable
 
 import keras
-import numpy as np
 
 from kdistill.compression.compress import compress
 from kdistill.compression.inputs import check_student, checked_stage
+from kdistill.conversion.float32 import weights_sha256
 from kdistill.conversion.graph import keeps_range
 from kdistill.errors import InputError
 from kdistill.recipe import SCHEMES, Profile, Stage
@@ -39,15 +38,6 @@ def with_teacher(
         return compress(model, stage, teacher, data, say=say, check=None, **options).model
 
     numbers = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
-    settings = json.dumps([repr(stage), None if teacher is None else _digest(teacher), numbers])
-    return Retraining(train, settings)
-
-
-def _digest(teacher) -> str:
-    """What tells one teacher from another: a hash of its weights where it is a Keras model."""
-    models = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    digest = hashlib.sha256()
-    for model in models:
-        for weight in model.get_weights() if isinstance(model, keras.Model) else ():
-            digest.update(np.ascontiguousarray(weight))
-    return digest.hexdigest()
+    teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    weights = [weights_sha256(model) if isinstance(model, keras.Model) else model is not None for model in teachers]
+    return Retraining(train, json.dumps([repr(stage), weights, numbers]))

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import keras
-
 from kdistill.conversion.float32 import Prepared, prepare
 from kdistill.conversion.refusals import recurrent_layers
 from kdistill.errors import InputError
@@ -30,20 +28,8 @@ def unrolled(student: Prepared) -> Prepared:
     left = recurrent_layers(rebuilt)
     if left:
         raise InputError(f"The layers {', '.join(map(repr, left))} of '{model.name}' have no unroll=True.")
-    heads = {name: head.meaning for name, head in student.heads.items()}
-    again = prepare(rebuilt, heads if len(heads) > 1 else next(iter(heads.values())))
+    again = prepare(rebuilt, student.meanings)
     return dataclasses.replace(again, heads=student.heads, precision=student.precision, text=student.text)
-
-
-def time_steps(model: keras.Model) -> int:
-    """The most time steps of a recurrent layer, or 0 where that is unknown."""
-    steps = [0]
-    for name in recurrent_layers(model):
-        try:
-            steps.append(model.get_layer(name).input.shape[1] or 0)
-        except (AttributeError, ValueError):  # inside of another model, or called several times
-            continue
-    return max(steps)
 
 
 def _unrolled_config(value):

@@ -128,6 +128,11 @@ class Pass:
     recipes: dict[str, Recipe]
     sharing: int
 
+    @property
+    def seed(self) -> int:
+        """The first seed of its students, with which the views of the data are made."""
+        return int(next(iter(self.recipes)).partition("/")[0])
+
 
 def _train_all(
     arms: Arms, groups: Groups, together: int | None, cache: str, workers: Workers | None
@@ -157,7 +162,7 @@ def _train_all(
             for member, value in record[key].items():
                 seed, _, name = member.partition("/")
                 by_seed[int(seed)][key][name] = value
-        by_seed[int(next(iter(one.recipes)).partition("/")[0])]["cost"].append(record["cost"])
+        by_seed[one.seed]["cost"].append(record["cost"])
     return by_seed
 
 
@@ -205,8 +210,7 @@ def _train_pass(arms: Arms, one: Pass, cache: str) -> dict:
         f"and teacher: {memory['state'] / 1e6:,.0f} MB for weights, gradients and optimizers, and about "
         f"{memory['activations'] / 1e6:,.0f} MB for activations (--together N trains at most N at a time)"
     )
-    seed = int(next(iter(recipes)).partition("/")[0])
-    options = {**arms.teaching.views(seed), "stored": arms.teaching.replay(stage, seed, cache, one.sharing)}
+    options = {**arms.teaching.views(one.seed), "stored": arms.teaching.replay(stage, one.seed, cache, one.sharing)}
     group, checkpoints = SideBySide(members, teacher), arms.folder.checkpoints(stage)
     fit = side_by_side.fit(group, splits, arms.recipe.data, training, checkpoints=checkpoints, say=arms.say, **options)
     cost = {"seconds": fit["seconds"], "students": len(members), "steps": fit["steps"], "memory": memory}

@@ -6,7 +6,6 @@ so that a few conversions find it.
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from kdistill.conversion.build import Built, build, write
 from kdistill.conversion.float32 import prepare
 from kdistill.data.splits import Splits
 from kdistill.errors import InputError
+from kdistill.files import temporary_folder
 from kdistill.networks import architectures
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.values import as_dict
@@ -85,7 +85,7 @@ class Ruler:
 
     def _written_size(self, built: Built) -> int:
         """The bytes of a file with its metadata, which has run in a process of its own."""
-        with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+        with temporary_folder() as folder:
             try:
                 size = write(built, Path(folder, "student.tflite"), lambda part: METRICS)["bytes"]
             except InputError:  # untrained numbers may be such that no kernel takes them, see `_microseconds`
@@ -202,7 +202,7 @@ def _microseconds(built: Built) -> float | None:
 
     Untrained, a channel may give nothing but zeros, for which int8 kernels have no scale. Training changes that.
     """
-    with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder, "student.tflite")
         path.write_bytes(built.content)
         try:

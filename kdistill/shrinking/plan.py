@@ -29,7 +29,7 @@ class Plan:
 
     def announce(self) -> None:
         """States the number of candidates and the time. Raises `InputError` if the hours are too few for one round."""
-        if self.folder.is_finished("round-1") or any(self.folder.path.glob("checkpoints/round-1*/finished.json")):
+        if any(self.folder.path.glob("checkpoints/round-1*/finished.json")):
             return
         self._probe()
         least, likely = self.seconds(1), self.seconds(self.most)

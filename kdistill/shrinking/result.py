@@ -3,10 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import keras
+
 from kdistill import provenance
 from kdistill.conversion.build import NAME
 from kdistill.conversion.float32 import prepare
 from kdistill.conversion.verify import export_checked
+from kdistill.data.splits import Examples, Splits
 from kdistill.errors import FileRefused
 from kdistill.evaluation.evaluate import evaluate
 from kdistill.networks import saving
@@ -44,19 +47,23 @@ def export_student(search: Search, name: str, recipe: Recipe, profile: Profile, 
     row = {"name": name, "epochs": epochs, "winner": False}
     model = saving.load_model(folder / "students" / f"{name}.keras")
     target = folder / "pareto" / name
-    about = {"recipe": as_dict(recipe), "data": splits.fingerprint}
-    names = splits.class_names or None
     try:
-        student = prepare(model, splits.head)
-        file = export_checked(
-            student, target, profile, splits.train.inputs, splits.validation, class_names=names, about=about
-        )
+        file = _export(model, target, splits, recipe, profile, splits.validation)
     except FileRefused as error:
         empty = dict.fromkeys((*COSTS, "container"))
         return {**row, **empty, "parameters": model.count_params(), "file": None, "refused": error.reason}
     costs = costs_of(target / NAME, profile, model.count_params())
     accuracy = file["check"]["accuracy"]
     return {**row, **costs, "accuracy": accuracy, "file": f"pareto/{name}/{NAME}", "refused": None}
+
+
+def _export(
+    model: keras.Model, folder: Path, splits: Splits, recipe: Recipe, profile: Profile, examples: Examples
+) -> dict:
+    """Exports a model into a folder, checked on these examples. Raises `FileRefused`."""
+    student, about = prepare(model, splits.head), {"recipe": as_dict(recipe), "data": splits.fingerprint}
+    options = {"class_names": splits.class_names or None, "about": about}
+    return export_checked(student, folder, profile, splits.train.inputs, examples, **options)
 
 
 def mark_pareto(rows: list[dict]) -> list[dict]:
@@ -89,12 +96,8 @@ def files_of_seeds(search: Search, report: dict, recipe: Recipe, profile: Profil
         if place:
             path = run / "seeds" / name / NAME
             try:
-                student = prepare(saving.load_model(run / f"{name}.keras"), splits.head)
-                about = {"recipe": as_dict(recipe), "data": splits.fingerprint}
-                names = splits.class_names or None
-                export_checked(
-                    student, path.parent, profile, splits.train.inputs, splits.test, class_names=names, about=about
-                )
+                model = saving.load_model(run / f"{name}.keras")
+                _export(model, path.parent, splits, recipe, profile, splits.test)
             except FileRefused as error:
                 reason = error.reason
         accuracy = evaluate(path, splits.test)["accuracy"] if reason is None and path.is_file() else None
