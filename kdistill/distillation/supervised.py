@@ -37,7 +37,7 @@ from kdistill.distillation.output_heads import (
 from kdistill.distillation.step_loss import are_classes
 from kdistill.errors import InputError
 from kdistill.networks.heads import CLASSES, check_stated
-from kdistill.networks.keras_internals import OwnBuild, loss_tracker
+from kdistill.networks.keras_internals import OwnBuild, fused_normalization, loss_tracker
 from kdistill.networks.precision import check_not_quantized
 from kdistill.networks.signatures import class_count
 from kdistill.teachers.fit_inputs import look_once
@@ -344,7 +344,8 @@ class Supervised(OwnBuild, keras.Model):
     def train_step(self, data):
         given = self._given(data)
         with tf.GradientTape() as tape:
-            outputs, features = self._forward(given.inputs, training=True)
+            with fused_normalization(self.student):
+                outputs, features = self._forward(given.inputs, training=True)
             steps = self._steps(given, outputs, features, self._class_weights)
             loss, penalty = loss_of(steps), self._penalty()
             scaled = self.optimizer.scale_loss(loss + penalty / replica_count())
@@ -383,7 +384,7 @@ class Supervised(OwnBuild, keras.Model):
             of_labels = {head.named(name) for head in self._heads.values() for name in ("hard", head.rates[0])}
             names = {tracker.name for tracker in self._trackers} - of_labels
             logs = {name: value for name, value in logs.items() if name in names}
-        if several_workers():  # Keras reduces logs over workers along their first axis, which a scalar does not have
+        if several_workers():  # Keras reduces logs over workers along their first axis: a scalar has none
             return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
         return logs
 

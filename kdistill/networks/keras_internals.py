@@ -4,9 +4,14 @@
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
+import tensorflow as tf
+
+LEAST_EPSILON = 1.001e-5  # of a normalization, for cuDNN
+FAST_CHANNELS = 16  # oneDNN's kernel for 16-bit numbers is fast for multiples of this, and slow for others
 
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -129,6 +134,58 @@ def stand_in(variables: Sequence[keras.Variable], values: Sequence) -> Iterator[
     finally:
         for variable, value in zip(variables, before, strict=True):
             variable._value = value
+
+
+@contextlib.contextmanager
+def fused_normalization(model: keras.Model) -> Iterator[None]:
+    """Inside of the block, each `BatchNormalization` of the model trains with TensorFlow's one operation for it.
+
+    Keras's own call takes a dozen operations (https://github.com/keras-team/keras-core/issues/225), a quarter of the
+    time that a small convolutional network trains on a CPU. The results are the same up to rounding, and the layers
+    are as before after the block. What the operation does not compute stays with Keras: masks, renormalization, an
+    axis that is not the last, float64, and several replicas, whose batches the operation does not see.
+    """
+    alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+    norms = {id(layer): layer for layer in layers_of(model) if alone and _has_one_operation(layer)}.values()
+    try:
+        for norm in norms:
+            norm.call = functools.partial(_normalize, norm)  # found before the method of the class
+        yield
+    finally:
+        for norm in norms:
+            vars(norm).pop("call", None)
+
+
+def _has_one_operation(layer: keras.layers.Layer) -> bool:
+    """Whether TensorFlow has one operation for what this layer computes in training."""
+    if getattr(type(layer), "call", None) is not keras.layers.BatchNormalization.call or not layer.built:
+        return False
+    is_last = layer.axis in (-1, layer.input_spec.ndim - 1)
+    return is_last and layer.trainable and not layer.renorm and layer.epsilon >= LEAST_EPSILON
+
+
+def _normalize(layer: keras.layers.BatchNormalization, inputs, training=None, mask=None):
+    """The outputs of a `BatchNormalization`, and its new moving statistics, as its own `call` gives them."""
+    if not training or mask is not None or inputs.dtype == tf.float64:
+        return type(layer).call(layer, inputs, training=training, mask=mask)
+    channels = inputs.shape[-1]
+    # Keras computes in float32 what comes in 16 bits, and so does the operation, which saves the copy in float32.
+    given = inputs if channels % FAST_CHANNELS == 0 else tf.cast(inputs, tf.float32)
+    pixels = given if len(given.shape) == 4 else tf.reshape(given, (-1, 1, 1, channels))
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=pixels,
+        scale=tf.cast(layer.gamma, tf.float32) if layer.scale else tf.ones(channels),
+        offset=tf.cast(layer.beta, tf.float32) if layer.center else tf.zeros(channels),
+        mean=tf.zeros(0),
+        variance=tf.zeros(0),
+        epsilon=layer.epsilon,
+        is_training=True,
+    )
+    count = tf.cast(tf.size(pixels) // channels, tf.float32)
+    variance *= (count - 1) / count  # the operation divides by count - 1, Keras by count
+    for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        moving.assign(moving * layer.momentum + tf.cast(value, moving.dtype) * (1 - layer.momentum))
+    return tf.cast(outputs if pixels is given else tf.reshape(outputs, tf.shape(inputs)), layer.compute_dtype)
 
 
 class OwnBuild:
