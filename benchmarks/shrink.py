@@ -68,7 +68,7 @@ def best_of_random(result: dict, folder: Path, data_dir: Path, seed: int) -> dic
         search = Search(arms, str(folder / "cache"))
         scores = search.train("random", {one.name: (one.network, recipe.distill) for one in students}, epochs)
         best = next(one for one in students if one.name == ranked(scores)[0])
-        final = with_settings(recipe, best, recipe.distill, recipe.training.epochs)
+        final = with_settings(recipe, splits, best, recipe.distill, recipe.training.epochs)
         report = kdistill.run(final, folder / "random-run", data_dir=data_dir, cache=str(folder / "cache"))
         profile = load_profile(recipe.exports[0])
         ruler = Ruler(dataclasses.replace(recipe, student=best.network), splits, profile, read_budget(result["budget"]))

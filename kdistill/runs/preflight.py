@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from kdistill.conversion import graph
 from kdistill.conversion.build import build
@@ -61,6 +62,7 @@ def check_run(
     cache = _check_cache(recipe, splits, cache, say)
     _check_other_labels(recipe, splits)
     _check_teacher_precision(recipe, devices)
+    _check_seeds(recipe, splits, devices, download)
 
     def network(spec: Network) -> keras.Model:
         if spec.file:
@@ -97,6 +99,25 @@ def check_students(recipes: list[Recipe], splits: Splits) -> None:
                 recipe = dataclasses.replace(recipe, teacher_precision=None)
             precisions.add(recipe.teacher_precision)
             check_run(recipe, splits, cache="off" if not recipe.cache.top_k else "auto", say=lambda text: None)
+
+
+def seeds_are_copies(recipe: Recipe, splits: Splits, devices: Devices = SINGLE_DEVICE, download: bool = False) -> bool:
+    """Whether all seeds would train the same student: one start, and the same batches in the same order."""
+    if recipe.cache.seed is None or max(recipe.seeds, recipe.max_seeds or 1) == 1:
+        return False
+    starts = [
+        build_network(recipe.student, splits, recipe.seed + place, devices, download)[0].variables for place in range(2)
+    ]
+    return all(np.array_equal(one, other) for one, other in zip(*starts, strict=True))
+
+
+def _check_seeds(recipe: Recipe, splits: Splits, devices: Devices, download: bool) -> None:
+    if seeds_are_copies(recipe, splits, devices, download):
+        raise InputError(
+            f"The seeds would be copies of one another: the student '{recipe.student.name}' starts from the same "
+            f"weights for every seed, and cache.seed={recipe.cache.seed} gives all seeds the same batches. Let each "
+            "seed draw its own (--set cache.seed=none), or train one (--seeds 1)."
+        )
 
 
 def _check_foreign(file: TeacherFile, recipe: Recipe) -> None:

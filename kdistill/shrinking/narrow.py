@@ -119,6 +119,8 @@ def narrowed(teacher: keras.Model, share: float) -> keras.Model:
         elif isinstance(layer, LAYERS.Flatten):
             positions, channels = int(np.prod(layer.input.shape[1:-1])), layer.input.shape[-1]
             kept = (np.arange(positions)[:, None] * channels + before).ravel()
+        # The weights are copied; an initializer may hold an array, which has as many filters as the teacher.
+        config = {name: value for name, value in config.items() if not name.endswith("_initializer")}
         copy = type(layer).from_config(config)
         x = copy(x)
         if layer.weights:

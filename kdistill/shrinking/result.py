@@ -1,6 +1,7 @@
 """What a search hands over: the winner's file, the checked files around it, and the figures of both."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import keras
@@ -16,6 +17,7 @@ from kdistill.networks import saving
 from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.values import as_dict
 from kdistill.runs.arms import numbered
+from kdistill.runs.preflight import seeds_are_copies
 from kdistill.runs.results import describe_data
 from kdistill.shrinking.fit import BYTES_OF_A_WEIGHT
 from kdistill.shrinking.search import Search
@@ -135,7 +137,20 @@ def gather(
     }
 
 
-def with_settings(recipe: Recipe, winner: Candidate, distill, epochs: int) -> Recipe:
+def with_settings(recipe: Recipe, splits: Splits, winner: Candidate, distill, epochs: int) -> Recipe:
     """The template with the winner, how it is taught, and for how long."""
     training = dataclasses.replace(recipe.training, epochs=epochs)
-    return dataclasses.replace(recipe, student=winner.network, distill=distill, training=training)
+    return of_student(dataclasses.replace(recipe, distill=distill, training=training), splits, winner)
+
+
+def of_student(recipe: Recipe, splits: Splits, candidate: Candidate) -> Recipe:
+    """A recipe with this student.
+
+    Where its start is the same for every seed, such as the teacher's weights, each seed draws its own batches: else the
+    seeds would be copies. They repeat their views, so that the teacher runs as often as for one seed.
+    """
+    recipe = dataclasses.replace(recipe, student=candidate.network)
+    if not seeds_are_copies(recipe, splits):
+        return recipe
+    views = recipe.cache.views or math.ceil(recipe.training.epochs / recipe.seeds)
+    return dataclasses.replace(recipe, cache=dataclasses.replace(recipe.cache, seed=None, views=views))

@@ -133,7 +133,7 @@ def shrink(
             tried = [narrower] if list(families) == ["teacher"] else [*tried, narrower]
         ruler = Ruler(recipe, splits, chosen, budget, parameters)
         candidates = _candidates(ruler, tried, folder.path, resume, say)
-        recipe = dataclasses.replace(recipe, student=next(iter(candidates.values())).network)
+        base, recipe = recipe, results.of_student(recipe, splits, next(iter(candidates.values())))
         cache = check_run(recipe, splits, cache=str(cache), download=download, say=say, profiles=[chosen])
         folder.settle(recipe, splits.fingerprint, False, say)
         _keep(folder, budget, candidates, ruler)
@@ -147,7 +147,7 @@ def shrink(
         winner = candidates[next(iter(rounds[-1]["students"]))]
         kept = [*rounds[-1]["students"]]
         taught, distill, smaller = _teach_winner(search, ruler, winner, rounds[-1], say)
-        final = results.with_settings(recipe, winner, distill, plan.final())
+        final = results.with_settings(base, splits, winner, distill, plan.final())
         heading = f"The student that kdistill shrink picked for {chosen.name}: {budget.text()}."
         files.write_text(folder.path / "recipe.py", as_file(final, heading))
         report = _train_winner(final, folder.path, data_dir, download, search.cache, say)

@@ -10,10 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from kdistill.cli.commands import app
+from kdistill.data import load
 from kdistill.errors import InputError
 from kdistill.networks import architectures
 from kdistill.recipe import Distill, Network, Stage, Term
 from kdistill.recipe.loading import load_recipe
+from kdistill.runs.preflight import seeds_are_copies
 from kdistill.runs.run import run
 from kdistill.runs.sweep import sweep
 from kdistill.training import fit
@@ -184,3 +186,38 @@ def test_on_the_command_line_it_is_one_message_and_status_2(tmp_path):
         ended = CliRunner().invoke(app, ["run", "mnist", *arguments])
         assert ended.exit_code == 2 and message in ended.output.replace("\n", " ") and "Traceback" not in ended.output
     assert not (tmp_path / "out").exists()
+
+
+STUDENTS = """
+import keras
+
+
+def student(shape, classes, start):
+    flat = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Rescaling(1 / 255)]
+    {dropout}
+    return keras.Sequential([*flat, keras.layers.Dense(classes, kernel_initializer=start)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "seeds", "cache_seed", "dropout", "copies"),
+    [
+        ("zeros", 2, 0, False, True),
+        ("zeros", 1, 0, False, False),
+        ("zeros", 2, None, False, False),
+        ("glorot_uniform", 2, 0, False, False),
+        ("zeros", 2, 0, True, False),
+    ],
+)
+def test_seeds_that_would_be_copies_are_refused(tmp_path, start, seeds, cache_seed, dropout, copies):
+    file = tmp_path / "students.py"
+    file.write_text(STUDENTS.replace("{dropout}", "flat.append(keras.layers.Dropout(0.1))" if dropout else ""))
+    student = Network(f"{file}:student", {"start": start})
+    recipe = changed(student=student, seeds=seeds, cache=dataclasses.replace(SMOKE.cache, seed=cache_seed))
+    splits = load(recipe.data)
+    assert seeds_are_copies(recipe, splits) == copies
+    if copies:
+        with pytest.raises(InputError, match="seeds would be copies.*cache.seed=none"):
+            run(recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert seeds_are_copies(dataclasses.replace(recipe, seeds=1, max_seeds=3), splits)

@@ -62,6 +62,15 @@ def test_filters_without_an_effect_are_removed(build):
     assert counts[1] == [count // 2 for count in counts[0][:-1]] + [3]
 
 
+def test_an_initializer_that_holds_an_array_does_not_matter():
+    array = keras.initializers.Constant(RANDOM.normal(size=(3, 3, 2, 8)).tolist())
+    start = {"kernel_initializer": array, "bias_initializer": keras.initializers.Constant([1.0] * 8)}
+    model = chain((9, 9, 2), layers.Conv2D(8, 3, trainable=False, **start), layers.Flatten(), layers.Dense(3))
+    half = narrowed(model, 0.5)
+    assert half.layers[1].filters == 4 and not half.layers[1].trainable
+    np.testing.assert_array_equal(half.layers[1].get_weights()[1], np.ones(4))
+
+
 def test_the_scale_of_a_normalization_counts():
     model = chain((4,), layers.Dense(2, use_bias=False), layers.BatchNormalization(), layers.Dense(3))
     dense, norm, _ = model.layers

@@ -220,3 +220,17 @@ def test_the_command_states_what_is_wrong(tmp_path, capsys):
     ):
         answer = runner.invoke(app, ["shrink", "shipped:mnist_cnn", *options])
         assert answer.exit_code == 2 and message in answer.output + getattr(answer, "stderr", "")
+
+
+@pytest.mark.slow
+def test_seeds_of_a_narrowed_teacher_are_no_copies(rows, tmp_path):
+    """They start from the teacher's weights: each seed has batches of its own."""
+    result = search(rows, tmp_path / "out", "3400", families=("teacher",), seeds=2)
+    recipe = load_recipe(str(tmp_path / "out" / "recipe.py"))
+    assert result["winner"].startswith("teacher") and recipe.cache.seed is None and recipe.cache.views == 1
+    for kind in ("control", "student"):
+        first, second = (
+            keras.models.load_model(tmp_path / "out" / "run" / f"{name}.keras").get_weights()
+            for name in (kind, f"{kind}-1")
+        )
+        assert any(np.abs(one - other).max() > 1e-4 for one, other in zip(first, second, strict=True)), kind
