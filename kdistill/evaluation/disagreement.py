@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from kdistill.data.splits import Examples
 from kdistill.evaluation.metrics import log_softmax
@@ -20,6 +20,7 @@ TENSORBOARD_IMAGES = 2000  # validation images that are compared for TensorBoard
 TENSORBOARD_PICTURES = 25
 REPORT_PICTURES = 24  # enough to see a pattern, few enough for one look
 MAX_SIDE = 96  # pixels of a report's picture
+CELL, LINE, GAP = 112, 15, 12  # pixels in TensorBoard's: the longest side of an image, a line of its title, space
 FOLDER = "differences"
 
 
@@ -66,20 +67,21 @@ def _title(label: str, teacher: str, student: str) -> str:
 
 
 def grid(images: np.ndarray, titles: Sequence[str]) -> np.ndarray:
-    """One picture, uint8 `[height, width, 4]`, of uint8 images `[n, h, w, 1 or 3]`, five in a row, titles above."""
-    from matplotlib.figure import Figure
-
-    columns = min(5, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), dpi=100, layout="constrained")
-    for place, (image, title) in enumerate(zip(images, titles, strict=True), 1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=7)
-        axes.set_axis_off()
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return np.asarray(Image.open(content).convert("RGBA"))
+    """One picture, uint8 `[height, width, 3]`, of uint8 images `[n, h, w, 1 or 3]`, five in a row, titles above."""
+    font, columns = ImageFont.load_default(LINE - 4), min(5, len(images))
+    factor = max(1, round(CELL / max(images.shape[1:3])))
+    height, width = (side * factor for side in images.shape[1:3])
+    above = LINE * max(title.count("\n") + 1 for title in titles)
+    wide, high = max(width, CELL) + GAP, above + height + GAP
+    picture = Image.new("RGB", (wide * columns, high * -(-len(images) // columns)), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        left, top = place % columns * wide, place // columns * high
+        draw.multiline_text((left + GAP // 2, top), title, "black", font, spacing=2)
+        pixels = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)  # enlarged without mixing pixels
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        picture.paste(Image.fromarray(np.ascontiguousarray(pixels)), (left + GAP // 2, top + above))
+    return np.asarray(picture)
 
 
 def write_pictures(student_logits: np.ndarray, teacher_logits: np.ndarray, test: Examples, folder: Path) -> dict:

@@ -49,6 +49,7 @@ class Teaching:
         self.recipe, self.splits, self.folder, self.say = recipe, splits, folder, say
         self.devices, self.model, self._copy = devices, teacher, None
         self._replays: dict[tuple[int, str | None], Replay] = {}  # each reads the weights and traces the teacher once
+        self._folders: dict[tuple[Replay, str, int], str | None] = {}
         if not devices.strategy and splits.classifies and splits.has_images:
             self.model = for_students(teacher, recipe, splits, say, self.taps)
 
@@ -116,13 +117,17 @@ class Teaching:
         if cache == "off":
             return None
         replay, settings = self._replay(seed, None if cache == "auto" else cache), self.recipe.cache
+        question = replay, cache, fits
+        if question in self._folders:  # of another seed with the same views
+            return self._folders[question]
         if replay.by_image or settings.seed is not None:  # the seeds share what is stored
             fits *= self.recipe.seeds
         if self.foreign:
             self.say(time_sentence(self.model, replay, self.recipe.training.epochs, settings.views))
         epochs = self.recipe.training.epochs
         stores = cache_pays(replay, cache, epochs, settings.views, fits, self.say, always=self.foreign)
-        return str(replay.root.resolve()) if stores else None
+        self._folders[question] = str(replay.root.resolve()) if stores else None
+        return self._folders[question]
 
     def _replay(self, seed: int, root: str | None) -> Replay:
         recipe, seed_of_views = self.recipe, self.views(seed)["seed"]

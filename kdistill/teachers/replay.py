@@ -121,6 +121,8 @@ class Replay:
             views = {"augmentation": augmentation_settings(data), "seed": seed, "batch_size": self.batch_size}
             self.train = cache("train", self.steps * self.batch_size, self.batch_size, views)
         self.validation = cache("validation", len(splits.validation), EVALUATION_BATCH, {})
+        # By folder, the views that this teacher has computed or checked here.
+        self._known: dict[Path, set[int]] = {self.train.path: set(), self.validation.path: set()}
 
     @property
     def image_bytes(self) -> int:
@@ -149,9 +151,10 @@ class Replay:
             cache.create()
             missing = cache.missing_parts(count, say)
             complete = sorted(set(range(count)) - {view for view, _ in missing})
-            for view in sorted({*complete[:1], *complete[-1:]}):
+            for view in sorted({*complete[:1], *complete[-1:]} - self._known[cache.path]):
                 self._check(cache, view)
             self._fill(cache, count, missing, say)
+            self._known[cache.path] |= set(range(count))
             cache.touch()
 
     def training_batches(

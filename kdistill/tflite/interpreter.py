@@ -1,8 +1,7 @@
 """Runs `.tflite` files with the LiteRT interpreter: no TensorFlow, no Keras.
 
 LiteRT checks the structure of a file, but a damaged file can pass, and then stop the process that runs it (a division
-by zero in C++) or keep it busy for ever. So every file first has a trial run in a process of its own:
-`python -m kdistill.tflite.interpreter FILE`.
+by zero in C++) or keep it busy. So a file first runs in a process of its own, `python -m kdistill.tflite.interpreter`.
 
 LiteRT's private and experimental names stand here alone: in `operator_details`, `signatures` and `open_interpreter`.
 """
@@ -18,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from kdistill.errors import InputError
-from kdistill.files import existing_file, temporary_folder
+from kdistill.files import existing_file, sha256, temporary_folder
 
 REFUSED = 2  # the exit status of such a process for an InputError; the message is on its standard error
 BYTES_AT_ONCE = 1 << 30  # of the images that such a process loads at a time
 WHOLE = ("int32", "int64", "bool")  # inputs that are no pixels, such as tokens: taken as they are
 OTHERS = ("outputs", "labels", "label_logits")  # how an export calls an output that is not of exclusive classes
 TRIAL_SECONDS = 120  # a file that does not run two images in this time counts as damaged
+PASSED: set[str] = set()  # the SHA-256 of the files that have passed their trial: they are not tried again
 
 
 class File:
@@ -43,8 +43,9 @@ class File:
     def __init__(self, path: str | Path, threads: int = 1, trusted: bool = False):
         self.path, self.threads = Path(path), threads
         self.bytes = check_header(self.path)
-        if not trusted:
+        if not trusted and (digest := sha256(self.path)) not in PASSED:
             run_isolated("interpreter", self.path, TRIAL_SECONDS)
+            PASSED.add(digest)
         self._interpreter = open_interpreter(self.path, threads)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         if not inputs or not outputs:

@@ -58,11 +58,21 @@ def test_without_a_difference_there_is_text_and_no_picture(tmp_path):
 
 def test_the_grid_shows_the_pixels():
     """Gray images keep their gray (no stretching to the darkest and lightest), color ones their color."""
-    gray = disagreement.grid(np.full((7, 8, 8, 1), 100, np.uint8), ["t"] * 7)
-    assert gray.dtype == np.uint8 and gray.shape == (380, 750, 4)
-    assert (gray[..., :3] == 100).all(axis=-1).mean() > 0.2
+    gray = disagreement.grid(np.full((7, 8, 8, 1), 100, np.uint8), ["one\ntwo"] * 7)
+    assert gray.dtype == np.uint8 and gray.shape == (2 * 154, 5 * 124, 3)
+    assert (gray == 100).all(axis=-1).mean() > 0.4
+    assert (gray[154:, 2 * 124 :] == 255).all(), "seven images leave three places white"
+    assert (gray[:30, :124] < 100).any(), "a title"
     red = disagreement.grid(np.full((1, 8, 8, 3), (200, 10, 30), np.uint8), ["t"])
-    assert (red[..., :3] == (200, 10, 30)).all(axis=-1).mean() > 0.2
+    assert (red == (200, 10, 30)).all(axis=-1).mean() > 0.4
+
+
+def test_the_grid_enlarges_without_mixing_pixels_and_does_not_reduce():
+    checks = (np.indices((14, 28)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    picture = disagreement.grid(checks[None, ..., None], ["t"])
+    np.testing.assert_array_equal(picture[15 : 15 + 56, 6 : 6 + 112, 0], checks.repeat(4, axis=0).repeat(4, axis=1))
+    large = np.zeros((1, 200, 150, 3), np.uint8)
+    assert disagreement.grid(large, ["t"]).shape == (15 + 200 + 12, 150 + 12, 3)
 
 
 def decoded(image):

@@ -124,6 +124,7 @@ def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch
     for folder in (package, package / "tflite"):
         (folder / "__init__.py").touch()
     monkeypatch.setattr(interpreter, "__file__", str(package / "tflite" / "interpreter.py"))
+    monkeypatch.setattr(interpreter, "PASSED", set())
     (package / "tflite" / "interpreter.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(InputError, match="stopped the process that runs it \\(signal 11\\)"):
         File(files / "float.tflite")
@@ -136,6 +137,20 @@ def test_a_crash_or_a_hang_stays_in_its_own_process(files, tmp_path, monkeypatch
     (package / "tflite" / "interpreter.py").write_text("import os; os._exit(7)")
     with pytest.raises(InputError, match="exit status 7"):
         File(files / "float.tflite")
+
+
+def test_the_same_bytes_are_tried_once(files, tmp_path, monkeypatch):
+    tried, path = [], tmp_path / "one.tflite"
+    monkeypatch.setattr(interpreter, "PASSED", set())
+    monkeypatch.setattr(interpreter, "run_isolated", lambda module, path, seconds: tried.append(path.name))
+    content = (files / "float.tflite").read_bytes()
+    for name in ("one.tflite", "two.tflite"):
+        (tmp_path / name).write_bytes(content)
+        File(tmp_path / name)
+    assert tried == ["one.tflite"]
+    path.write_bytes(content + b"\0")
+    File(path)
+    assert tried == ["one.tflite"] * 2, "other bytes at the same place"
 
 
 def test_private_names_of_litert(files):
