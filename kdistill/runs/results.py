@@ -17,7 +17,7 @@ from kdistill.recipe import Profile, Recipe
 from kdistill.recipe.objective import softness
 from kdistill.recipe.values import as_dict
 from kdistill.repairs.ladder import repair_profiles
-from kdistill.report.markdown import refused_model
+from kdistill.report.markdown import COSTS, refused_model
 from kdistill.runs import head_pictures, scores
 from kdistill.runs.arms import Arms, needs_training, numbered
 
@@ -34,7 +34,7 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict, cache: 
         worker.start()  # in the background, while the models are measured
     outputs = {name: arms.test_outputs(name) for name in models}
     teacher = outputs["teacher"]
-    rows = [{"name": name, **measure_model(arms, name, splits.test, teacher, outputs[name])} for name in models]
+    rows = _measure_models(arms, outputs)
     files, refused = _exported(arms, profiles, outputs["student"], cache)
     seen = scores.as_seen(models["student"], splits.test, splits)
     for name, record in compressions.items():
@@ -60,6 +60,21 @@ def measure_run(arms: Arms, profiles: list[Profile], compressions: dict, cache: 
         "files": list(files.values()),
         "refused": list(refused.values()),
     }
+
+
+def _measure_models(arms: Arms, outputs: dict[str, scores.Outputs]) -> list[dict]:
+    """The rows of the Keras models. The seeds share one network, whose size and time are measured once."""
+    examples, first = arms.splits.test, {}
+    for kind in ("control", "student"):
+        first |= {numbered(kind, place): kind for place in range(1, arms.seeds)}
+    rows: dict[str, dict] = {}
+    for name, of_model in outputs.items():
+        if name in first and arms.splits.classifies:
+            costs = {key: rows[first[name]][key] for key in COSTS}
+            rows[name] = {**measure(of_model, examples.labels, outputs["teacher"]), **costs}
+        else:
+            rows[name] = measure_model(arms, name, examples, outputs["teacher"], of_model)
+    return [{"name": name, **row} for name, row in rows.items()]
 
 
 def _looked_into(arms: Arms, outputs: dict[str, scores.Outputs]) -> dict:
