@@ -184,7 +184,7 @@ def _normalize(layer: keras.layers.BatchNormalization, inputs, training=None, ma
     count = tf.cast(tf.size(pixels) // channels, tf.float32)
     variance *= (count - 1) / count  # the operation divides by count - 1, Keras by count
     for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        moving.assign(moving * layer.momentum + tf.cast(value, moving.dtype) * (1 - layer.momentum))
+        moving.assign(tf.cast(moving, tf.float32) * layer.momentum + value * (1 - layer.momentum))
     return tf.cast(outputs if pixels is given else tf.reshape(outputs, tf.shape(inputs)), layer.compute_dtype)
 
 

@@ -39,7 +39,7 @@ def both(shape, seed=0, dtype="float32", **options):
     """The same step by Keras and fused, on the same inputs: two lists of arrays, and the operations of the second."""
     random = np.random.default_rng(seed)
     inputs = random.normal(3.0, 2.0, shape).astype("float32")
-    if dtype == "mixed_bfloat16":
+    if dtype in ("mixed_bfloat16", "bfloat16"):
         inputs = tf.cast(inputs, tf.bfloat16).numpy()
     elif dtype == "mixed_float16":
         inputs = inputs.astype("float16")
@@ -65,7 +65,9 @@ def test_outputs_statistics_and_gradients_are_those_of_keras(shape, options):
 
 
 @pytest.mark.parametrize("channels", [3, 16])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("mixed_bfloat16", 2e-2), ("mixed_float16", 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("mixed_bfloat16", 2e-2), ("bfloat16", 2e-2), ("mixed_float16", 2e-3)]
+)
 def test_in_16_bits_as_exact_as_keras(channels, dtype, tolerance):
     plain, fused, operations = both((8, 5, 5, channels), dtype=dtype)
     assert FUSED in operations
