@@ -185,7 +185,10 @@ def _normalize(layer: keras.layers.BatchNormalization, inputs, training=None, ma
     variance *= (count - 1) / count  # the operation divides by count - 1, Keras by count
     for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
         moving.assign(tf.cast(moving, tf.float32) * layer.momentum + value * (1 - layer.momentum))
-    return tf.cast(outputs if pixels is given else tf.reshape(outputs, tf.shape(inputs)), layer.compute_dtype)
+    outputs = outputs if pixels is given else tf.reshape(outputs, tf.shape(inputs))
+    # A ReLU that follows would become part of oneDNN's operation, in which it makes 0 of NaN: a student that diverges
+    # would have a finite loss.
+    return tf.cast(tf.ensure_shape(outputs, inputs.shape), layer.compute_dtype)
 
 
 class OwnBuild:

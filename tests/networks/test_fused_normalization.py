@@ -116,6 +116,26 @@ def test_a_subclass_a_frozen_layer_and_inference_stay_with_keras():
     assert np.abs(frozen.moving_mean.numpy()).max() == 0
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("channels", [3, 16])
+def test_a_relu_that_follows_does_not_hide_nan(channels, residual):
+    """oneDNN's operation for both at once does: the loss of a student that diverges would be finite."""
+    image = keras.Input((4, 4, channels))
+    normal = keras.layers.BatchNormalization()(image)
+    normal = keras.layers.Add()([normal, image]) if residual else normal
+    model = keras.Model(image, keras.layers.ReLU()(normal))
+    images = np.random.default_rng(0).normal(size=(8, 4, 4, channels)).astype("float32")
+    images[0, 0, 0, 1] = np.nan
+
+    @tf.function
+    def step(batch):
+        with fused_normalization(model):
+            return model(batch, training=True)
+
+    is_nan = np.isnan(step(tf.constant(images)).numpy())
+    assert is_nan[..., 1].all() and not is_nan[..., 0].any()
+
+
 def test_layers_are_as_before_after_an_error():
     model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
     with pytest.raises(KeyError), fused_normalization(model):

@@ -200,7 +200,9 @@ def test_few_labels_in_two_passes_and_one_seed(tmp_path):
 
 
 def test_a_student_that_diverges_is_in_the_table_and_never_best(tmp_path):
-    recipe = dataclasses.replace(TINY, seeds=1, training=dataclasses.replace(TINY.training, optimizer="sgd"))
+    # A student whose numbers nothing bounds: no normalization, no ReLU that ends at 0.
+    sgd = {"training": dataclasses.replace(TINY.training, optimizer="sgd"), "student": Network("mlp")}
+    recipe = dataclasses.replace(TINY, seeds=1, **sgd)
     result = sweep(recipe, ["training.learning_rate=0.01,1000"], tmp_path / "wild", say=lambda text: None)
     assert result["best"] == "learning_rate=0.01"
     assert result["students"][2]["test"] == [None]
