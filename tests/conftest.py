@@ -10,6 +10,7 @@ os.environ["TFDS_DATA_DIR"] = os.path.join(os.path.dirname(__file__), "no-datase
 # No test may read or write the user's own teacher cache.
 os.environ["KDISTILL_CACHE"] = tempfile.mkdtemp(prefix="kdistill-test-cache-")
 
+import keras
 import pytest
 import tensorflow as tf
 from support.isolated import Forks
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(items):
             item.own_markers.remove(marker)
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Each test starts from the same weights and numbers, whichever tests ran before it."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ from kdistill.networks.heads import (
 )
 from kdistill.networks.outputs import end_of
 from kdistill.networks.signatures import main_output, subject_of
-from kdistill.teachers.input_range import LABELED, MIN_GAIN, UNSCALED, Normalized, normalization, range_warning
+from kdistill.teachers.gain import MIN_GAIN
+from kdistill.teachers.input_range import LABELED, UNSCALED, Normalized, normalization, range_warning
 from kdistill.tflite import metadata
 from kdistill.tflite.interpreter import WHOLE, File
 

@@ -8,7 +8,7 @@ import numpy as np
 from kdistill.evaluation.chance import LEVEL, drop_p_value, smallest_drop
 from kdistill.evaluation.head_metrics import LOWER_IS_BETTER
 from kdistill.evaluation.verdict import ALPHA, POWER, bootstrap, mcnemar, paired_t
-from kdistill.teachers.input_range import little_above_chance
+from kdistill.teachers.gain import little_above_chance
 
 GAIN, NO_GAIN, UNCLEAR = "a gain is likely", "no gain is likely", "unclear"
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdistill.evaluation.evaluate import predict
-from kdistill.teachers.input_range import LABELED, RAW, compare_accuracies, little_above_chance, look_into
+from kdistill.teachers.gain import little_above_chance
+from kdistill.teachers.input_range import LABELED, RAW, compare_accuracies, look_into
 
 if TYPE_CHECKING:
     import keras

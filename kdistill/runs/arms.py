@@ -22,7 +22,7 @@ from kdistill.runs import scores
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
 from kdistill.teachers.as_model import TeacherFile, load_keras_teacher, load_teacher, settings_of
-from kdistill.teachers.blend import blend_models
+from kdistill.teachers.frozen import blend_models
 from kdistill.teachers.normalizations import look_at
 from kdistill.training import fit
 from kdistill.training.strategy import SINGLE_DEVICE, Devices

@@ -30,9 +30,8 @@ from kdistill.repairs.unrolled import unrolled
 from kdistill.runs.arms import build_network, load_network
 from kdistill.runs.scores import images_with_a_class
 from kdistill.teachers.as_model import TeacherFile
-from kdistill.teachers.blend import blend_models
 from kdistill.teachers.cache_choice import human_size
-from kdistill.teachers.frozen import frozen
+from kdistill.teachers.frozen import blend_models, frozen
 from kdistill.teachers.replay import augmentation_settings, tap_shapes
 from kdistill.training.strategy import SINGLE_DEVICE, Devices
 

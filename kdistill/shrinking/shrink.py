@@ -36,7 +36,7 @@ from kdistill.shrinking.search import Search, halve, methods, ranked
 from kdistill.shrinking.space import WIDEST, Candidate, families_for
 from kdistill.shrinking.template import as_file, check_trained, teacher_network, template
 from kdistill.teachers.foreign import failures_as_messages
-from kdistill.teachers.input_range import little_above_chance
+from kdistill.teachers.gain import little_above_chance
 from kdistill.training.strategy import SINGLE_DEVICE
 
 CHECKED = 1000  # validation examples on which the teacher is checked

@@ -14,13 +14,8 @@ import tensorflow as tf
 
 from kdistill.networks.signatures import main_output
 from kdistill.teachers.adapted import Adapted, inference_outputs
-from kdistill.teachers.input_range import (
-    RAW,
-    find,
-    little_above_chance,
-    look_into,
-    other_scales,
-)
+from kdistill.teachers.gain import little_above_chance
+from kdistill.teachers.input_range import RAW, find, look_into, other_scales
 
 EXAMPLES = 128  # of the data
 FEWEST = 8  # examples that tell anything

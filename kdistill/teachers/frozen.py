@@ -1,4 +1,4 @@
-"""Any model or models -> one frozen function, images -> logits.
+"""Any model or models -> one frozen function, images -> logits; and several blended into one model.
 
 The teacher is a function and not a submodule of the Distiller. So nothing trains it, saves it with the student, counts
 its weights or switches it to training mode.
@@ -170,3 +170,36 @@ def _output(outputs, name: str, meanings: dict[str, str], model):
         return outputs[names.index(name) if set(names) == set(meanings) else list(meanings).index(name)]
     received = len(outputs) if isinstance(outputs, (list, tuple)) else 1
     raise InputError(f"The student has the outputs {', '.join(meanings)}, the teacher {received}. Give it the same.")
+
+
+@keras.saving.register_keras_serializable(package="kdistill")
+class Blend(keras.layers.Layer):
+    """Images -> logits of the blend: the log of the weighted mean of several models' probabilities. No gradient."""
+
+    def __init__(self, models: Sequence[keras.Model], shares: Sequence[float] | None = None, **kwargs):
+        super().__init__(**{"autocast": False, **kwargs})
+        self.models, self.shares = list(models), None if shares is None else list(shares)
+        self.built = True
+
+    def call(self, images):
+        return frozen(list(self.models), self.shares)(images)
+
+    def get_config(self):
+        models = [keras.saving.serialize_keras_object(model) for model in self.models]
+        return {"name": self.name, "models": models, "shares": self.shares}
+
+    @classmethod
+    def from_config(cls, config):
+        models = [keras.saving.deserialize_keras_object(model) for model in config.pop("models")]
+        return cls(models, **config)
+
+
+def blend_models(models: Sequence[keras.Model], shares: Sequence[float] | None = None) -> keras.Model:
+    """One model of several (Geras et al. 2016, arXiv 1511.06433).
+
+    Args:
+        models: Keras models of the same images and classes.
+        shares: their positive weights in the mean. None: equal weights.
+    """
+    image = keras.Input(models[0].input_shape[1:], name="image")
+    return keras.Model(image, Blend(models, shares, name="blend")(image), name="blend")

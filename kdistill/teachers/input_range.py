@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kdistill.errors import InputError
+from kdistill.teachers.gain import MIN_GAIN, better
 
 if TYPE_CHECKING:
     import keras
 
 IMAGES = 64  # that run through the first layers of a model
 LABELED = 500  # images on which accuracies are compared
-MIN_GAIN, FEWEST = 0.1, 5  # of accuracy, and of images, for another range to be suggested
 UNSCALED = 30.0  # inputs that are never negative and reach this are not scaled pixels
 SQUEEZED = 0.03  # a first layer that sees less contrast than this gets pixels that were scaled twice
 MISMATCH, MATCH = 10.0, 4.0  # factor between the standard deviations of inputs and those of a batch normalization
@@ -126,11 +126,6 @@ def other_scales(images: np.ndarray) -> tuple[Scale, ...]:
     return SIGNED if low >= -1 and high <= 1 else ()
 
 
-def little_above_chance(classes: int) -> float:
-    """An accuracy, a share of 1, below which a model has learned next to nothing: twice chance where that is little."""
-    return min(2 / classes, (1 + 1 / classes) / 2)
-
-
 def compare_accuracies(
     predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, subject: str
 ) -> tuple[float, Finding | None]:
@@ -143,23 +138,22 @@ def compare_accuracies(
         subject: names the model, such as "the teacher 'net'".
     """
 
-    def accuracy(numbers) -> float:
+    def right(numbers) -> np.ndarray:
         scores = np.asarray(predict(numbers))
-        classes.append(scores.shape[-1])
-        return float((scores.argmax(axis=-1) == labels).mean())
+        outputs.append(scores.shape[-1])
+        return scores.argmax(axis=-1) == labels
 
-    classes: list[int] = []
+    outputs: list[int] = []
     images = images.astype(np.float32)
-    received = accuracy(images)
-    needed = received + max(MIN_GAIN, FEWEST / len(labels))
-    if needed > 1:
-        return received, None
-    accuracies = {scale: accuracy(normalized(images, scale.mean, scale.std)) for scale in other_scales(images)}
-    best = max(accuracies, key=accuracies.get, default=None)
-    if best is None or accuracies[best] <= max(needed, little_above_chance(classes[0])):
+    own = right(images)
+    if float(own.mean()) + MIN_GAIN > 1:
+        return float(own.mean()), None
+    results = {scale: right(normalized(images, scale.mean, scale.std)) for scale in other_scales(images)}
+    received, best = float(own.mean()), better(own, results, labels, outputs[0])
+    if best is None:
         return received, None
     sentence = (
-        f"The accuracy of {subject} is {received:.1%} on {len(labels)} images, but {accuracies[best]:.1%} with "
+        f"The accuracy of {subject} is {received:.1%} on {len(labels)} images, but {results[best].mean():.1%} with "
         f"{best.words}: its inputs look unnormalized."
     )
     return received, Finding(sentence, best)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from kdistill.networks.signatures import main_output
 from kdistill.teachers.adapted import Adapted, inference_outputs
 from kdistill.teachers.as_model import TeacherFile
-from kdistill.teachers.input_range import FEWEST, MIN_GAIN, little_above_chance
+from kdistill.teachers.gain import MIN_GAIN, better, little_above_chance
 from kdistill.teachers.replay import Replay
 
 IMAGES = 256  # on which accuracies are measured
@@ -38,7 +38,8 @@ def look_at(file: TeacherFile, images, labels: np.ndarray) -> tuple[str, str | N
     """
     places = np.flatnonzero(np.asarray(labels) >= 0)[:IMAGES]
     images, labels = np.asarray(images[places]), np.asarray(labels)[places]
-    own = _accuracy(file.adapted, images, labels)
+    right = _right(file.adapted, images, labels)
+    own = float(right.mean()) if len(labels) else 0.0
     versions = ", ".join(f"{name} {version}" for name, version in file.versions.items())
     sentence = (
         f"Teacher '{file.name}': {file.format}, '{file.file}', fingerprint {file.fingerprint}"
@@ -47,7 +48,7 @@ def look_at(file: TeacherFile, images, labels: np.ndarray) -> tuple[str, str | N
     )
     if not len(labels):
         return sentence, None
-    warning = None if file.format == "stored outputs" else _better(file, images, labels, own)
+    warning = None if file.format == "stored outputs" else _better(file, images, labels, right)
     classes = int(file.model.output_shape[-1])
     if warning is None and own < little_above_chance(classes):
         warning = (
@@ -58,23 +59,22 @@ def look_at(file: TeacherFile, images, labels: np.ndarray) -> tuple[str, str | N
     return sentence, warning
 
 
-def _better(file: TeacherFile, images: np.ndarray, labels: np.ndarray, own: float) -> str | None:
+def _better(file: TeacherFile, images: np.ndarray, labels: np.ndarray, right: np.ndarray) -> str | None:
     """The usual normalization that a teacher lacks, as a warning; None if none gains much."""
-    needed = own + max(MIN_GAIN, FEWEST / len(labels))
-    if needed > 1:
+    if right.mean() + MIN_GAIN > 1:
         return None
-    accuracies = {}
+    results = {}
     depth = file.adapted.channels or images.shape[-1]
     plain = {"scale": 1.0, "mean": 0.0, "std": 1.0, "bgr": False, "layout": None, "output": None, "classes": None}
     for words, settings in USUAL.items():
         if depth == 3 or all(value is not True and len(value) == 1 for value in settings.values()):
-            accuracies[words] = _accuracy(dataclasses.replace(file.adapted, **{**plain, **settings}), images, labels)
-    best = max(accuracies, key=accuracies.get)
-    if accuracies[best] < max(needed, little_above_chance(int(file.model.output_shape[-1]))):
+            results[words] = _right(dataclasses.replace(file.adapted, **{**plain, **settings}), images, labels)
+    best = better(right, results, labels, int(file.model.output_shape[-1]))
+    if best is None:
         return None
     return (
-        f"The accuracy of the teacher '{file.name}' is {own:.1%} on {len(labels)} images, but {accuracies[best]:.1%} "
-        f"with {best}. Give it this normalization: {_options(USUAL[best])}."
+        f"The accuracy of the teacher '{file.name}' is {right.mean():.1%} on {len(labels)} images, but "
+        f"{results[best].mean():.1%} with {best}. Give it this normalization: {_options(USUAL[best])}."
     )
 
 
@@ -95,13 +95,14 @@ def time_sentence(model, replay: Replay, epochs: int, repeat: int | None) -> str
     )
 
 
-def _accuracy(adapted: Adapted, images: np.ndarray, labels: np.ndarray) -> float:
-    right = 0
+def _right(adapted: Adapted, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which images the teacher classifies correctly, `[n]` booleans."""
+    right = np.zeros(len(labels), bool)
     for start in range(0, len(labels), BATCH):
-        inputs = adapted.prepare(tf.constant(images[start : start + BATCH], tf.float32))
-        outputs = np.asarray(main_output(inference_outputs(adapted.teacher, inputs)))
-        right += int((outputs.argmax(axis=-1) == labels[start : start + BATCH]).sum())
-    return right / max(1, len(labels))
+        batch = slice(start, start + BATCH)
+        outputs = inference_outputs(adapted.teacher, adapted.prepare(tf.constant(images[batch], tf.float32)))
+        right[batch] = np.asarray(main_output(outputs)).argmax(axis=-1) == labels[batch]
+    return right
 
 
 def _options(settings: dict) -> str:

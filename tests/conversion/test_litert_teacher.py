@@ -20,7 +20,7 @@ from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
 from kdistill.runs.teaching import Teaching
-from kdistill.teachers.blend import blend_models
+from kdistill.teachers.frozen import blend_models
 from kdistill.teachers.replay import Replay, teacher_fingerprint
 from kdistill.training.strategy import SINGLE_DEVICE
 

@@ -16,7 +16,7 @@ from kdistill.recipe.checks import check_recipe
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
 from kdistill.teachers.adapted import Adapted
-from kdistill.teachers.blend import blend_models
+from kdistill.teachers.frozen import blend_models
 
 SHAPE = (28, 28, 1)
 

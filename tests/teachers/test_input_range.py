@@ -7,6 +7,7 @@ from keras import layers
 from support.ranges import PIXELS, RANGES, brightness, convolution, fitted
 
 from kdistill.errors import InputError
+from kdistill.teachers.gain import better
 from kdistill.teachers.input_range import (
     RAW,
     SIGNED,
@@ -150,10 +151,34 @@ def test_accuracy_decides_where_there_are_labels(classes, own, received):
 
 
 def test_few_labels_do_not_decide():
-    """One image is no share of accuracy: of eight images, four more would be needed."""
     model, images, labels = brightness(2, "unit")
     assert compare_accuracies(model, images[:6], labels[:6], "it")[1] is None
     assert compare_accuracies(model, images[:60], labels[:60], "it")[1].scale == RAW[0]
+
+
+@pytest.mark.parametrize("gained,lost,decides", [(10, 0, False), (11, 0, True), (14, 1, True), (13, 1, False)])
+def test_a_gain_that_chance_explains_does_not_decide(gained, lost, decides):
+    """A sign test, twice because the best of two changes counts: 2 / 2^11 < 0.001, and 2 (1 + 15) / 2^15 < 0.001."""
+    labels = np.arange(40) % 2
+    own, changed = np.arange(40) < lost, (np.arange(40) >= lost) & (np.arange(40) < lost + gained)
+    changed[lost + gained :] = own[lost + gained :] = True  # both get the rest right
+    assert (better(own, {"a": changed, "b": own}, labels, 2) == "a") == decides
+
+
+def test_one_class_does_not_decide():
+    """Images sorted by class: a network that names this class always would be perfect."""
+    assert better(np.zeros(50, bool), {"a": np.ones(50, bool)}, np.full(50, 3), 10) is None
+
+
+@pytest.mark.parametrize("outputs", [4, 7])
+def test_no_untrained_network_gets_another_range(outputs):
+    """All images of a class are alike, so that many change sides at once: 5 images more are no evidence."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 24)
+    images = np.clip(random.uniform(0, 255, (4, 100))[labels] + random.normal(0, 30, (24, 100)), 0, 255)
+    for _ in range(100):
+        kernel, bias = random.normal(size=(100, outputs)) / 10, random.normal(size=outputs)
+        assert compare_accuracies(lambda x, k=kernel, b=bias: x @ k + b, images, labels, "it")[1] is None
 
 
 def test_the_warning_says_how_to_fix_it():

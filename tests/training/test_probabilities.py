@@ -11,8 +11,7 @@ import kdistill
 from kdistill.data.splits import Splits
 from kdistill.distillation.distiller import Distiller
 from kdistill.recipe import Data, Training
-from kdistill.teachers.blend import blend_models
-from kdistill.teachers.frozen import frozen
+from kdistill.teachers.frozen import blend_models, frozen
 from kdistill.teachers.replay import Replay
 from kdistill.training import checkpoint, fit, side_by_side
 
