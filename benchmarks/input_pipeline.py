@@ -6,8 +6,9 @@ Makes its own JPEGs, 320x256 to 500x375. "plain" reads, decodes and resizes the 
 there are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is the same with AUTOTUNE, as in
 TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see
 `kdistill.data.batches.without_autotuning`). "evaluation" does what a run does (the middle square, padding, weights),
-"training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet; "kept" is
-training on decoded images that stay in memory, as those of a small folder do. All read the same files.
+"training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet, "mixed" with
+mixup and cutmix as well; "keras mixed" is plain with Keras's layers RandomFlip, MixUp and CutMix; "kept" is training on
+decoded images that stay in memory, as those of a small folder do. All read the same files.
 
 Arrays are 20,000 images of 32x32, in batches of 128: "plain" gathers the batches of a shuffled order; the others also
 flip and shift: "keras" with RandomFlip and RandomTranslation, "tf.image" image by image, "ours" as a run does. They
@@ -16,6 +17,7 @@ median counts. The processor's time says the same on a machine that has other wo
 training has less than 0.9 of plain's images per second.
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -59,6 +61,23 @@ def plain(paths: list[str], autotuned: bool):
     return without_autotuning(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(PREFETCH))
 
 
+def keras_mixed(paths: list[str]):
+    """Plain, with layers of Keras for what "mixed" does besides random parts; each batch is mixed in one way."""
+    import keras
+    import tensorflow as tf
+
+    from kdistill.data.batches import PARALLEL_BATCHES
+
+    flip, up, cut = keras.layers.RandomFlip("horizontal"), keras.layers.MixUp(0.2), keras.layers.CutMix()
+
+    def mixed(images):
+        batch = {"images": flip(images, training=True), "labels": tf.one_hot(tf.zeros(BATCH, tf.int32), 2)}
+        half = tf.random.uniform([]) < 0.5
+        return tf.cond(half, lambda: up(batch, training=True)["images"], lambda: cut(batch, training=True)["images"])
+
+    return plain(paths, autotuned=False).map(mixed, num_parallel_calls=PARALLEL_BATCHES)
+
+
 def measured(build, size: int = BATCH) -> tuple[float, float]:
     """Images per second of wall time, and of the processor's time, of the batches that `build` returns."""
     images, wall, work = 0, time.perf_counter(), time.process_time()
@@ -82,10 +101,11 @@ def main() -> int:
         settings = Data("image_folder", image_size=SIDE)
         test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
+        mixed = dataclasses.replace(augmented, mixup=0.2, cutmix=1.0)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
         lazy_images.KEPT_BYTES = 0  # the images above stay in their files
         test, kept = splits.load(settings, Path(folder), say=lambda text: None).test, test
-        names = ("plain", "autotuned", "evaluation", "training", "augmented", "kept")
+        names = ("plain", "autotuned", "evaluation", "training", "augmented", "mixed", "keras mixed", "kept")
         rates = {name: [] for name in names}
         for turn in range(options.repeats + 1):
             kinds = {
@@ -94,6 +114,8 @@ def main() -> int:
                 "evaluation": lambda: batches.evaluation_batches(test, BATCH),
                 "training": lambda turn=turn: batches.training_batches(test, settings, BATCH, 0, turn),
                 "augmented": lambda turn=turn: batches.training_batches(test, augmented, BATCH, 0, turn),
+                "mixed": lambda turn=turn: batches.training_batches(test, mixed, BATCH, 0, turn),
+                "keras mixed": lambda: keras_mixed(paths),
                 "kept": lambda turn=turn: batches.training_batches(kept, settings, BATCH, 0, turn),
             }
             for name in list(kinds) if turn % 2 else reversed(kinds):

@@ -154,6 +154,7 @@ def training_batches(
         pixels = augment(pixels, data, key, batch_size, used)
         if mix:
             pixels, labels = mix_neighbors(pixels, labels, amount, box, examples.classes)
+        pixels = tf.cast(pixels, tf.float32)
         if with_neighbor:
             pixels, labels = pixels[1:], labels[1:]
         return pixels, _targets(labels, extras)

@@ -91,6 +91,34 @@ def test_shifts_are_uniform_and_lose_nothing_but_the_edge():
     assert (counts[2:7, 2:7] > 60).all() and counts.sum() == counts[2:7, 2:7].sum()
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_flips_are_those_of_the_draws(count):
+    """All, none or some of a batch; the type stays."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, 5, 3), dtype=np.uint8)
+    numbers = set()
+    for number in range(12):
+        draws = tf.random.stateless_uniform([3, count], [number, 0]).numpy()
+        expected = np.where((draws[2] < 0.5)[:, None, None, None], images[:, :, ::-1], images)
+        found = augmentation.augment(tf.constant(images), Data(flip=True), tf.constant([number, 0]))
+        assert found.dtype == tf.uint8 and found.shape == images.shape
+        np.testing.assert_array_equal(found, expected)
+        numbers.add(int((draws[2] < 0.5).sum()))
+    assert numbers >= {0, count} or count == 5
+
+
+@pytest.mark.parametrize("box", [(0, 0, 4, 5), (1, 2, 0, 0), (0, 0, 2, 3), (2, 1, 2, 4)])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_a_box_at_the_edge_or_without_pixels(box, kind):
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (3, 4, 5, 2)).astype(kind))
+    top, left, tall, wide = box
+    expected = images.numpy().astype(np.float32)
+    expected[:, top : top + tall, left : left + wide] = np.roll(images, 1, 0)[:, top : top + tall, left : left + wide]
+    mixed, answers = augmentation.mix_neighbors(images, tf.constant([0, 1, 1]), tf.constant(1.0), tf.constant(box), 2)
+    np.testing.assert_array_equal(mixed, expected)
+    share = tall * wide / 20
+    np.testing.assert_allclose(answers, [[1 - share, share], [share, 1 - share], [0, 1]], atol=1e-6)
+
+
 def test_flips_are_about_half():
     image = np.zeros((400, 2, 3, 1), np.uint8)
     image[:, :, 0] = 7
