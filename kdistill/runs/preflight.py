@@ -61,7 +61,6 @@ def check_run(
     cache = _check_cache(recipe, splits, cache, say)
     _check_other_labels(recipe, splits)
     _check_teacher_precision(recipe, devices)
-    _check_seeds(recipe, splits, devices, download)
 
     def network(spec: Network) -> keras.Model:
         if spec.file:
@@ -78,6 +77,7 @@ def check_run(
             student = network(spec)
             _check_distillation(from_recipe(recipe.distill, student, teacher, STEPS, splits.head), splits)
             last_teacher, teacher = teacher, student
+    _check_seeds(recipe, splits, devices, download, student)
     if recipe.teacher_precision in LITERT and not all(spec.file for spec in (recipe.teacher, *recipe.more_teachers)):
         teacher_file(last_teacher, recipe.teacher_precision, splits.train.images[:CALIBRATION_IMAGES])
     if recipe.compress:
@@ -100,18 +100,29 @@ def check_students(recipes: list[Recipe], splits: Splits) -> None:
             check_run(recipe, splits, cache="off" if not recipe.cache.top_k else "auto", say=lambda text: None)
 
 
-def seeds_are_copies(recipe: Recipe, splits: Splits, devices: Devices = SINGLE_DEVICE, download: bool = False) -> bool:
-    """Whether all seeds would train the same student: one start, and the same batches in the same order."""
+def seeds_are_copies(
+    recipe: Recipe,
+    splits: Splits,
+    devices: Devices = SINGLE_DEVICE,
+    download: bool = False,
+    first: keras.Model | None = None,
+) -> bool:
+    """Whether all seeds would train the same student: one start, and the same batches in the same order.
+
+    `first`: the student of the first seed, where it has been built.
+    """
     if recipe.cache.seed is None or max(recipe.seeds, recipe.max_seeds or 1) == 1:
         return False
-    starts = [
-        build_network(recipe.student, splits, recipe.seed + place, devices, download)[0].variables for place in range(2)
-    ]
-    return all(np.array_equal(one, other) for one, other in zip(*starts, strict=True))
+
+    def start(seed: int) -> keras.Model:
+        return build_network(recipe.student, splits, seed, devices, download)[0]
+
+    pairs = zip((first or start(recipe.seed)).variables, start(recipe.seed + 1).variables, strict=True)
+    return all(np.array_equal(one, other) for one, other in pairs)
 
 
-def _check_seeds(recipe: Recipe, splits: Splits, devices: Devices, download: bool) -> None:
-    if seeds_are_copies(recipe, splits, devices, download):
+def _check_seeds(recipe: Recipe, splits: Splits, devices: Devices, download: bool, student: keras.Model) -> None:
+    if seeds_are_copies(recipe, splits, devices, download, student):
         raise InputError(
             f"The seeds would be copies of one another: the student '{recipe.student.name}' starts from the same "
             f"weights for every seed, and cache.seed={recipe.cache.seed} gives all seeds the same batches. Let each "
