@@ -21,6 +21,7 @@ from kdistill.recipe import Network
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.exhaustive("embedding", "bidirectional of two", "recurrent")
 @pytest.mark.parametrize("case", CASES)
 def test_equal_there_cloned_and_back(case):
     keras.utils.set_random_seed(0)
@@ -304,6 +305,7 @@ print(os.environ['TF_USE_LEGACY_KERAS'])
     assert done.stdout == "True True False\n0\n"
 
 
+@pytest.mark.exhaustive("import tensorflow_model_optimization")
 @pytest.mark.parametrize(
     "first", ["import tensorflow_model_optimization", "import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'"]
 )

@@ -86,6 +86,7 @@ def test_schemes_keep_their_promises(scheme, compressed, student, tmp_path):
             result.tflite()
 
 
+@pytest.mark.exhaustive
 def test_two_of_four_lies_along_the_input_channels(compressed):
     rows = kernel(compressed("prune_2_4"), "plain").transpose(0, 1, 3, 2).reshape(-1, 4)
     assert (np.count_nonzero(rows, axis=1) == 2).all()
@@ -124,6 +125,7 @@ def odd():
     return keras.Model(x, L.Dense(CLASSES, name="top")(L.Flatten()(y)), name="odd")
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_lost_quietly():
     result = compress(odd(), stage("pqat", final_sparsity=0.5), None, examples(48), **QUIET)
     assert row(result, "swish")["quantized"] == "yes" and row(result, "gate")["quantized"] == "yes"
@@ -153,6 +155,7 @@ def test_skipped_layers():
     assert row(result, "plain")["clusters"] <= 32 and row(result, "top")["clusters"] == 32
 
 
+@pytest.mark.exhaustive
 def test_a_layer_outside_a_step_keeps_its_zeros_and_clusters():
     both = stage("prune_cluster", learning_rate=1e-2, final_sparsity=0.5, clusters=4)
     first = compress(flat(), both, None, examples(48), **QUIET)

@@ -51,6 +51,7 @@ def test_the_step_mixes_both_losses():
     assert len(tuned.variables) == len(tuned.network.variables) + 2 * 4, "the teacher is not tracked"
 
 
+@pytest.mark.exhaustive
 def test_probabilities_are_trained_as_such():
     model, data = flat("softmax"), examples(48)
     result = compress(model, stage("qat"), model, data, **QUIET)

@@ -137,6 +137,7 @@ def test_several_inputs_and_outputs_with_validation_and_a_resumed_step(tmp_path)
     assert set(result.model.output) == {"tags", "size"}
 
 
+@pytest.mark.exhaustive
 def test_positions_of_a_one_dimensional_network_are_pruned_and_clustered():
     build, inputs, targets, _ = CASES["positions"]
     stage = Stage("prune_cluster", epochs=1, batch_size=16, final_sparsity=0.25, clusters=4)

@@ -226,7 +226,7 @@ def with_validation():
     return Splits(data, examples(150, seed=8), data, tuple("abcd"), "here", "0")
 
 
-@pytest.mark.exhaustive("None", "raise")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("check", ["raise", "warn", None])
 def test_a_file_that_is_worse_than_int8_after_training_is_refused(check, wide, unmeasured):
     lines = []
@@ -359,6 +359,12 @@ LOOPS = {
 }
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "qat-stacked",
+        "pcqat-both",
+    )
+)
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("scheme", ["qat", "pcqat"])
 def test_recurrent_layers_are_refused_before_any_training(name, scheme):

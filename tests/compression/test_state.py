@@ -17,6 +17,12 @@ LABELS = np.arange(len(PIXELS)) % 3
 OWN = ("finalize_state", "load_own_variables")  # layers with weights that tf_keras lacks
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "Normalization in a model-None",
+        "Discretization-mixed_bfloat16",
+    )
+)
 @pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
 @pytest.mark.parametrize("kind", [kind for kind in STATEFUL if kind not in OWN])
 def test_the_compressed_model_has_the_state_of_the_student(kind, dtype):

@@ -28,6 +28,13 @@ def model(columns: int, end: str | None, shift: float = 0.0, scale: float = 1.0)
 HEADS = {"three labels": (3, "sigmoid"), "one label": (1, "sigmoid"), "a number": (1, None)}
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "three labels-npu",
+        "one label-npu",
+        "a number-npu",
+    )
+)
 @pytest.mark.parametrize(
     "name,profile",
     [

@@ -143,6 +143,7 @@ def first_values(x):
     return ops.top_k(ops.reshape(x, (-1, 144)), 5)[0]
 
 
+@pytest.mark.exhaustive(but=("one_part",))
 @pytest.mark.parametrize("choose", [one_part, two_rows, first_values])
 def test_results_that_nobody_uses_do_not_change_the_bytes(choose, tmp_path):
     """TensorFlow's quantizer alone gives one of several files then, by addresses in memory."""
@@ -188,6 +189,7 @@ def test_labels_and_description_are_written_beside(model, tmp_path):
             export(model, tmp_path, "reference", class_names=names)
 
 
+@pytest.mark.exhaustive(but=("mixed_float16",))
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16"])
 def test_a_model_of_mixed_precision_is_rebuilt_in_float32(policy, tmp_path):
     mixed, plain = network(dtype=policy), network()

@@ -56,7 +56,13 @@ def centered(logits):
     return logits - logits.mean(axis=1, keepdims=True)
 
 
-@pytest.mark.exhaustive("softmax-litert_int8", "a softmax layer-litert", "a blend-litert_dynamic")
+@pytest.mark.exhaustive(
+    "logits-litert_dynamic",
+    "bfloat16-litert",
+    "softmax-litert_int8",
+    "a softmax layer-litert",
+    "a blend-litert_dynamic",
+)
 @pytest.mark.parametrize("name,precision", [*LOGITS, *OTHERS])
 def test_its_logits_are_those_of_the_teacher_in_python_and_in_a_graph(name, precision):
     model, said = MODELS[name](), []

@@ -47,6 +47,13 @@ MULTI_LABEL = {
 }
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "tf.nn.sigmoid-phone_gpu",
+        "activation-reference",
+        "reshaped-mediapipe",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["reference", "phone_gpu", "phone_cpu", "mediapipe"])
 @pytest.mark.parametrize("name", MULTI_LABEL)

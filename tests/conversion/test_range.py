@@ -23,6 +23,12 @@ MODEL, IMAGES, LABELS = brightness(4, "unit")
 WIDE = {"max_drop": 1.0, "min_agreement": 0.0}
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "npu",
+        "mediapipe",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["npu", "phone_cpu", "reference", "microcontroller", "mediapipe"])
 def test_the_file_takes_raw_pixels_of_a_model_of_0_to_1(tmp_path, profile):

@@ -101,6 +101,7 @@ def test_numbers_that_are_not_finite_are_named_with_operator_and_layer(function,
     assert convert(tame, NPU, IMAGES)[4:8] == b"TFL3"  # the process has been started again
 
 
+@pytest.mark.exhaustive
 def test_a_loop_of_ones_own_is_named():
     with pytest.raises(InputError, match="crashed.*It cannot quantize the loop of layer 'sum'.*phone_gpu"):
         convert(classifier(ROWS, Apply(scanned, name="sum")), NPU, IMAGES)

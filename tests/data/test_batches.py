@@ -183,6 +183,13 @@ def same(first, second):
 ALL = {"shift": 2, "flip": True, "crop_area": 0.3, "mixup": 0.4, "cutmix": 1.0}
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "{'shift': 2, 'flip': True, 'crop_area': 0.3, 'mixup': 0.4, 'cutmix': 1.0}-1",
+        "{}-0",
+        "{'crop_area': 0.3}-0",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("changes", [{}, {"crop_area": 0.3}, {"mixup": 0.4}, {"cutmix": 1.0}, ALL], ids=str)
@@ -200,6 +207,12 @@ def test_one_key_gives_one_epoch_and_the_rest_of_it(splits, kind, changes):
             np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "{'shift': 2, 'flip': True, 'crop_area': 0.3, 'mixup': 0.4, 'cutmix': 1.0}-1",
+        "{'crop_area': 0.3, 'shift': 2}-0",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("changes", [{"crop_area": 0.3, "shift": 2}, {"mixup": 0.4}, ALL], ids=str)

@@ -99,6 +99,12 @@ def test_sample_weights_scale_the_teachers_term_too():
     assert logs["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "functional-fused",
+        "dense-softmax",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["fused", "softmax", "activation"])
 @pytest.mark.parametrize("make", [dense, functional])

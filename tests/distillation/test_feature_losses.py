@@ -287,6 +287,15 @@ def test_degenerate_inputs_give_numbers_and_gradients(name, case):
     assert np.all(np.isfinite(value)) and np.all(np.isfinite(slope)) and np.abs(slope).max() <= limit
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "student of zeros-rkd_angle",
+        "two equal examples-rkd_distance",
+        "one example-attention_transfer",
+        "student of zeros-hint",
+        "student of zeros-similarity_preserving",
+    )
+)
 @pytest.mark.slow
 @every
 @pytest.mark.parametrize("case", ["student of zeros", "two equal examples", "one example"])

@@ -61,6 +61,15 @@ def moved(student):
     return max(abs(a.numpy() - b.numpy()).max() for a, b in zip(student.weights, dense(1).weights, strict=True))
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "float64-mean",
+        "by class-mean",
+        "custom-sum",
+        "custom-None",
+        "sparse-mean",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name,reduction",
@@ -194,6 +203,12 @@ def test_loss_weights_are_numbers(weight):
         Supervised(dense(1)).compile("sgd", loss_weights=weight)
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "sum",
+        "mean_with_sample_weight",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight", "sum", None])
 def test_two_replicas_end_with_the_weights_of_one_device(reduction):

@@ -95,6 +95,13 @@ def of_class(labels):
     return np.array([BY_CLASS.get(int(label), 1.0) for label in labels], "float32")
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "dict",
+        "batch",
+        "PyDataset",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dict", "data set", "PyDataset", "one-hot", "column", "unlabeled", "batch"])
 def test_class_weights_are_sample_weights(kind):

@@ -37,6 +37,22 @@ def evaluated(student, teacher, temperature=1.0, loss=None, labels=Y, **options)
     return distiller.evaluate(X, labels, verbose=0, return_dict=True)
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "tflite-4.0",
+        "function-4.0",
+        "merged-4.0",
+        "subclassed-1.0",
+        "average-1.0",
+        "identity-1.0",
+        "clip-4.0",
+        "lambda-4.0",
+        "ops.softmax-1.0",
+        "serve-1.0",
+        "traced-4.0",
+        "dropout-1.0",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -47,6 +63,13 @@ def test_a_teacher_of_probabilities_is_not_softened_twice(name, temperature, tmp
     assert abs(kl(logits(0.3), np.exp(log_softmax(logits())), temperature) - expected) > 0.1
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "traced",
+        "average",
+        "merged",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The student")  # that it is larger than its teacher
 @pytest.mark.parametrize("name", STUDENTS)

@@ -142,6 +142,7 @@ def test_noise_is_what_models_take():
     assert copying.clone(model).count_params() == model.count_params()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_network_of_applications_keeps_what_its_normalization_has_learned(tmp_path):
     trained = keras.applications.EfficientNetB0(
@@ -157,6 +158,14 @@ def test_a_network_of_applications_keeps_what_its_normalization_has_learned(tmp_
     assert {layer.momentum for layer in model.layers if isinstance(layer, layers.BatchNormalization)} == {0.9}
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "Normalization in TimeDistributed-npz",
+        "finalize_state-npz",
+        "load_own_variables-keras",
+        "Normalization-weights.h5",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "weights.h5", "npz"])
 @pytest.mark.parametrize(

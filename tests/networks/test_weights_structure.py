@@ -133,6 +133,18 @@ def empty(folder):
     return folder / "empty.npz"
 
 
+@pytest.mark.exhaustive(
+    but=(
+        "nested models-keras-other names",
+        "nested models-npz-equal names",
+        "nested subclassed model-weights.h5-other names",
+        "RNN of cells-weights.h5-other names",
+        "Bidirectional of two kinds-npz-other names",
+        "MultiHeadAttention-weights.h5-equal names",
+        "GroupQueryAttention-npz-equal names",
+        "TimeDistributed model-keras-equal names",
+    )
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "2"], ids=["equal names", "other names"])
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def wide(tmp_path_factory):
     }
 
 
+@pytest.mark.exhaustive
 def test_channels_of_very_different_widths(wide):
     result = wide["whole"]
     assert actions(result) == [
@@ -96,6 +97,7 @@ def test_channels_of_very_different_widths(wide):
     assert re.search(r"equal width: .* [\d,]+ bytes, \d+ µs, agreement 9\d|100.*holds its limits\.$", wide["lines"][2])
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_repair_resumes_behind_the_last_finished_step(wide):
     assert wide["steps"] == [[], ["ranges.json"]]
     assert wide["resumed"]["sha256"] == wide["whole"]["sha256"] == wide["again"]["sha256"]
@@ -116,6 +118,7 @@ def test_finished_steps_are_of_one_model_and_data(wide):
     assert isinstance(error, InputError) and "ranges.json" in str(error) and "Delete" in str(error)
 
 
+@pytest.mark.exhaustive
 def test_rare_outliers(tmp_path):
     result, _ = repair(outliers(), tmp_path, "npu", dim(400, seed=1, bright=2), dim(200, seed=2))
     assert actions(result) == [("as it is", "refused"), ("better calibration", "holds")]

@@ -222,6 +222,7 @@ def test_the_command_states_what_is_wrong(tmp_path, capsys):
         assert answer.exit_code == 2 and message in answer.output + getattr(answer, "stderr", "")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_seeds_of_a_narrowed_teacher_are_no_copies(rows, tmp_path):
     """They start from the teacher's weights: each seed has batches of its own."""

@@ -54,6 +54,7 @@ def student():
     return keras.models.clone_model(network(filters=3))
 
 
+@pytest.mark.exhaustive("by position-1000")
 @pytest.mark.parametrize("steps_at_once", [1000, 2])
 @pytest.mark.parametrize("data", [AUGMENTED, Data("corners")], ids=["by position", "by image"])
 def test_the_outputs_belong_to_the_very_pixels(tmp_path, data, steps_at_once, monkeypatch):
@@ -78,6 +79,7 @@ def test_the_outputs_belong_to_the_very_pixels(tmp_path, data, steps_at_once, mo
         np.testing.assert_allclose(targets["teacher_logits"][real], logits_of(images[real]), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.exhaustive("image")
 @pytest.mark.parametrize(("data", "repeat"), [(AUGMENTED, None), (Data("corners"), 2)], ids=["position", "image"])
 def test_the_weights_are_those_of_the_online_run(tmp_path, data, repeat):
     """Bit for bit those of a teacher whose logits are rounded to float16, and near those of the teacher as it is."""

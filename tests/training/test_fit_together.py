@@ -90,7 +90,7 @@ def together(teacher, tmp_path_factory):
     return group, fit_together(group, once, DATA, ADAM, folder / "logs", folder / "checkpoints", quiet), folder
 
 
-@pytest.mark.exhaustive("control", "normed", "tapped")
+@pytest.mark.exhaustive("control", "normed", "student", "tapped")
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_model_is_that_of_its_own_fit(together, teacher, name, tmp_path):
     group, records, folder = together
