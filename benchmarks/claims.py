@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CLAIMS, OTHERS = "## Claims", "## Other figures"
-DIFFERENCE = re.compile(r"([+-][\d.]+), ([+-][\d.]+) to ([+-][\d.]+)(?:, p = [\d.e-]+)?")
+DIFFERENCE = re.compile(r"([+-][\d.]+), ([+-][\d.]+) to ([+-][\d.]+)(?: \(90 %\))?(?:, p = [\d.e-]+)?")
 MACHINE = re.compile(r"[A-Z], 20\d\d-[01]\d-[0-3]\d")
 ROUNDING = 0.011  # points: of three numbers with two decimals
 MARGIN = 0.2  # points, as in the recipes
@@ -48,7 +48,7 @@ def wrong_in(row: list[str]) -> str | None:
     fits = {
         "BETTER": low > 0,
         "WORSE": high < 0,
-        "EQUIVALENT": abs(value) < MARGIN,
+        "EQUIVALENT": low > -MARGIN and high < MARGIN,
         "UNDECIDED": low <= 0 <= high,
     }
     if not fits.get(verdict):
@@ -85,6 +85,8 @@ def row_of(report: dict, machine: str, day: str) -> str:
     command = re.sub(r"--data-dir \S+", "--data-dir FOLDER", re.sub(r"--teacher \S+", "--teacher FILE", command))
     command = re.sub(r"(run|sweep) \S*?(\w+)\.py", r"\1 \2", command)
     difference = f"{value:+.2f}, {low:+.2f} to {high:+.2f}"
+    if verdict["level"] != 0.95:  # two one-sided tests
+        difference += f" ({100 * verdict['level']:g} %)"
     cells = ("...", f"`{command}`", verdict["seeds"], f"{control:.2f}", f"{student:.2f}", difference, verdict["word"])
     return "| " + " | ".join(map(str, (*cells, f"{machine}, {day}"))) + " |"
 

@@ -56,7 +56,7 @@ def test_figures_of_readme_without_a_row():
 
 def test_the_row_of_a_run_is_a_whole_claim(tmp_path, capsys):
     verdict = {"word": "BETTER", "seeds": 2, "control": [0.75, 0.76], "student": [0.77, 0.775]}
-    verdict |= {"difference": 0.0175, "low": 0.001, "high": 0.034}
+    verdict |= {"difference": 0.0175, "low": 0.001, "high": 0.034, "level": 0.95}
     command = "kdistill run /x/cifar10.py --variant tiny --data-dir /x/data --teacher /x/t.keras --seeds 2 --out /x/run"
     (tmp_path / "report.json").write_text(json.dumps({"command": command, "verdict": verdict}))
     assert claims.main(["--row", str(tmp_path), "B"]) == 0
@@ -64,3 +64,11 @@ def test_the_row_of_a_run_is_a_whole_claim(tmp_path, capsys):
     assert "`kdistill run cifar10 --variant tiny --data-dir FOLDER --teacher FILE --seeds 2`" in row
     assert "| 2 | 75.50 | 77.25 | +1.75, +0.10 to +3.40 | BETTER | B, 20" in row and "/x" not in row
     assert findings(row) == [] and findings(row.replace("77.25", "77.35"))
+
+
+def test_a_row_states_the_interval_of_two_one_sided_tests():
+    verdict = {"word": "EQUIVALENT", "seeds": 2, "control": [0.75, 0.76], "student": [0.75, 0.761], "level": 0.9}
+    verdict |= {"difference": 0.0005, "low": -0.0006, "high": 0.0016}
+    row = claims.row_of({"command": "kdistill run mnist --seeds 2", "verdict": verdict}, "B", "2026-11-27")
+    assert "| +0.05, -0.06 to +0.16 (90 %) | EQUIVALENT |" in row
+    assert findings(row) == [] and findings(row.replace("+0.16", "+0.26"))
