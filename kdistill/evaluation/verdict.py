@@ -151,8 +151,9 @@ def _sentence(verdict: dict) -> str:
         text += f" Neither a difference nor a difference below {margin} is shown."
     if seeds == 1:
         return text + " This is one seed. Use --seeds 5 to compare over seeds."
-    if verdict["more_seeds"]:
-        text += f" About {verdict['more_seeds']} more seeds would likely decide."
+    more = verdict["more_seeds"]
+    if more:
+        text += f" About {more} more seed{'s' if more > 1 else ''} would likely decide."
     elif verdict["word"] == "UNDECIDED":
         text += f" Even {MOST_SEEDS} seeds would probably not decide."
     return text

@@ -65,7 +65,10 @@ def _small_gap(report: dict) -> str:
         )
     more = verdict.get("more_seeds")
     if more:
-        return f"About {more} seeds would likely decide: --resume --out FOLDER --seeds {more}."
+        return (
+            f"About {more} more seed{'s' if more > 1 else ''} would likely decide: --resume --out FOLDER --seeds "
+            f"{verdict['seeds'] + more}."
+        )
     count = abs(verdict["difference"]) * images
     if not verdict.get("metric") and count < FEW:
         return (

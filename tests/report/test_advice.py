@@ -61,7 +61,14 @@ def test_a_run_without_faults_gets_the_next_step_only():
         ),
         (changed(student={"ece": 0.2}), "The confidence of the student is off by 20.0 points."),
         (changed(judged([0.95], [0.93], discordant=(250, 50))), "One seed is about these examples only."),
-        (changed(judged([0.95, 0.96, 0.953], [0.951, 0.953, 0.95])), "About 13 seeds would likely decide: --resume"),
+        (
+            changed(judged([0.95, 0.96, 0.953], [0.951, 0.953, 0.95])),
+            "About 13 more seeds would likely decide: --resume --out FOLDER --seeds 16.",
+        ),
+        (
+            changed(judged([0.9885, 0.9885, 0.9875], [0.972, 0.9805, 0.979], 2_000), 2_000),
+            "About 1 more seed would likely decide: --resume --out FOLDER --seeds 4.",
+        ),
         (changed(judged([0.951], [0.95], 1_000, discordant=(2, 1)), 1_000), "The difference is 1 of 1,000 test images"),
         (changed(judged([0.96], [0.95], 1_000, discordant=(60, 50)), 1_000), "Use more seeds (--seeds 3..10)"),
     ],
