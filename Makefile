@@ -16,7 +16,7 @@ mnist: .venv/installed
 # tests/conftest.py puts the longest files first.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Lint, format, imports and all tests of about a second: under 2 minutes on 2 cores.
+# Lint, format, imports and all tests of about a second: 2 to 3 minutes on 2 cores.
 quick: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
