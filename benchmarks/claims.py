@@ -53,6 +53,8 @@ def wrong_in(row: list[str]) -> str | None:
     }
     if not fits.get(verdict):
         return f"the interval does not give {verdict}"
+    if ("(90 %)" in difference) != (verdict == "EQUIVALENT"):
+        return "EQUIVALENT rests on the 90 % interval, and it alone"
     return None if MACHINE.fullmatch(machine) else f"expected machine and date, received '{machine}'"
 
 

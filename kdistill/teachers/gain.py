@@ -28,8 +28,8 @@ def better(own: np.ndarray, results: dict, labels: np.ndarray, outputs: int):
     best = max(results, key=lambda key: results[key].mean(), default=None)
     if best is None:
         return None
-    accuracy, needed = float(results[best].mean()), float(own.mean()) + MIN_GAIN
-    if accuracy < needed or accuracy <= little_above_chance(min(outputs, len(np.unique(labels)))):
+    classes = min(outputs, len(np.unique(labels)))
+    if results[best].mean() <= max(own.mean() + MIN_GAIN, little_above_chance(classes)):
         return None
     gained, discordant = int((results[best] & ~own).sum()), int((results[best] != own).sum())
     by_chance = sum(math.comb(discordant, count) for count in range(gained, discordant + 1)) / 2**discordant

@@ -146,10 +146,11 @@ def compare_accuracies(
     outputs: list[int] = []
     images = images.astype(np.float32)
     own = right(images)
-    if float(own.mean()) + MIN_GAIN > 1:
-        return float(own.mean()), None
+    received = float(own.mean())
+    if received + MIN_GAIN > 1:
+        return received, None
     results = {scale: right(normalized(images, scale.mean, scale.std)) for scale in other_scales(images)}
-    received, best = float(own.mean()), better(own, results, labels, outputs[0])
+    best = better(own, results, labels, outputs[0])
     if best is None:
         return received, None
     sentence = (

@@ -233,7 +233,11 @@ def test_a_worker_reads_its_own_part_only(splits, monkeypatch):
     """And with mixing one image more."""
     encoded, read = splits.train, []
     elements = type(encoded.images.store).elements
-    counted = lambda store, places: read.append(len(places)) or elements(store, places)  # noqa: E731
+
+    def counted(store, places):
+        read.append(len(places))
+        return elements(store, places)
+
     monkeypatch.setattr(type(encoded.images.store), "elements", counted)
     for data, expected in ((ENCODED, 2), (dataclasses.replace(ENCODED, mixup=0.4), 3)):
         read.clear()

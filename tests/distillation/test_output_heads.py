@@ -47,7 +47,8 @@ def plain(case, teacher, epochs=7):
 
     for _ in range(epochs):
         for start in range(0, EXAMPLES, BATCH):
-            x, y = tf.nest.map_structure(lambda a: a[start : start + BATCH], (case.inputs, case.labels))  # noqa: B023
+            batch = slice(start, start + BATCH)
+            x, y = tf.nest.map_structure(lambda a, batch=batch: a[batch], (case.inputs, case.labels))
             t = teacher(x, training=False)
             with tf.GradientTape() as tape:
                 s, loss = case.model(x, training=True), 0.0

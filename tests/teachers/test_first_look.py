@@ -113,7 +113,7 @@ def test_probabilities_of_half_precision(dtype):
     expected = log_softmax(Z)
     for end in (lambda z: tf.nn.softmax(tf.cast(z, dtype)), lambda z: tf.cast(tf.nn.softmax(z), dtype)):
         for last in (lambda p: p, lambda p: tf.cast(p, tf.float32)):
-            result = np.exp(teach(Subclassed(lambda z: last(end(z)))))  # noqa: B023
+            result = np.exp(teach(Subclassed(lambda z, end=end, last=last: last(end(z)))))
             np.testing.assert_allclose(result, np.exp(expected), atol=2e-2)
             assert abs(result - np.exp(expected)).max() > 1e-6
 
