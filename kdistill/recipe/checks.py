@@ -208,12 +208,13 @@ def _check_training(training: Training, part: str) -> None:
     require(used, f"{part}.momentum", "0 with adam, which ignores it", momentum)
 
 
-def check_precision(precision: str) -> None:
+def check_precision(recipe: Recipe) -> None:
     """Raises `InputError` for float16 without a GPU."""
     import tensorflow as tf  # recipes load without it
 
-    if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+    name = next((name for name in ("precision", "teacher_precision") if getattr(recipe, name) == "mixed_float16"), None)
+    if name and not tf.config.list_physical_devices("GPU"):
         raise InputError(
-            "precision=mixed_float16 needs a GPU: on a CPU, float16 is over a hundred times slower than float32, and "
+            f"{name}=mixed_float16 needs a GPU: on a CPU, float16 is over a hundred times slower than float32, and "
             "TensorFlow finds no GPU. Use mixed_bfloat16 or float32."
         )

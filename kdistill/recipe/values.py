@@ -152,7 +152,8 @@ class Recipe:
     max_seeds: int | None = None  # adds seeds up to this number until the verdict is clear; None: never
     margin: float = 0.002  # the verdict counts smaller differences of accuracy, a share of 1, as equal
     precision: str = "float32"  # float32, mixed_bfloat16, mixed_float16
-    # Of the teacher's forward pass for students: one of those for `precision`, or of `LITERT`; None: its own.
+    # Of the teacher: one of those for `precision`, in which it is trained, where the run trains it, and runs for
+    # students; or one of `LITERT`, for its forward pass. None: it is trained in `precision`, and runs in its own.
     teacher_precision: str | None = None
     variant: str = "default"
     grid: tuple[str, ...] = ()  # the grid of `kdistill sweep` without --grid: ("training.learning_rate=0.01,0.1",)

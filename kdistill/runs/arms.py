@@ -15,9 +15,11 @@ from kdistill.errors import InputError
 from kdistill.evaluation import disagreement, input_checks
 from kdistill.evaluation.evaluate import predict
 from kdistill.networks import applications, architectures, copying, saving, weights
+from kdistill.networks.precision import dtype_policy
 from kdistill.networks.signatures import inputs_of
 from kdistill.recipe import Network, Recipe, Training
 from kdistill.recipe.objective import teacher_taps
+from kdistill.recipe.values import LITERT
 from kdistill.runs import scores
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.teaching import Teaching
@@ -161,7 +163,7 @@ class Arms:
             seed = self.recipe.seed
 
             def teacher() -> Supervised:
-                return Supervised(self.network(network, seed), head=self.splits.head)
+                return Supervised(self._in_precision(network, seed), head=self.splits.head)
 
             self._fit(name, teacher, self.recipe.teacher_training, splits, seed)
         else:
@@ -192,9 +194,15 @@ class Arms:
         start = self.recipe.seed + 1000 * (place + 1)
 
         def distiller() -> Distiller:
-            return from_recipe(self.recipe.distill, self.network(network, start), teacher, steps, self.splits.head)
+            student = self._in_precision(network, start)
+            return from_recipe(self.recipe.distill, student, teacher, steps, self.splits.head)
 
         return self._fit(f"assistant_{place}", distiller, training, splits, self.recipe.seed)
+
+    def _in_precision(self, network: Network, seed: int) -> keras.Model:
+        """A teacher to be trained, in `teacher_precision`."""
+        with dtype_policy(training_precision(self.recipe)):
+            return self.network(network, seed)
 
     def _built(self, network: Network, seed: int) -> tuple[keras.Model, dict | None]:
         model, loaded = build_network(network, self.splits, seed, self.devices, self.download)
@@ -261,6 +269,11 @@ class Arms:
 def numbered(name: str, place: int) -> str:
     """The name of a model of the seed at this place: `student`, `student-1`, ..."""
     return f"{name}-{place}" if place else name
+
+
+def training_precision(recipe: Recipe) -> str:
+    """The precision in which a run trains its teacher: LiteRT only runs it."""
+    return recipe.precision if recipe.teacher_precision in (None, *LITERT) else recipe.teacher_precision
 
 
 def unscaled_warning(model: keras.Model, splits: Splits) -> str | None:

@@ -87,7 +87,7 @@ def plan(
     """
     require(0 < share <= 1, "share", "a share of the epochs above 0, up to 1", share)
     profiles = [load_profile(name) for name in recipe.exports]
-    check_precision(recipe.precision)
+    check_precision(recipe)
     devices = choose_devices(strategy, worker_timeout, say)
     trained = any(applications.uses_imagenet(network.options) for network in (recipe.teacher, recipe.student))
     splits = load(recipe.data, data_dir, download and not (data_dir and trained), say=say)

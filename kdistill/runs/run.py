@@ -81,7 +81,7 @@ def run(
     ```
     """
     profiles = [load_profile(name) for name in recipe.exports]
-    check_precision(recipe.precision)
+    check_precision(recipe)
     devices = choose_devices(strategy, worker_timeout, say)
     check_together(together, devices, profile, ray)
     # With images in a folder and weights of Keras, --download is for the weights.

@@ -79,7 +79,7 @@ def sweep(
     """
     recipe = dataclasses.replace(recipe, grid=tuple(grids or recipe.grid))
     axes = grid.axes(recipe, list(recipe.grid))
-    check_precision(recipe.precision)
+    check_precision(recipe)
     groups = grid.students(settings := grid.settings(recipe, axes))
     splits = load(recipe.data, data_dir, download, say=say)
     check_classifies(splits, "kdistill sweep")

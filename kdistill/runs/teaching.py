@@ -191,7 +191,7 @@ def of_recipe(
     recipe: Recipe, data_dir=None, download: bool = False, root: Path | None = None, say: Callable[[str], None] = print
 ) -> tuple[Replay, int]:
     """The replay for the students of a recipe whose teacher is a file, and the number of views that they need."""
-    check_precision(recipe.precision)
+    check_precision(recipe)
     with dtype_policy(recipe.precision):
         splits = load(recipe.data, data_dir, download, say=say)
         shape, classes = splits.train.images.shape[1:], len(splits.class_names)

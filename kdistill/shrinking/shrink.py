@@ -118,7 +118,7 @@ def shrink(
     with _folder(Path(out) if out else new_path(Recipe("shrink", trained, trained)), resume) as folder:
         data, data_dir, unlabeled = examples_of(data, data_dir, trained, folder.path, say)
         recipe = template(trained, data, profile, seeds, settings, labeled="train" not in unlabeled)
-        check_precision(recipe.precision)
+        check_precision(recipe)
         splits = load(recipe.data, data_dir, download, say=say)
         check_classifies(splits, "kdistill shrink")
         check_trained(recipe, splits.sizes)

@@ -22,6 +22,7 @@ from kdistill.errors import InputError
 from kdistill.recipe import Data
 from kdistill.recipe.loading import load_recipe
 from kdistill.recipe.values import as_dict
+from kdistill.runs import arms
 from kdistill.runs.folder import RunFolder
 from kdistill.runs.run import run
 from kdistill.training import fit
@@ -242,6 +243,27 @@ def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
     images = load(recipe.data).test.images[:64]
     np.testing.assert_allclose(predict(folder / file["path"], images), predict(plain, images), rtol=1e-4, atol=1e-4)
     assert result["training"]["student"]["steps"] == 20 and np.isfinite(result["training"]["student"]["kd"])
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_in_its_own_precision(tmp_path):
+    """Teacher and assistant in bfloat16, control and student in float32, and the control as in any other run."""
+    recipe = load_recipe("mnist", "smoke", ["train_limit=64", "teacher_training.epochs=1", "training.epochs=1"])
+    splits, controls = load(recipe.data), []
+    for precision, folder in ((None, "plain"), ("mixed_bfloat16", "own")):
+        given = dataclasses.replace(recipe, teacher_precision=precision, assistants=(recipe.student,))
+        with RunFolder(tmp_path / folder) as run_folder:
+            made = arms.Arms(given, splits, run_folder, lambda text: None)
+            made.fit_teacher()
+            controls.append(made.fit_control(0))
+            made.fit_student(0, "off")
+        computed = {name: {layer.compute_dtype for layer in model.layers} for name, model in made.models.items()}
+        narrow = "bfloat16" if precision else "float32"
+        assert computed["teacher"] == computed["assistant_0"] == {narrow}
+        assert computed["control"] == computed["student"] == {"float32"}
+    assert arms.training_precision(dataclasses.replace(recipe, teacher_precision="litert")) == "float32"
+    for one, two in zip(*(control.get_weights() for control in controls), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_run_that_was_killed_at_its_very_start_starts_again(tmp_path):

@@ -185,9 +185,10 @@ def test_a_batch_smaller_than_the_replicas(key, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_float16_without_a_gpu_names_bfloat16(tmp_path):
-    recipe = load_recipe("mnist", "smoke", ["precision=mixed_float16"])
-    with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
+@pytest.mark.parametrize("name", ["precision", "teacher_precision"])
+def test_float16_without_a_gpu_names_bfloat16(name, tmp_path):
+    recipe = load_recipe("mnist", "smoke", [f"{name}=mixed_float16"])
+    with pytest.raises(InputError, match=f"^{name}=mixed_float16 needs a GPU.*mixed_bfloat16"):
         run(recipe, tmp_path / "out", say=lambda text: None)
     with pytest.raises(InputError, match="needs a GPU.*mixed_bfloat16"):
         sweep(recipe, ["temperature=1,2"], tmp_path / "out")
