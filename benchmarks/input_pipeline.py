@@ -1,14 +1,15 @@
 """Images per second from JPEGs at 224 pixels, and from arrays: kdistill's pipeline against plain `tf.data`.
 
-    python benchmarks/input_pipeline.py [--images 608] [--repeats 7]
+    python benchmarks/input_pipeline.py [--images 2432] [--repeats 7]
 
 Makes its own JPEGs, 320x256 to 500x375. "plain" reads, decodes and resizes the whole images, as many at a time as
 there are cores, batched and prefetched, with tf.data's autotuning off; "autotuned" is the same with AUTOTUNE, as in
 TensorFlow's guides, where an epoch's end often waits for the tuner's thread (see
 `kdistill.data.batches.without_autotuning`). "evaluation" does what a run does (the middle square, padding, weights),
 "training" too (a new order, rounding to bytes), "augmented" with flips and random parts as for ImageNet, "mixed" with
-mixup and cutmix as well; "keras mixed" is plain with Keras's layers RandomFlip, MixUp and CutMix; "kept" is training on
-decoded images that stay in memory, as those of a small folder do. All read the same files.
+mixup and cutmix as well; "plain augmented" and "plain mixed" do the same with tf.image, as TensorFlow's guides do;
+"keras mixed" is plain with Keras's layers RandomFlip, MixUp and CutMix; "kept" is training on decoded images that stay
+in memory, as those of a small folder do. All read the same files.
 
 Arrays are 20,000 images of 32x32, in batches of 128: "plain" gathers the batches of a shuffled order; the others also
 flip and shift: "keras" with RandomFlip and RandomTranslation, "tf.image" image by image, "ours" as a run does. They
@@ -61,6 +62,43 @@ def plain(paths: list[str], autotuned: bool):
     return without_autotuning(files.map(decode, num_parallel_calls=CORES).batch(BATCH).prefetch(PREFETCH))
 
 
+def plain_augmented(paths: list[str], mix: bool):
+    """Random parts of shuffled files, flipped by chance; each batch mixed or cut into, if asked for."""
+    import tensorflow as tf
+
+    from kdistill.data.batches import CORES, PARALLEL_BATCHES, PREFETCH, without_autotuning
+
+    def decode(path):
+        content = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(content),
+            tf.zeros([1, 0, 4]),
+            area_range=(0.25, 1.0),
+            min_object_covered=0.0,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        part = tf.image.resize(tf.io.decode_and_crop_jpeg(content, window, channels=3), (SIDE, SIDE))
+        return tf.image.random_flip_left_right(part)
+
+    def mixed(images):
+        others, label = tf.roll(images, 1, 0), tf.one_hot(tf.zeros(BATCH, tf.int32), 2)
+        one, two = (tf.random.gamma([], 0.2) for _ in range(2))
+        share = one / (one + two)
+        side = tf.cast(SIDE * tf.sqrt(tf.random.uniform([])), tf.int32)
+        top, left = (tf.random.uniform([], 0, SIDE - side + 1, tf.int32) for _ in range(2))
+        rows, columns = ((tf.range(SIDE) >= first) & (tf.range(SIDE) < first + side) for first in (top, left))
+        box = (rows[:, None] & columns)[None, :, :, None]
+        cut = tf.random.uniform([]) < 0.5
+        images = tf.cond(cut, lambda: tf.where(box, others, images), lambda: images + share * (others - images))
+        return images, label + share * (tf.roll(label, 1, 0) - label)
+
+    data = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths))
+    data = data.map(decode, num_parallel_calls=CORES).batch(BATCH, drop_remainder=True)
+    data = data.map(mixed, num_parallel_calls=PARALLEL_BATCHES) if mix else data
+    return without_autotuning(data.prefetch(PREFETCH))
+
+
 def keras_mixed(paths: list[str]):
     """Plain, with layers of Keras for what "mixed" does besides random parts; each batch is mixed in one way."""
     import keras
@@ -88,7 +126,7 @@ def measured(build, size: int = BATCH) -> tuple[float, float]:
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=608)
+    parser.add_argument("--images", type=int, default=2432)
     options = parser.parse_args()
     from kdistill.cli.app import import_tensorflow
 
@@ -99,13 +137,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kdistill-") as folder:
         make(Path(folder), options.images // BATCH * BATCH)
         settings = Data("image_folder", image_size=SIDE)
-        test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images for all
+        lazy_images.KEPT_BYTES = 2 * options.images * SIDE**2 * 3
+        kept = splits.load(settings, Path(folder), say=lambda text: None).test
         augmented = Data("image_folder", image_size=SIDE, flip=True, crop_area=0.25)
         mixed = dataclasses.replace(augmented, mixup=0.2, cutmix=1.0)
         paths = [str(path) for path in sorted(Path(folder, "val").rglob("*.jpg"))]
         lazy_images.KEPT_BYTES = 0  # the images above stay in their files
-        test, kept = splits.load(settings, Path(folder), say=lambda text: None).test, test
-        names = ("plain", "autotuned", "evaluation", "training", "augmented", "mixed", "keras mixed", "kept")
+        test = splits.load(settings, Path(folder), say=lambda text: None).test  # the same images
+        names = ("plain", "autotuned", "evaluation", "training", "augmented", "plain augmented")
+        names += ("mixed", "plain mixed", "keras mixed", "kept")
         rates = {name: [] for name in names}
         for turn in range(options.repeats + 1):
             kinds = {
@@ -114,7 +154,9 @@ def main() -> int:
                 "evaluation": lambda: batches.evaluation_batches(test, BATCH),
                 "training": lambda turn=turn: batches.training_batches(test, settings, BATCH, 0, turn),
                 "augmented": lambda turn=turn: batches.training_batches(test, augmented, BATCH, 0, turn),
+                "plain augmented": lambda: plain_augmented(paths, mix=False),
                 "mixed": lambda turn=turn: batches.training_batches(test, mixed, BATCH, 0, turn),
+                "plain mixed": lambda: plain_augmented(paths, mix=True),
                 "keras mixed": lambda: keras_mixed(paths),
                 "kept": lambda turn=turn: batches.training_batches(kept, settings, BATCH, 0, turn),
             }
@@ -123,6 +165,8 @@ def main() -> int:
                 if turn:  # the first turn warms up
                     rates[name].append(value)
     wall_ratios = stated(rates, "plain")
+    for name in ("augmented", "mixed"):
+        stated({name: rates[name]}, f"plain {name}", rates)
     print("arrays, 32x32, flips and shifts")
     of_arrays = measured_arrays(options.repeats)
     stated(of_arrays, "plain arrays")
@@ -181,15 +225,15 @@ def measured_arrays(repeats: int) -> dict[str, list]:
     return rates
 
 
-def stated(rates: dict[str, list], base: str) -> dict[str, float]:
-    """Prints rates and their ratios to one side; returns the median ratios."""
+def stated(rates: dict[str, list], base: str, others: dict[str, list] | None = None) -> dict[str, float]:
+    """Prints rates and their ratios to one side, of these or of others; returns the median ratios."""
     wall_ratios = {}
     for name, values in rates.items():
         wall, work = np.array(values).T
-        walls, works = (np.divide(values, rates[base])).T
+        walls, works = (np.divide(values, (others or rates)[base])).T
         wall_ratios[name] = np.median(walls)
         print(
-            f"{name:<10} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to {base} "
+            f"{name:<15} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to {base} "
             f"{np.median(walls):.2f} ({walls.min():.2f} to {walls.max():.2f}); for each second of the processor "
             f"{np.median(work):.0f}, to {base} {np.median(works):.2f} ({works.min():.2f} to {works.max():.2f})"
         )
