@@ -24,20 +24,25 @@ WIDTHS, SEED, EPOCHS, BATCH, RATE, DECAY = (32, 64, 128), 0, 16, 128, 4e-3, 1e-2
 SHIFT, ROTATION, ZOOM = 0.1, 0.03, 0.1  # shares of the image, of a full turn, of the size
 
 
+def batches(images: np.ndarray, labels: np.ndarray, seed: int) -> tf.data.Dataset:
+    """Shuffled images, each shifted, rotated and zoomed at random, and their labels."""
+    warp = keras.Sequential(
+        [
+            keras.layers.RandomTranslation(SHIFT, SHIFT, fill_mode="constant", seed=seed),
+            keras.layers.RandomRotation(ROTATION, fill_mode="constant", seed=seed + 1),
+            keras.layers.RandomZoom(ZOOM, fill_mode="constant", seed=seed + 2),
+        ]
+    )
+    data = tf.data.Dataset.from_tensor_slices((images, labels.astype("int32")))
+    data = data.shuffle(len(images), seed=seed).batch(BATCH, drop_remainder=True)
+    return data.map(lambda x, y: (warp(tf.cast(x, tf.float32), training=True), y), 2).prefetch(2)
+
+
 def train(images: np.ndarray, labels: np.ndarray, backup: Path) -> keras.Model:
     """The trained network."""
     keras.utils.set_random_seed(SEED)
     network = architectures.small_cnn((28, 28, 1), 10, WIDTHS)
-    warp = keras.Sequential(
-        [
-            keras.layers.RandomTranslation(SHIFT, SHIFT, fill_mode="constant", seed=SEED),
-            keras.layers.RandomRotation(ROTATION, fill_mode="constant", seed=SEED + 1),
-            keras.layers.RandomZoom(ZOOM, fill_mode="constant", seed=SEED + 2),
-        ]
-    )
-    data = tf.data.Dataset.from_tensor_slices((images, labels.astype("int32")))
-    data = data.shuffle(len(images), seed=SEED).batch(BATCH, drop_remainder=True)
-    data = data.map(lambda x, y: (warp(tf.cast(x, tf.float32), training=True), y), 2).prefetch(2)
+    data = batches(images, labels, SEED)
     steps = EPOCHS * (len(images) // BATCH)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=RATE, warmup_steps=steps // 20, alpha=1e-3)
     network.compile(

@@ -17,7 +17,7 @@ top-1: ResNet50 74.9 %, VGG16 71.3 % (the weights of keras.applications, keras.i
 `imagenette`: FOLDER/train and FOLDER/val of Imagenette (J. Howard, fast.ai), 9,469 and 3,925 photographs of ten
 classes, at 96 pixels, through the same loader, crops and flips. The teacher, `cifar_vgg` with a stride of 2, is trained
 in the run for 30 epochs, once for all seeds; control and student are the minimalistic MobileNetV3-Small (ReLU, no
-squeeze-and-excitation), 40 epochs each. The teacher computes in bfloat16, which makes depthwise convolutions slower.
+squeeze-and-excitation), 30 epochs each. The teacher computes in bfloat16, which makes depthwise convolutions slower.
 `imagenette_few`: as if the teacher came from elsewhere, trained on all labels; control and student have a tenth of
 them, the student all photographs. What has been measured is in `docs/experiments.md`.
 
@@ -101,7 +101,7 @@ def imagenette(variant: str) -> Recipe:
             weight_decay=1e-2,  # decoupled: 1e-3 through the gradient
             warmup=0.2,
         ),
-        training=Training(epochs=40, batch_size=64, learning_rate=3e-3, weight_decay=0.02, warmup=0.1),
+        training=Training(epochs=30, batch_size=64, learning_rate=3e-3, weight_decay=0.02, warmup=0.1),
         distill=Distill(distillation_weight=0.9, temperature=4.0),
         # The seeds share their views: the teacher runs once for all of them.
         cache=Cache(seed=0),
