@@ -249,11 +249,11 @@ def test_a_run_in_bfloat16_ends_in_float32_files(tmp_path):
 def test_a_teacher_is_trained_in_its_own_precision(tmp_path):
     """Teacher and assistant in bfloat16, control and student in float32, and the control as in any other run."""
     recipe = load_recipe("mnist", "smoke", ["train_limit=64", "teacher_training.epochs=1", "training.epochs=1"])
-    splits, controls = load(recipe.data), []
+    splits, controls, said = load(recipe.data), [], []
     for precision, folder in ((None, "plain"), ("mixed_bfloat16", "own")):
         given = dataclasses.replace(recipe, teacher_precision=precision, assistants=(recipe.student,))
         with RunFolder(tmp_path / folder) as run_folder:
-            made = arms.Arms(given, splits, run_folder, lambda text: None)
+            made = arms.Arms(given, splits, run_folder, said.append)
             made.fit_teacher()
             controls.append(made.fit_control(0))
             made.fit_student(0, "off")
@@ -261,6 +261,7 @@ def test_a_teacher_is_trained_in_its_own_precision(tmp_path):
         narrow = "bfloat16" if precision else "float32"
         assert computed["teacher"] == computed["assistant_0"] == {narrow}
         assert computed["control"] == computed["student"] == {"float32"}
+    assert "The teacher runs in mixed_bfloat16, its own precision" in "".join(said) and "Omit" not in "".join(said)
     assert arms.training_precision(dataclasses.replace(recipe, teacher_precision="litert")) == "float32"
     for one, two in zip(*(control.get_weights() for control in controls), strict=True):
         np.testing.assert_array_equal(one, two)
