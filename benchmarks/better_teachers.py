@@ -1,4 +1,4 @@
-"""What a better teacher costs and brings: eight teachers of MNIST, and the student that each of them makes.
+"""What a better teacher costs and brings: seven teachers of MNIST, and the student that each of them makes.
 
     python benchmarks/better_teachers.py MNIST_FOLDER [--epochs 8] [--seeds 5] [--work FOLDER]
 
