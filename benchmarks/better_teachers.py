@@ -16,11 +16,11 @@ The teachers are `small_cnn` with widths 32, 64 and 128, trained on 55,000 of MN
 Each teaches the student of the recipe `mnist` on its sample, over `--seeds`, beside the control, which is the same
 each time. `smoothed` also teaches at T = 1 (Chandrasegaran et al. 2022, 2206.14532). The cost is in epochs of the
 teacher, and in its forward passes. Training and runs go on where they were interrupted, in `--work`.
+The images are warped in two threads, so that a teacher that is trained again has other bits.
 """
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -33,25 +33,19 @@ from kdistill import files
 from kdistill.data import mnist
 from kdistill.errors import InputError
 from kdistill.evaluation.diagnostics import fit_temperature
-from kdistill.evaluation.metrics import log_softmax
-from kdistill.networks import architectures
+from kdistill.evaluation.evaluate import evaluate, predict
 from kdistill.recipe import Data, Network
 from kdistill.recipe.loading import load_recipe
 from kdistill.runs.run import run
+from kdistill.teachers.frozen import blend_models
 
 HELD_OUT, SMOOTHING, CYCLES, MEMBERS = 5_000, 0.1, 3, 3
 
 
-def network() -> keras.Model:
-    """The teacher, untrained."""
-    return architectures.small_cnn((28, 28, 1), 10, shipped.WIDTHS)
-
-
 def schedule(steps: int, cycles: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The rate of the shipped teacher, over all steps, or again from the start in each of several cycles."""
+    """The rate of the shipped teacher, over all steps, or from its top down in each of several cycles."""
     if cycles == 1:
-        warm = {"warmup_target": shipped.RATE, "warmup_steps": steps // 20}
-        return keras.optimizers.schedules.CosineDecay(0.0, steps, **warm, alpha=1e-3)
+        return shipped.rate(steps)
     return keras.optimizers.schedules.CosineDecayRestarts(shipped.RATE, -(-steps // cycles), t_mul=1.0, alpha=1e-3)
 
 
@@ -61,7 +55,7 @@ def train(data: tuple, folder: Path, epochs: int, seed: int, smoothing: float = 
     if paths[-1].is_file():
         return paths
     keras.utils.set_random_seed(seed)
-    model = network()
+    model = shipped.network()
     batches = shipped.batches(*data, seed)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
     batches = batches.map(lambda x, y: (x, keras.ops.one_hot(y, 10)))
@@ -74,11 +68,6 @@ def train(data: tuple, folder: Path, epochs: int, seed: int, smoothing: float = 
     return paths
 
 
-def logits(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """`[n, 10]`."""
-    return model.predict(images.astype("float32"), batch_size=256, verbose=0)
-
-
 def teachers(data: tuple, held_out: tuple, work: Path, epochs: int) -> dict[str, tuple[list[Path], int]]:
     """The files of each teacher, one, or several to blend, and the epochs that it costs."""
 
@@ -86,14 +75,16 @@ def teachers(data: tuple, held_out: tuple, work: Path, epochs: int) -> dict[str,
         return train(data, work / name, epochs, **options)
 
     def kept(name: str, weights: list[np.ndarray]) -> Path:
-        model = network()
-        model.set_weights(weights)
-        with files.atomic_file(work / f"{name}.keras") as part:
-            model.save(part)
-        return work / f"{name}.keras"
+        path = work / f"{name}.keras"
+        if not path.is_file():  # a run that was interrupted goes on with the same file only
+            model = shipped.network()
+            model.set_weights(weights)
+            with files.atomic_file(path) as part:
+                model.save(part)
+        return path
 
     def at(path: Path) -> keras.Model:
-        model = network()
+        model = shipped.network()
         model.load_weights(path)
         return model
 
@@ -102,15 +93,15 @@ def teachers(data: tuple, held_out: tuple, work: Path, epochs: int) -> dict[str,
     ends = [-(-epochs * cycle // CYCLES) for cycle in range(1, CYCLES + 1)]
     members = [kept(f"last{seed}", at(paths[-1]).get_weights()) for seed, paths in enumerate(seeds)]
     last = at(seeds[0][-1])
-    third = [at(path).get_weights() for path in seeds[0][-3:]]
+    final = [at(path).get_weights() for path in seeds[0][-3:]]
     images, labels = held_out
-    temperature = fit_temperature(logits(last, images), labels)
+    temperature = fit_temperature(predict(last, images), labels)
     print(f"The temperature that fits {HELD_OUT:,} other images: {temperature:.3f}")
     *inner, kernel, bias = last.get_weights()
     return {
         "last": ([members[0]], epochs),
         "early": ([kept("early", at(seeds[0][-(-epochs // 3) - 1]).get_weights())], -(-epochs // 3)),
-        "averaged": ([kept("averaged", [np.mean(same, 0) for same in zip(*third, strict=True)])], epochs),
+        "averaged": ([kept("averaged", [np.mean(same, 0) for same in zip(*final, strict=True)])], epochs),
         "calibrated": ([kept("calibrated", [*inner, kernel / temperature, bias / temperature])], epochs),
         "smoothed": ([kept("smoothed", at(smoothed[-1]).get_weights())], epochs),
         "snapshots": ([kept(f"cycle{end}", at(cycled[end - 1]).get_weights()) for end in ends], epochs),
@@ -126,9 +117,7 @@ def student_of(paths: list[Path], temperature: float, seeds: int, folder: Path) 
     if more:
         distill = dataclasses.replace(distill, teacher_weights=(1 / len(paths),) * len(paths))
     recipe = dataclasses.replace(recipe, teacher=first, more_teachers=tuple(more), distill=distill, exports=())
-    done = (folder / "report.json").is_file()
-    report = json.loads((folder / "report.json").read_text()) if done else None
-    return (report or run(recipe, folder, resume=folder.exists(), say=lambda text: None))["verdict"]
+    return run(recipe, folder, resume=folder.exists(), say=lambda text: None)["verdict"]
 
 
 def main(options: argparse.Namespace) -> None:
@@ -136,15 +125,12 @@ def main(options: argparse.Namespace) -> None:
     work = options.work / f"{options.epochs}-epochs"
     work.mkdir(parents=True, exist_ok=True)
     parts, _, _ = mnist.mnist(Data(), options.folder, False, print)
-    (images, labels), (test, test_labels) = (
-        (pixels[..., None], classes.astype("int32")) for pixels, classes in (parts["train"], parts["test"])
-    )
+    (images, labels), test = ((parts[name][0][..., None], parts[name][1].astype("int32")) for name in ("train", "test"))
     order = np.random.default_rng(0).permutation(len(images))
     data, held_out = ((images[part], labels[part]) for part in (order[HELD_OUT:], order[:HELD_OUT]))
     rows = {}
     for name, (paths, epochs) in teachers(data, held_out, work, options.epochs).items():
-        values = sum(np.exp(log_softmax(logits(keras.models.load_model(path), test))) for path in paths)
-        accuracy = 100 * float(np.mean(values.argmax(-1) == test_labels))
+        accuracy = 100 * evaluate(blend_models([keras.models.load_model(path) for path in paths]), test)["accuracy"]
         for temperature in (4.0, 1.0) if name == "smoothed" else (4.0,):
             row = f"{name}, T = {temperature:g}"
             verdict = student_of(paths, temperature, options.seeds, work / f"run-{name}-{temperature:g}")

@@ -165,8 +165,8 @@ def main() -> int:
                 if turn:  # the first turn warms up
                     rates[name].append(value)
     wall_ratios = stated(rates, "plain")
-    for name in ("augmented", "mixed"):
-        stated({name: rates[name]}, f"plain {name}", rates)
+    for ours, base in (("augmented", "plain augmented"), ("mixed", "plain mixed")):
+        stated({ours: rates[ours], base: rates[base]}, base)
     print("arrays, 32x32, flips and shifts")
     of_arrays = measured_arrays(options.repeats)
     stated(of_arrays, "plain arrays")
@@ -225,12 +225,12 @@ def measured_arrays(repeats: int) -> dict[str, list]:
     return rates
 
 
-def stated(rates: dict[str, list], base: str, others: dict[str, list] | None = None) -> dict[str, float]:
-    """Prints rates and their ratios to one side, of these or of others; returns the median ratios."""
+def stated(rates: dict[str, list], base: str) -> dict[str, float]:
+    """Prints rates and their ratios to one side; returns the median ratios."""
     wall_ratios = {}
     for name, values in rates.items():
         wall, work = np.array(values).T
-        walls, works = (np.divide(values, (others or rates)[base])).T
+        walls, works = (np.divide(values, rates[base])).T
         wall_ratios[name] = np.median(walls)
         print(
             f"{name:<15} {np.median(wall):5.0f} images/s ({wall.min():.0f} to {wall.max():.0f}), to {base} "

@@ -24,6 +24,16 @@ WIDTHS, SEED, EPOCHS, BATCH, RATE, DECAY = (32, 64, 128), 0, 16, 128, 4e-3, 1e-2
 SHIFT, ROTATION, ZOOM = 0.1, 0.03, 0.1  # shares of the image, of a full turn, of the size
 
 
+def network() -> keras.Model:
+    """The teacher, untrained."""
+    return architectures.small_cnn((28, 28, 1), 10, WIDTHS)
+
+
+def rate(steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate: it rises in a twentieth of the steps, and falls along a cosine."""
+    return keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=RATE, warmup_steps=steps // 20, alpha=1e-3)
+
+
 def batches(images: np.ndarray, labels: np.ndarray, seed: int) -> tf.data.Dataset:
     """Shuffled images, each shifted, rotated and zoomed at random, and their labels."""
     warp = keras.Sequential(
@@ -41,32 +51,31 @@ def batches(images: np.ndarray, labels: np.ndarray, seed: int) -> tf.data.Datase
 def train(images: np.ndarray, labels: np.ndarray, backup: Path) -> keras.Model:
     """The trained network."""
     keras.utils.set_random_seed(SEED)
-    network = architectures.small_cnn((28, 28, 1), 10, WIDTHS)
+    model = network()
     data = batches(images, labels, SEED)
     steps = EPOCHS * (len(images) // BATCH)
-    rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=RATE, warmup_steps=steps // 20, alpha=1e-3)
-    network.compile(
-        keras.optimizers.AdamW(rate, weight_decay=DECAY),
+    model.compile(
+        keras.optimizers.AdamW(rate(steps), weight_decay=DECAY),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    network.fit(data, epochs=EPOCHS, verbose=2, callbacks=[keras.callbacks.BackupAndRestore(backup)])
-    return network
+    model.fit(data, epochs=EPOCHS, verbose=2, callbacks=[keras.callbacks.BackupAndRestore(backup)])
+    return model
 
 
 def main(folder: str, out: Path = weights.SHIPPED / "mnist_cnn.npz") -> None:
     """Trains on the IDX files in `folder` and writes `out`. Raises `InputError` for damaged files."""
     parts, _, _ = mnist.mnist(Data(), Path(folder), False, print)
     images, labels = parts["train"]
-    network = train(images[..., None], labels, out.with_suffix(".backup"))
+    trained = train(images[..., None], labels, out.with_suffix(".backup"))
     arrays = {
         f"{layer.name}/{weight.name}": weight.numpy().astype("float16")
-        for layer in network.layers
+        for layer in trained.layers
         for weight in layer.weights
     }
     with files.atomic_file(out) as part:
         np.savez_compressed(part, **arrays)
-    written = architectures.small_cnn((28, 28, 1), 10, WIDTHS)
+    written = network()
     weights.load(written, [(out, None)])
     images, labels = parts["test"]
     right = int((written.predict(images[..., None].astype("float32"), verbose=0).argmax(axis=1) == labels).sum())

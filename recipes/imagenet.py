@@ -108,5 +108,5 @@ def imagenette(variant: str) -> Recipe:
         # The seeds share their views: the teacher runs once for all of them.
         cache=Cache(seed=0),
         seeds=2,
-        teacher_precision="mixed_bfloat16",  # in bfloat16, the student would take twice as long
+        teacher_precision="mixed_bfloat16",  # in bfloat16, the student would take longer
     )

@@ -173,7 +173,8 @@ def state_change(
             f"The teacher in {precision} is another teacher: {effect}. At most {MOST_CHANGE:.0%} and at least "
             f"{LEAST_AGREEMENT:.0%} are accepted. Use another teacher_precision, or omit it."
         )
-    if any(layer.dtype_policy.name == precision for layer in layers_of(model)):  # to omit it would change nothing here
+    weighted = [layer for layer in layers_of(model) if layer.weights]
+    if all(layer.dtype_policy.name == precision for layer in weighted):  # to omit it would change nothing here
         say(f"The teacher runs in {precision}, its own precision, with its normalization folded: {effect}.")
         return
     few = np.asarray(images[:TIMED_IMAGES], np.float32)
